@@ -1,0 +1,67 @@
+"""Rank the runs of a study and lay them out as a table."""
+
+from dataclasses import dataclass
+
+from mlflow.entities import Run
+
+from experiments.tracking import BEST_CROPS, BEST_WHOLE, Books
+from speaker.errors import UserError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trial's run, as far as a reader compares it. Accuracies are in [0, 1]; None when it never got a score."""
+
+    run_id: str
+    trial: str
+    point: str
+    state: str
+    preset: str
+    whole: float | None
+    crops: float | None
+    parameters: int
+    seconds: float
+
+
+def ranked(books: Books, study: str) -> list[Row]:
+    """Return a study's ended runs: the complete ones best first, by accuracy on whole utterances, then the others.
+
+    A study has one protocol, so its accuracies may be ranked together. Raises UserError for an unknown study.
+    """
+    if not books.runs(f"tags.study = '{study}' and tags.kind = 'study'"):
+        raise UserError(f"there is no study {study!r} in {books.uri}; run search.py --study {study} first")
+    rows = [_row(run) for run in books.runs(f"tags.study = '{study}' and tags.kind = 'trial'")]
+    ended = [row for row in rows if row.state in ("complete", "pruned", "failed")]
+    return sorted(ended, key=lambda row: (row.state != "complete", -(row.whole or 0.0), int(row.trial)))
+
+
+def table(rows: list[Row], best: int) -> str:
+    """Return the best rows and the homework's points as text, with the rank of each."""
+    lines = [f"{'rank':>4}  {'trial':>5}  {'point':<22} {'whole':>6} {'crops':>6} {'parameters':>10} {'seconds':>8}"]
+    for rank, row in enumerate(rows, start=1):
+        if rank <= best or row.preset:
+            note = " ".join(word for word in (row.preset, row.state if row.state != "complete" else "") if word)
+            lines.append(
+                f"{rank:>4}  {'#' + row.trial:>5}  {row.point:<22} {_fraction(row.whole):>6} {_fraction(row.crops):>6} "
+                f"{row.parameters:>10,} {row.seconds:>8.1f}  {note}".rstrip()
+            )
+    return "\n".join(lines)
+
+
+def _row(run: Run) -> Row:
+    tags, metrics = run.data.tags, run.data.metrics
+    return Row(
+        run_id=run.info.run_id,
+        trial=tags.get("trial", "0"),
+        point=(run.info.run_name or "").partition(" ")[2],
+        state=tags.get("state", ""),
+        preset=tags.get("preset", ""),
+        whole=metrics.get(BEST_WHOLE),
+        crops=metrics.get(BEST_CROPS),
+        parameters=int(metrics.get("model/parameters", 0)),
+        seconds=metrics.get("speed/seconds", 0.0),
+    )
+
+
+def _fraction(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,118 @@
+"""Locks that tell a living worker from a dead one: who holds a trial's lock is running it.
+
+A lock dies with its process, whatever kills it; no clock decides. On SQLite they are files locked with flock beside the
+database, for workers of one machine; on PostgreSQL advisory locks, for workers anywhere.
+"""
+
+import contextlib
+import hashlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import sqlalchemy
+from filelock import FileLock, Timeout
+from sqlalchemy.exc import ArgumentError
+
+from speaker.errors import UserError
+
+EXAMPLES = "use sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME"
+Release = Callable[[], None]
+
+
+class Locks(ABC):
+    """The locks of one study, by name."""
+
+    @abstractmethod
+    def try_take(self, name: str) -> Release | None:
+        """Take a lock and return what releases it, or None when another worker holds it."""
+
+    @abstractmethod
+    def take(self, name: str) -> Release:
+        """Wait for a lock, take it and return what releases it."""
+
+    @contextlib.contextmanager
+    def holding(self, name: str) -> Iterator[None]:
+        """Hold a lock for a `with` block."""
+        release = self.take(name)
+        try:
+            yield
+        finally:
+            release()
+
+
+class FileLocks(Locks):
+    """Locks as files in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+
+    def try_take(self, name: str) -> Release | None:
+        """Take a lock and return what releases it, or None when another worker holds it."""
+        lock = FileLock(self._folder / f"{name}.lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            return None
+        return lock.release
+
+    def take(self, name: str) -> Release:
+        """Wait for a lock, take it and return what releases it."""
+        lock = FileLock(self._folder / f"{name}.lock")
+        lock.acquire()
+        return lock.release
+
+
+class PostgresLocks(Locks):
+    """Session-level advisory locks; each holds one connection of its own, and goes when that is cut."""
+
+    def __init__(self, url: str, study: str) -> None:
+        self._engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
+        self._study = study
+
+    def try_take(self, name: str) -> Release | None:
+        """Take a lock and return what releases it, or None when another worker holds it."""
+        return self._take("pg_try_advisory_lock", name)
+
+    def take(self, name: str) -> Release:
+        """Wait for a lock, take it and return what releases it."""
+        release = self._take("pg_advisory_lock", name)
+        assert release is not None, "pg_advisory_lock waits until it has the lock"
+        return release
+
+    def _take(self, function: str, name: str) -> Release | None:
+        digest = hashlib.sha256(f"{self._study}/{name}".encode()).digest()
+        key = int.from_bytes(digest[:8], "big", signed=True)
+        connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        taken = connection.execute(sqlalchemy.text(f"SELECT {function}(:key)"), {"key": key}).scalar()
+        if taken is False:
+            connection.close()
+            return None
+        return connection.close
+
+
+def open_locks(storage_url: str, study: str) -> Locks:
+    """Return the locks that go with a study's storage.
+
+    Raises UserError for a database other than SQLite and PostgreSQL, and for a study's name that is no file name.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", study):
+        raise UserError(f"a study's name must be of letters, digits, '.', '_' and '-' alone, but got {study!r}; rename it")
+    try:
+        url = sqlalchemy.make_url(storage_url)
+    except ArgumentError:
+        raise UserError(f"a storage must be a database URL, but got {storage_url!r}; {EXAMPLES}") from None
+    if url.get_backend_name() == "postgresql":
+        return PostgresLocks(storage_url, study)
+    if url.get_backend_name() == "sqlite" and url.database and url.database != ":memory:":
+        return FileLocks(Path(url.database).resolve().parent / "locks" / study)
+    raise UserError(
+        f"a storage must be a file of SQLite or a database of PostgreSQL, but got {masked(storage_url)}; {EXAMPLES}"
+    )
+
+
+def masked(url: str) -> str:
+    """Return a database URL fit to be shown and logged: without its password."""
+    return sqlalchemy.make_url(url).render_as_string(hide_password=True)

@@ -1,0 +1,43 @@
+"""What a search shows while it runs: a bar of trials with the best so far, and a bar of the running trial's steps."""
+
+from typing import Self
+
+from optuna.trial import FrozenTrial, TrialState
+from tqdm import tqdm
+
+from experiments.trial import Job
+from speaker.config import TrialConfig
+from speaker.training import TrialResult
+
+
+class Progress:
+    """Two bars on a terminal; elsewhere only the line that each trial leaves when it ends."""
+
+    def __init__(self, job: Job, planned: int, finished: list[FrozenTrial]) -> None:
+        self._trials = tqdm(total=max(planned, len(finished)), initial=len(finished), desc="trials", disable=None)
+        self.steps: tqdm[int] = tqdm(total=job.base.steps, position=1, leave=False, unit="step", disable=None)
+        self._best = -1.0
+        for trial in finished:
+            if trial.state == TrialState.COMPLETE and trial.value is not None:
+                self._keep_best(trial.number, job.base.replace(**trial.params).label(), trial.value)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.steps.close()
+        self._trials.close()
+
+    def ended(self, number: int, config: TrialConfig, result: TrialResult) -> None:
+        """Show a trial's end."""
+        whole, crops = (f"{value:.4f}" if value is not None else "-" for value in result.scores())
+        line = f"#{number:<3} {config.label():<22} whole {whole}  crops {crops}  {result.seconds:6.1f} s  {result.state}"
+        tqdm.write(f"{line}: {result.reason}" if result.reason else line)
+        if result.state == "complete":
+            self._keep_best(number, config.label(), result.scores()[0] or 0.0)
+        self._trials.update()
+
+    def _keep_best(self, number: int, label: str, value: float) -> None:
+        if value > self._best:
+            self._best = value
+            self._trials.set_postfix_str(f"best {value:.4f}: #{number} {label}")

@@ -1,0 +1,228 @@
+"""Open, run and resume a study: an ask-and-tell loop over numbered slots, which any number of kills cannot upset.
+
+`--trials N` makes sure that N numbered trials exist and are finished, however often it is run and by however many
+workers. A worker holds a trial's lock while it runs it; a running trial whose lock can be taken lost its worker, and
+is run again under its own number. Sampler and training are seeded by address, so it draws what it drew before.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from experiments.locks import Locks, Release, masked, open_locks
+from experiments.space import Space
+from experiments.tracking import Books, Material, TrackedRun
+from experiments.trial import PRESET, RUN_ID, Job
+from speaker.config import TrialConfig
+from speaker.errors import UserError
+from speaker.evaluation import OBJECTIVE
+from speaker.files import create_once
+from speaker.seeding import derive_seed
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+CONTRACT, PARENT = "contract", "mlflow.run_id"  # attributes of an Optuna study
+DIRECTION = "maximize"
+BUSY_TIMEOUT_S = 60
+POLL_S = 0.5
+STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+
+SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
+    "tpe": lambda seed: TPESampler(seed=seed),
+    "random": lambda seed: RandomSampler(seed=seed),
+}
+PRUNERS: dict[str, Callable[[int], BasePruner]] = {  # by the steps of a trial; none stops one in its first third
+    "median": lambda steps: MedianPruner(n_startup_trials=10, n_warmup_steps=steps // 3),
+    "hyperband": lambda steps: HyperbandPruner(min_resource=max(1, steps // 3), max_resource=steps),
+    "none": lambda steps: NopPruner(),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the user asked of a search."""
+
+    name: str
+    space: Space
+    base: TrialConfig
+    seed: int
+    sampler: str
+    pruner: str
+    trials: int
+    timeout: float | None  # seconds
+
+
+class Search:
+    """One worker of a study."""
+
+    def __init__(
+        self, plan: Plan, storage: RDBStorage, locks: Locks, material: Material, books: Books, tags: dict[str, str]
+    ) -> None:
+        """Open the study and its parent run, or make them. Raises UserError when the study has another contract."""
+        self._plan = plan
+        self._locks = locks
+        self._books = books
+        contract = _contract(plan, material)
+        with locks.holding("study"):
+            self.study = _open_study(storage, plan.name, contract)
+            self.study.pruner = PRUNERS[plan.pruner](plan.base.steps)
+            parent = books.open_study(plan.name, self.study.user_attrs.get(PARENT), contract, {**tags, **material.tags()})
+            self.study.set_user_attr(PARENT, parent)
+        self.job = Job(self.study, plan.space, plan.base, plan.seed, material, books, parent)
+        self._close_ended_runs()
+
+    def finished(self) -> list[FrozenTrial]:
+        """Return the trials that have ended: complete, pruned or failed."""
+        return [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.is_finished()]
+
+    def trials(self) -> Iterator[optuna.trial.Trial]:
+        """Yield trials to run until the planned number is finished or time is up; each is this worker's while it runs."""
+        deadline = time.monotonic() + self._plan.timeout if self._plan.timeout else None
+        while deadline is None or time.monotonic() < deadline:
+            claim = self._claim()
+            if claim is None:
+                if all(trial.state.is_finished() for trial in self.study.get_trials(deepcopy=False)):
+                    return
+                time.sleep(POLL_S)  # others still run theirs; should one die, its trial is taken over here
+                continue
+            trial, release = claim
+            try:
+                yield trial
+            finally:
+                release()
+
+    def close(self, interrupted: bool) -> None:
+        """End the parent run, unless trials are still running elsewhere."""
+        self._close_ended_runs()
+        state = "interrupted" if interrupted else "complete"
+        self._books.close_study(self.job.parent, state, [] if interrupted else self._best_so_far())
+
+    def _claim(self) -> tuple[optuna.trial.Trial, Release] | None:
+        """Take the next trial: one whose worker died, or else a new one, if the plan asks for more than there are."""
+        with self._locks.holding("study"):
+            trials = self.study.get_trials(deepcopy=False)
+            for trial in trials:
+                if trial.state == TrialState.RUNNING and (release := self._locks.try_take(_lock_name(trial.number))):
+                    if self.study.get_trials(deepcopy=False)[trial.number].state == TrialState.RUNNING:
+                        self._seed_sampler(trial.number)
+                        return optuna.trial.Trial(self.study, trial._trial_id), release
+                    release()  # it ended between our reading and our taking
+            waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
+            if not waiting and len(trials) >= self._plan.trials:
+                return None
+            presets = self._plan.space.presets()
+            if not waiting and len(trials) < len(presets):
+                name, values = presets[len(trials)]
+                self.study.enqueue_trial(values, user_attrs={PRESET: name})
+            self._seed_sampler(waiting[0] if waiting else len(trials))
+            new = self.study.ask()
+            return new, self._locks.take(_lock_name(new.number))
+
+    def _seed_sampler(self, number: int) -> None:
+        self.study.sampler = SAMPLERS[self._plan.sampler](derive_seed(self._plan.seed, number, "sampler"))
+
+    def _close_ended_runs(self) -> None:
+        """Close the runs of trials whose worker died after it told the study and before it closed the run."""
+        ended = {trial.user_attrs.get(RUN_ID): trial for trial in self.finished()}
+        condition = f"tags.study = '{self._plan.name}' and tags.kind = 'trial' and attributes.status = 'RUNNING'"
+        for run in self._books.runs(condition):
+            if trial := ended.get(run.info.run_id):
+                tracked = TrackedRun(self._books.client, run.info.run_id, time.time)
+                tracked.close(STATES[trial.state], trial.user_attrs.get("reason", ""))
+
+    def _best_so_far(self) -> list[tuple[int, int, float]]:
+        rows: list[tuple[int, int, float]] = []
+        for trial in self.finished():
+            if trial.value is not None and trial.datetime_complete is not None:
+                best = max(trial.value, rows[-1][2] if rows else 0.0)
+                rows.append((trial.number, int(trial.datetime_complete.timestamp() * 1000), best))
+        return rows
+
+
+def open_storage(url: str) -> RDBStorage:
+    """Open a study storage, making an SQLite file or a PostgreSQL database's tables once, however many ask.
+
+    Raises UserError when it cannot be reached.
+    """
+    try:
+        address = sqlalchemy.make_url(url)
+        if address.get_backend_name() != "sqlite":
+            with open_locks(url, "storage").holding("tables"):
+                return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        path = Path(address.database or "").resolve()
+        create_once(path, lambda partial: RDBStorage(f"sqlite:///{partial}").engine.dispose())
+        storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": BUSY_TIMEOUT_S}})
+    except (SQLAlchemyError, ImportError, OSError) as error:
+        reason = str(error.__cause__ or error).strip().partition("\n")[0][:200]
+        raise UserError(f"the study storage {masked(url)} cannot be opened ({reason}); check --storage") from error
+    _begin_immediately(storage.engine)
+    return storage
+
+
+def default_storage(state: Path) -> str:
+    """Return the usual environment variable's storage, or else the database in the state folder."""
+    return os.environ.get("OPTUNA_STORAGE") or f"sqlite:///{state.resolve() / 'optuna.db'}"
+
+
+def _begin_immediately(engine: sqlalchemy.Engine) -> None:
+    """Make every transaction take the write lock at its start: one that reads first and then writes may not wait for it."""
+
+    @sqlalchemy.event.listens_for(engine, "connect")
+    def _leave_begin_to_us(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None
+
+    @sqlalchemy.event.listens_for(engine, "begin")
+    def _begin(connection: sqlalchemy.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    engine.dispose()  # connections opened before this do not know it
+
+
+def _contract(plan: Plan, material: Material) -> dict[str, str]:
+    """Return what must not change while a study grows, by name, in words."""
+    base = plan.base.to_dict()
+    varied = plan.space.definition()
+    return {
+        "objective": OBJECTIVE,
+        "direction": DIRECTION,
+        "corpus": material.pack.digest,
+        "space": plan.space.name,
+        **{f"space.{name}": words for name, words in varied.items()},
+        **{name: str(value) for name, value in base.items() if name not in varied and name != "seed"},
+        **{f"protocol.{name}": str(value) for name, value in vars(material.protocol).items()},
+        "seed": str(plan.seed),
+        "version.torch": version("torch"),
+        "version.optuna": version("optuna"),
+    }
+
+
+def _open_study(storage: RDBStorage, name: str, contract: dict[str, str]) -> optuna.Study:
+    """Open a study, or make it; its contract must be this one."""
+    study = optuna.create_study(storage=storage, study_name=name, direction=DIRECTION, load_if_exists=True)
+    written = study.user_attrs.get(CONTRACT)
+    if written is None and not study.get_trials(deepcopy=False):
+        study.set_user_attr(CONTRACT, contract)
+        return study
+    if written is None:
+        raise UserError(f"study {name!r} holds trials of another program; choose another --study, such as {name}-2")
+    keys = [key for key in (*contract, *written) if contract.get(key) != written.get(key)]
+    if keys:
+        changes = "; ".join(f"{key} is {written.get(key)} there and {contract.get(key)} here" for key in dict.fromkeys(keys))
+        raise UserError(f"study {name!r} is of another kind: {changes}; choose another --study, such as {name}-2")
+    return study
+
+
+def _lock_name(number: int) -> str:
+    return f"trial-{number}"

@@ -1,0 +1,230 @@
+"""The only writer to MLflow: a parent run per study, a child run per trial, one batch of rows per evaluation."""
+
+import getpass
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # a server that is down answers in seconds, not minutes
+
+import mlflow  # noqa: E402  # after the settings it reads at import
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+
+from experiments.material import Material  # noqa: E402
+from speaker.checkpoint import save_model  # noqa: E402
+from speaker.config import TrialConfig  # noqa: E402
+from speaker.errors import UserError  # noqa: E402
+from speaker.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, OBJECTIVE  # noqa: E402
+from speaker.files import canonical_json, create_once  # noqa: E402
+from speaker.training import Metrics, TrialResult  # noqa: E402
+
+logging.getLogger("mlflow").setLevel(logging.WARNING)
+logging.getLogger("alembic").setLevel(logging.WARNING)
+
+T = TypeVar("T")
+
+EXPERIMENT = "speaker-classifier"
+MODEL_FOLDER = "model"  # of a run's artifacts
+BEST_WHOLE, BEST_CROPS = "best/accuracy_whole", "best/accuracy_crops"
+STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED", "interrupted": "KILLED"}
+
+
+class TrackedRun:
+    """One run, open for writing. Everything it writes may be written again after a crash without standing twice."""
+
+    def __init__(self, client: mlflow.MlflowClient, run_id: str, clock: Callable[[], float]) -> None:
+        self._client = client
+        self._clock = clock
+        self.run_id = run_id
+        # A trial that starts over measures again what the killed one had logged; those rows stay as they are.
+        self._logged = max((row.step for row in client.get_metric_history(run_id, OBJECTIVE)), default=-1)
+
+    def log_setup(self, config: TrialConfig, material: Material) -> None:
+        """Log the point, field by field and whole, and the corpus."""
+        params = [Param(name, str(value)) for name, value in config.to_dict().items()]
+        tags = {"config.fingerprint": config.fingerprint(), **material.tags()}
+        self._client.log_batch(self.run_id, params=params, tags=_tags(tags))
+        self._client.log_inputs(self.run_id, [_dataset(material)])
+        self._client.log_text(self.run_id, config.to_json(), "config.json")
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        """Log one evaluation's row, unless it stands there already."""
+        if step > self._logged:
+            self._client.log_batch(self.run_id, metrics=self._metrics(metrics, step))
+
+    def log_result(self, result: TrialResult, config: TrialConfig, material: Material) -> None:
+        """Log the best of a trial and its weights, with what is needed to load them."""
+        summary = {"model/parameters": float(result.parameters), "speed/seconds": result.seconds}
+        tags = {}
+        if result.best:
+            summary[BEST_WHOLE], summary[BEST_CROPS] = result.best[ACCURACY_WHOLE], result.best[ACCURACY_CROPS]
+            summary["best/loss_whole"] = result.best["valid/loss_whole"]
+            summary["best/step"] = float(result.best_step)
+            with tempfile.TemporaryDirectory() as folder:
+                tags["weights.sha256"] = save_model(
+                    Path(folder), result.weights, config, material.pack.n_mels, material.pack.speakers, material.pack.digest
+                )
+                self._client.log_artifacts(self.run_id, folder, MODEL_FOLDER)
+        self._client.log_batch(self.run_id, metrics=self._metrics(summary, result.steps), tags=_tags(tags))
+
+    def close(self, state: str, reason: str = "") -> None:
+        """End the run: complete, pruned, failed or interrupted, with the reason as a tag."""
+        self._client.log_batch(self.run_id, tags=_tags({"state": state, "state.reason": reason[:4000]}))
+        self._client.set_terminated(self.run_id, STATUS[state])
+
+    def _metrics(self, values: Metrics, step: int) -> list[Metric]:
+        now = int(self._clock() * 1000)
+        return [Metric(name, value, now, step) for name, value in values.items()]
+
+
+class Books:
+    """The MLflow store of this project, by its URI: a database's or a server's."""
+
+    def __init__(self, uri: str, clock: Callable[[], float] = time.time) -> None:
+        self.uri = uri
+        self._clock = clock
+        if path := _sqlite_path(uri):
+            create_once(path, lambda partial: _create_store(partial, path.parent))
+        self.client: mlflow.MlflowClient = self._reached(lambda: mlflow.MlflowClient(uri))
+        self.experiment_id = self._reached(self._open_experiment)
+
+    def open_study(self, name: str, run_id: str | None, params: dict[str, str], tags: dict[str, str]) -> str:
+        """Open a study's parent run, for the first time or again, and return its id."""
+        if run_id is None:
+            found = self.runs(f"tags.study = '{name}' and tags.kind = 'study'")
+            run_id = found[0].info.run_id if found else self._create_run(f"study {name}", {"kind": "study", "study": name})
+        self._must_have(run_id, name)
+        self.client.update_run(run_id, status="RUNNING")
+        batch = [Param(key, value) for key, value in params.items()]
+        self.client.log_batch(run_id, params=batch, tags=_tags({**tags, "state": "running"}))
+        return run_id
+
+    def close_study(self, run_id: str, state: str, best_so_far: list[tuple[int, int, float]]) -> None:
+        """End a study's parent run; `best_so_far` is (trial number, milliseconds, best accuracy), the same at each call."""
+        rows = [Metric(BEST_WHOLE, value, when, number) for number, when, value in best_so_far]
+        self.client.log_batch(run_id, metrics=rows, tags=_tags({"state": state}))
+        self.client.set_terminated(run_id, STATUS[state])
+
+    def open_run(
+        self, name: str, tags: dict[str, str], parent: str | None = None, run_id: str | None = None
+    ) -> TrackedRun:
+        """Open a trial's run, for the first time or again (by `run_id`)."""
+        if run_id is None:
+            parents = {"mlflow.parentRunId": parent} if parent else {}
+            run_id = self._create_run(name, {"kind": "trial", **parents, **tags})
+        self._must_have(run_id, tags.get("study", ""))
+        self.client.update_run(run_id, status="RUNNING", name=name)
+        self.client.set_tag(run_id, "state", "running")
+        return TrackedRun(self.client, run_id, self._clock)
+
+    def find_run(self, study: str, number: int) -> str | None:
+        """Return the id of a trial's run: a worker may have died before the trial knew of it."""
+        found = self.runs(f"tags.study = '{study}' and tags.kind = 'trial' and tags.trial = '{number}'")
+        return found[0].info.run_id if found else None
+
+    def runs(self, condition: str) -> list[Run]:
+        """Return all runs of the experiment that meet an MLflow filter, oldest first."""
+        runs: list[Run] = []
+        token: str | None = None
+        while token != "":
+            page = self.client.search_runs(
+                [self.experiment_id], condition, ViewType.ACTIVE_ONLY, 1000, ["attributes.start_time ASC"], token
+            )
+            runs += page
+            token = page.token or ""
+        return runs
+
+    def _create_run(self, name: str, tags: dict[str, str]) -> str:
+        source = {"mlflow.source.name": _program(), "mlflow.source.type": "LOCAL", "mlflow.user": _user()}
+        run = self.client.create_run(self.experiment_id, tags={**source, **tags}, run_name=name)
+        return str(run.info.run_id)
+
+    def _must_have(self, run_id: str, study: str) -> None:
+        try:
+            deleted = self.client.get_run(run_id).info.lifecycle_stage != "active"
+        except MlflowException:
+            deleted = True
+        if deleted:
+            raise UserError(
+                f"the runs of study {study!r} must be in the tracking store, but run {run_id} is not in {self.uri}; "
+                "give the right --tracking-uri, or choose another --study"
+            )
+
+    def _open_experiment(self) -> str:
+        experiment = self.client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            try:
+                return str(self.client.create_experiment(EXPERIMENT))
+            except MlflowException:  # another worker was faster
+                experiment = self.client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None or experiment.lifecycle_stage != "active":
+            raise UserError(f"the MLflow experiment {EXPERIMENT!r} was deleted from {self.uri}; restore it there")
+        return str(experiment.experiment_id)
+
+    def _reached(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except MlflowException as error:
+            reason = str(error).partition("\n")[0][:200]
+            raise UserError(f"the tracking store {self.uri} does not answer ({reason}); check --tracking-uri") from error
+
+
+def default_tracking_uri(state: Path) -> str:
+    """Return the usual environment variable's store, or else the database in the state folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{state.resolve() / 'mlflow.db'}"
+
+
+def _sqlite_path(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
+
+
+def _create_store(path: Path, state: Path) -> None:
+    """Make an MLflow database, whose migrations take seconds, with our experiment in it."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    artifacts = (state / "artifacts").as_uri()
+    store = SqlAlchemyStore(f"sqlite:///{path}", artifacts)
+    store.create_experiment(EXPERIMENT, artifact_location=artifacts)
+    store.engine.dispose()
+
+
+def _dataset(material: Material) -> DatasetInput:
+    """Return the corpus as MLflow shows it among a run's inputs."""
+    profile = {
+        "utterances": len(material.pack),
+        "speakers": len(material.pack.speakers),
+        "frames": len(material.pack.frames),
+        "test_utterances": len(material.corpus.test),
+    }
+    schema = {"mels": f"float32 (frames, {material.pack.n_mels})", "speaker": "id"}
+    dataset = Dataset(
+        name=material.corpus.name,
+        digest=material.pack.digest[:32],  # MLflow takes 36 characters at most
+        source_type="local",
+        source=canonical_json({"uri": material.corpus.folder.as_uri()}),
+        schema=canonical_json(schema),
+        profile=canonical_json(profile),
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", "train and valid")])
+
+
+def _tags(values: dict[str, Any]) -> list[RunTag]:
+    return [RunTag(name, str(value)) for name, value in values.items()]
+
+
+def _program() -> str:
+    return Path(sys.argv[0]).name or "python"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return "unknown"

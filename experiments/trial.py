@@ -1,0 +1,101 @@
+"""One trial: sample, tracked run, train, end. The one place that decides how a trial ends."""
+
+from dataclasses import dataclass
+
+import optuna
+from optuna.trial import TrialState
+from tqdm import tqdm
+
+from experiments.space import Space
+from experiments.tracking import Books, Material, TrackedRun
+from speaker.config import TrialConfig
+from speaker.evaluation import OBJECTIVE
+from speaker.seeding import derive_seed
+from speaker.training import Metrics, Report, TrialResult, train
+
+RUN_ID, PRESET = "mlflow.run_id", "preset"  # attributes of an Optuna trial
+END = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the trials of one study share."""
+
+    study: optuna.Study
+    space: Space
+    base: TrialConfig
+    seed: int
+    material: Material
+    books: Books
+    parent: str  # the study's run
+
+    def config(self, trial: optuna.trial.Trial) -> TrialConfig:
+        """Return a trial's point; its seed is addressed by the study's and the trial's number."""
+        seed = derive_seed(self.seed, trial.number, "train")
+        return self.space.sample(trial, self.base).replace(seed=seed)
+
+
+def run_trial(job: Job, trial: optuna.trial.Trial, bar: "tqdm[int]") -> tuple[TrialConfig, TrialResult]:
+    """Run a trial that its caller holds the lock of, for the first time or again after a crash, and end it.
+
+    A point that cannot be trained ends as failed and the search goes on. An interruption leaves the trial running, to
+    be resumed. Any other exception is a bug: the trial and its run are closed as failed, and it passes through.
+    """
+    config = job.config(trial)
+    run = _open_run(job, trial, config)
+    try:
+        run.log_setup(config, job.material)
+        bar.reset(config.steps)
+        bar.set_description_str(f"#{trial.number} {config.label()}", refresh=False)
+        result = train(config, job.material.pack, job.material.protocol, _report(trial, run), bar)
+        run.log_result(result, config, job.material)
+    except KeyboardInterrupt:
+        run.close("interrupted", "the search was stopped; the same command resumes this trial")
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        _end(job, trial, TrialResult("failed", reason))
+        run.close("failed", reason)
+        raise
+    _end(job, trial, result)
+    run.close(result.state, result.reason)
+    return config, result
+
+
+def run_name(trial_number: int, config: TrialConfig) -> str:
+    """Return the name of a trial's run, short enough for the UI's table."""
+    return f"#{trial_number} {config.label()}"
+
+
+def _open_run(job: Job, trial: optuna.trial.Trial, config: TrialConfig) -> TrackedRun:
+    """Open the trial's run and store the link on both sides."""
+    study = job.study.study_name
+    run_id = trial.user_attrs.get(RUN_ID) or job.books.find_run(study, trial.number)
+    tags = {"study": study, "trial": str(trial.number)}
+    if preset := trial.user_attrs.get(PRESET):
+        tags["preset"] = preset
+    run = job.books.open_run(run_name(trial.number, config), tags, job.parent, run_id)
+    trial.set_user_attr(RUN_ID, run.run_id)
+    return run
+
+
+def _report(trial: optuna.trial.Trial, run: TrackedRun) -> Report:
+    """Return what hears of each evaluation. A resumed trial measures again what the killed one had reported."""
+    reported = max(trial.storage.get_trial(trial._trial_id).intermediate_values, default=-1)
+
+    def report(step: int, metrics: Metrics) -> bool:
+        run.log(step, metrics)
+        if step > reported:
+            trial.report(metrics[OBJECTIVE], step)
+        return step >= reported and trial.should_prune()
+
+    return report
+
+
+def _end(job: Job, trial: optuna.trial.Trial, result: TrialResult) -> None:
+    """Tell the study; a pruned trial keeps the value of its last report."""
+    if result.state == "complete":
+        job.study.tell(trial, result.best[OBJECTIVE])
+        return
+    trial.set_user_attr("reason", result.reason)
+    job.study.tell(trial, state=END[result.state])

@@ -1,0 +1,86 @@
+"""Search for the best point: run or resume a study of tracked trials. `python search.py --help` lists the flags."""
+
+import sys
+from pathlib import Path
+
+from speaker.cli import Parser, positive_float, positive_int, run_cli
+
+STATE = Path("mlruns")
+
+
+def parser() -> Parser:
+    """Return the command line."""
+    flags = Parser(prog="search.py", description="Search for the best speaker classifier: run or resume a study.")
+    flags.add_argument("--trials", type=positive_int, default=50, help="how many finished trials the study shall have")
+    flags.add_argument("--data", type=Path, metavar="FOLDER", help="corpus; without one, the built-in demo corpus")
+    flags.add_argument("--study", metavar="NAME", help="study to run or resume; named after space and corpus if not given")
+    flags.add_argument("--steps", type=positive_int, help="training steps of a trial; 70000 on a corpus, 100 on the demo")
+    flags.add_argument("--space", default="homework", metavar="NAME", help="search space: homework or wide")
+    flags.add_argument("--seed", type=int, default=0, help="of the study: sampler, weights, dropout, data order")
+    flags.add_argument("--sampler", default="tpe", choices=("tpe", "random"), help="how points are proposed")
+    flags.add_argument("--pruner", default="median", choices=("median", "hyperband", "none"), help="when to stop a trial")
+    flags.add_argument("--timeout", type=positive_float, metavar="SECONDS", help="start no new trial after this time")
+    flags.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    flags.add_argument("--storage", metavar="URL", help="Optuna's database; else $OPTUNA_STORAGE, else mlruns/optuna.db")
+    flags.add_argument(
+        "--tracking-uri", metavar="URL", help="MLflow's store; else $MLFLOW_TRACKING_URI, else mlruns/mlflow.db"
+    )
+    return flags
+
+
+def main() -> None:
+    """Run the search and print its table."""
+    arguments = parser().parse_args()
+    # Late: torch, optuna and mlflow take seconds to import, and --help needs none of them.
+    from experiments.leaderboard import ranked, table
+    from experiments.locks import masked, open_locks
+    from experiments.material import prepare
+    from experiments.progress import Progress
+    from experiments.space import find_space
+    from experiments.study import Plan, Search, default_storage, open_storage
+    from experiments.tracking import Books, default_tracking_uri
+    from experiments.trial import run_trial
+    from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE
+
+    space = find_space(arguments.space)
+    storage_url = arguments.storage or default_storage(STATE)
+    tracking_uri = arguments.tracking_uri or default_tracking_uri(STATE)
+    material = prepare(arguments.data, arguments.device, STATE)
+    base = HOMEWORK_BASELINE if arguments.data else DEMO_BUDGET
+    plan = Plan(
+        name=arguments.study or f"{space.name}-{material.corpus.name}",
+        space=space,
+        base=base.with_steps(arguments.steps) if arguments.steps else base,
+        seed=arguments.seed,
+        sampler=arguments.sampler,
+        pruner=arguments.pruner,
+        trials=arguments.trials,
+        timeout=arguments.timeout,
+    )
+    locks = open_locks(storage_url, plan.name)
+    tags = {"storage": masked(storage_url), "sampler": plan.sampler, "pruner": plan.pruner}
+    books = Books(tracking_uri)
+    search = Search(plan, open_storage(storage_url), locks, material, books, tags)
+    print(f"Study {plan.name}: {plan.trials} trials of {plan.base.steps:,} steps on {material.origin['device']}.")
+    try:
+        with Progress(search.job, plan.trials, search.finished()) as progress:
+            for trial in search.trials():
+                config, result = run_trial(search.job, trial, progress.steps)
+                progress.ended(trial.number, config, result)
+    except KeyboardInterrupt:
+        search.close(interrupted=True)
+        print(f"Stopped with {len(search.finished())} trials finished; run the same command to go on.", file=sys.stderr)
+        raise
+    search.close(interrupted=False)
+    finished = len(search.finished())
+    if finished < plan.trials:
+        print(f"Time is up with {finished} of {plan.trials} trials finished; run the same command to go on.")
+    print(f"\n{table(ranked(books, plan.name), best=5)}\n\nNext:")
+    elsewhere = f" --tracking-uri {tracking_uri}" if arguments.tracking_uri else ""
+    print(f"  python -m experiments ui{elsewhere}")
+    print(f"  python -m experiments promote --study {plan.name}{elsewhere}")
+    print(f"  python -m speaker predict --data {material.corpus.folder} --model champion --out submission.csv{elsewhere}")
+
+
+if __name__ == "__main__":
+    run_cli(main)

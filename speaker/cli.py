@@ -1,0 +1,74 @@
+"""What every command line here shares: one-line errors, exit codes, signals and argument types."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+from speaker.errors import UserError
+
+BAD_INPUT = 2
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM arrived; `signum` tells which."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line and whose flags cannot be abbreviated."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(
+            allow_abbrev=False,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            **options,  # type: ignore[arg-type]  # argparse's own keywords, passed through
+        )
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"error: {message}; see {self.prog} --help\n")
+
+
+def positive_int(text: str) -> int:
+    """Parse a whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, but got {text}")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """Parse a number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be above 0 and finite, but got {text}")
+    return value
+
+
+def run_cli(main: Callable[[], None]) -> NoReturn:
+    """Run `main` and exit: 0, 2 with one line for a UserError, or 128 + the signal's number for a signal."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _interrupt)
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+    except Interrupted as stop:
+        sys.exit(128 + stop.signum)
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output is gone, and Python would complain about it at exit
+        sys.exit(128 + signal.SIGPIPE)
+    sys.exit(0)
+
+
+def _interrupt(signum: int, _frame: FrameType | None) -> NoReturn:
+    """Raise once; a second signal must not break the tidying up after the first."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    raise Interrupted(signum)

@@ -1,0 +1,120 @@
+"""TrialConfig: one point, every number that decides what a trial learns; and the points the homework made known."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from typing import Any, Self
+
+from speaker.errors import UserError
+from speaker.files import canonical_json
+
+ACTIVATIONS = ("sigmoid", "relu", "gelu", "tanh", "silu")
+
+
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise UserError(message)
+
+
+def _check_type(name: str, value: object, expected: type) -> None:
+    """Accept exactly the default's type: no bool for an int, no NaN in disguise, no text for a number."""
+    _check(type(value) is expected, f"{name} must be {expected.__name__}, but got {value!r}")
+
+
+@dataclass(frozen=True)
+class TrialConfig:
+    """One point of the search space, validated when built. The defaults are the homework's sample code.
+
+    The field names are also the command-line flags, the MLflow params and the Optuna params.
+    Raises UserError for a value that breaks a rule.
+    """
+
+    d_model: int = 80  # width of the encoder
+    nhead: int = 2  # attention heads; divides d_model
+    num_layers: int = 1  # encoder layers
+    activation: str = "sigmoid"  # between the two linear layers of the head
+    dim_feedforward: int = 256  # width inside an encoder layer
+    dropout: float = 0.1
+    norm_first: bool = False  # False: LayerNorm after each block, as in the homework
+    lr: float = 1e-3  # peak learning rate of AdamW
+    weight_decay: float = 0.01
+    batch_size: int = 32  # utterances a step
+    segment_len: int = 128  # frames of a training crop
+    steps: int = 70_000
+    warmup_steps: int = 1_000  # the learning rate rises from 0 over these, then falls by a cosine to 0 at `steps`
+    valid_every: int = 2_000  # steps between evaluations
+    seed: int = 0  # of weights, dropout, data order and crops
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check_type(field.name, getattr(self, field.name), type(field.default))
+        for name in ("d_model", "nhead", "num_layers", "dim_feedforward", "batch_size", "segment_len", "steps",
+                     "valid_every"):  # fmt: skip
+            _check(getattr(self, name) >= 1, f"{name} must be at least 1, but got {getattr(self, name)}")
+        if self.d_model % self.nhead:
+            legal = ", ".join(str(n) for n in range(1, self.d_model + 1) if self.d_model % n == 0)
+            raise UserError(
+                f"nhead must divide d_model, but got d_model={self.d_model}, nhead={self.nhead}; "
+                f"choose nhead from {legal}"
+            )
+        _check(
+            self.activation in ACTIVATIONS,
+            f"activation must be one of {', '.join(ACTIVATIONS)}, but got {self.activation!r}",
+        )
+        _check(0 <= self.dropout < 1, f"dropout must be in [0, 1), but got {self.dropout}")
+        _check(0 < self.lr < math.inf, f"lr must be above 0 and finite, but got {self.lr}")
+        _check(
+            0 <= self.weight_decay < math.inf, f"weight_decay must be at least 0 and finite, but got {self.weight_decay}"
+        )
+        _check(
+            0 <= self.warmup_steps <= self.steps,
+            f"warmup_steps must be from 0 to steps={self.steps}, but got {self.warmup_steps}",
+        )
+        _check(0 <= self.seed < 2**31, f"seed must be from 0 to 2147483647, but got {self.seed}")
+
+    def replace(self, **changes: Any) -> Self:
+        """Return this point with some fields changed, validated again."""
+        return dataclasses.replace(self, **changes)
+
+    def with_steps(self, steps: int) -> Self:
+        """Return this point with another budget: of a short one, warm-up takes a tenth and there are five evaluations."""
+        return self.replace(
+            steps=steps,
+            warmup_steps=min(self.warmup_steps, steps // 10),
+            valid_every=min(self.valid_every, max(1, steps // 5)),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields by name, in order."""
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        """Return the fields as indented JSON."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    @classmethod
+    def from_dict(cls, fields: object) -> Self:
+        """Build a point from what `to_dict` gave; every field must be there and no other."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(fields, dict) or set(fields) != names:
+            got = sorted(set(fields) ^ names) if isinstance(fields, dict) else type(fields).__name__
+            raise UserError(f"a config must have exactly the fields of TrialConfig, but these differ: {got}")
+        return cls(**fields)
+
+    def fingerprint(self) -> str:
+        """Return the identity of this point: 12 hex digits of the sha256 of its canonical JSON."""
+        return hashlib.sha256(canonical_json(self.to_dict()).encode()).hexdigest()[:12]
+
+    def label(self) -> str:
+        """Return the four searched numbers in short, such as 'd256 h8 L4 relu'."""
+        return f"d{self.d_model} h{self.nhead} L{self.num_layers} {self.activation}"
+
+
+HOMEWORK_BASELINE = TrialConfig()  # printed 0.4834 by crops
+HOMEWORK_EDITED = TrialConfig(d_model=512, nhead=16, num_layers=6, activation="relu")  # printed 0.7599 by crops
+PRESETS = {"homework-baseline": HOMEWORK_BASELINE, "homework-edited": HOMEWORK_EDITED}
+
+DEMO_BUDGET = HOMEWORK_BASELINE.replace(steps=100, warmup_steps=10, valid_every=20, segment_len=32)
+"""What a trial costs on the demo corpus: seconds on two CPU cores, so that fifty of them take minutes."""

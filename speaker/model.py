@@ -1,0 +1,101 @@
+"""SpeakerClassifier: the homework's Transformer encoder over log-mel frames, with padding masked."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speaker.config import TrialConfig
+
+ACTIVATION_LAYERS: dict[str, type[nn.Module]] = {
+    "sigmoid": nn.Sigmoid,
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+    "silu": nn.SiLU,
+}
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and a feed-forward block, equal to nn.TransformerEncoderLayer(batch_first=True) with ReLU inside.
+
+    Written out, because the product's speed lives here and it must also export with both sizes dynamic.
+    """
+
+    def __init__(self, config: TrialConfig) -> None:
+        super().__init__()
+        width = config.d_model
+        self.nhead = config.nhead
+        self.norm_first = config.norm_first
+        self.dropout = config.dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.feedforward_in = nn.Linear(width, config.dim_feedforward)
+        self.feedforward_out = nn.Linear(config.dim_feedforward, width)
+        self.attention_norm = nn.LayerNorm(width)
+        self.feedforward_norm = nn.LayerNorm(width)
+        nn.init.xavier_uniform_(self.qkv.weight)  # as nn.MultiheadAttention does
+        nn.init.zeros_(self.qkv.bias)
+        nn.init.zeros_(self.attention_out.bias)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Map x (B, T, d_model) to the same shape; mask (B, 1, 1, T) is True where a frame may be attended."""
+        if self.norm_first:
+            x = x + self._attend(self.attention_norm(x), mask)
+            return x + self._feed_forward(self.feedforward_norm(x))
+        x = self.attention_norm(x + self._attend(x, mask))
+        return self.feedforward_norm(x + self._feed_forward(x))
+
+    def _attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        heads = self.qkv(x).unflatten(-1, (3, self.nhead, -1)).transpose(1, 3)  # (B, nhead, 3, T, d_model / nhead)
+        query, key, value = heads.unbind(2)
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        return self._drop(self.attention_out(mixed.transpose(1, 2).flatten(2)))
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return self._drop(self.feedforward_out(self._drop(F.relu(self.feedforward_in(x)))))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
+
+
+class SpeakerClassifier(nn.Module):
+    """Log-mel frames in, one logit per speaker out.
+
+    Source: the sample code of Hung-yi Lee's ML 2023 homework 4: linear, encoder layers, mean over time, linear,
+    activation, linear. Unlike it, padded frames are neither attended nor averaged, so that an utterance's logits do
+    not depend on its batch mates.
+    """
+
+    def __init__(self, config: TrialConfig, n_mels: int, n_speakers: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(n_mels, config.d_model)
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_layers))
+        self.hidden = nn.Linear(config.d_model, config.d_model)
+        self.activation = ACTIVATION_LAYERS[config.activation]()
+        self.classify = nn.Linear(config.d_model, n_speakers)
+
+    def forward(self, mels: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Return logits (B, n_speakers) for mels (B, T, n_mels) whose first lengths[b] frames count (None: all T)."""
+        x = self.project(mels)
+        if lengths is None:
+            return self._head(self._encode(x, None).mean(1))
+        valid = torch.arange(mels.shape[1], device=mels.device) < lengths[:, None]  # (B, T)
+        x = self._encode(x, valid[:, None, None, :])
+        x = torch.where(valid[:, :, None], x, 0.0)
+        return self._head(x.sum(1) / lengths[:, None].to(x.dtype))
+
+    def _encode(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, mask)
+        return x
+
+    def _head(self, pooled: Tensor) -> Tensor:
+        return self.classify(self.activation(self.hidden(pooled)))
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of trainable numbers in `model`."""
+    return sum(math.prod(parameter.shape) for parameter in model.parameters() if parameter.requires_grad)

@@ -1,0 +1,136 @@
+"""The pack: a corpus's labelled utterances as one memory-mapped array of frames, built once and used by every trial."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from speaker.corpus import Corpus, read_mels
+from speaker.errors import UserError
+from speaker.files import create_once
+
+FORMAT = 1
+PADDING = -20.0  # the homework's padding value; masked wherever the model could see it
+
+
+@dataclass(frozen=True)
+class Pack:
+    """All labelled utterances, end to end. Row i is utterance i of the corpus."""
+
+    frames: Tensor  # (total frames, n_mels), float16
+    offsets: Tensor  # (n,), int64: where utterance i starts
+    lengths: Tensor  # (n,), int64: its number of frames
+    labels: Tensor  # (n,), int64: its speaker's id
+    speakers: tuple[str, ...]
+    digest: str  # sha256 of speakers, lengths, labels and float32 frames: the corpus's identity
+    shortest: int
+    longest: int
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def n_mels(self) -> int:
+        """Mel bands of a frame."""
+        return self.frames.shape[1]
+
+    def to(self, device: torch.device) -> "Pack":
+        """Return this pack on a device; on the CPU the frames stay memory-mapped."""
+        tensors = ("frames", "offsets", "lengths", "labels")
+        return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
+
+    def gather(self, rows: Tensor, starts: Tensor | int, width: int) -> tuple[Tensor, Tensor]:
+        """Return frames starts[i] to starts[i] + width of the utterances `rows`.
+
+        Returns (mels float32 (B, width, n_mels), lengths int64 (B,)): frames past an utterance's end hold PADDING, and
+        lengths counts the others. `rows` and `starts` are int64 (B,) on the pack's device.
+        """
+        steps = torch.arange(width, device=rows.device)
+        lengths = (self.lengths[rows] - starts).clamp_(max=width)
+        inside = steps < lengths[:, None]
+        index = (self.offsets[rows] + starts)[:, None] + torch.minimum(steps, lengths[:, None] - 1)
+        mels = self.frames[index].to(torch.float32)
+        return mels.masked_fill_(~inside[:, :, None], PADDING), lengths
+
+    def crop_starts(self, rows: Tensor, uniform: Tensor, width: int) -> Tensor:
+        """Turn numbers from [0, 1) into the first frames of crops: each legal start is equally likely."""
+        slack = (self.lengths[rows] - width).clamp_(min=0)
+        return torch.minimum((uniform * (slack + 1)).long(), slack)
+
+    def buckets(self, rows: Tensor, max_frames: int) -> Iterator[tuple[Tensor, int]]:
+        """Yield (rows, width) batches of utterances of like length, width times rows at most `max_frames`.
+
+        An utterance longer than that is a batch of its own. `rows` is int64 on the CPU; so is what comes.
+        """
+        lengths = self.lengths.cpu()[rows]
+        order = lengths.argsort(stable=True)
+        start = 0
+        widths: list[int] = lengths[order].tolist()
+        for end in range(1, len(widths) + 1):
+            if end == len(widths) or widths[end] * (end + 1 - start) > max_frames:
+                yield rows[order[start:end]], widths[end - 1]
+                start = end
+
+
+def open_pack(corpus: Corpus, store: Path, progress: Callable[..., "tqdm[int]"] = tqdm) -> Pack:
+    """Open the pack of a corpus in the folder `store`, building it first if it is not there.
+
+    A pack belongs to the bytes of the corpus's manifests: after feature files were changed under the same manifests,
+    delete it. Raises UserError for a corpus that cannot be packed.
+    """
+    folder = store / f"{corpus.name}-{corpus.key[:12]}"
+    create_once(folder, lambda partial: _build(corpus, partial, progress))
+    return _open(folder)
+
+
+def _build(corpus: Corpus, folder: Path, progress: Callable[..., "tqdm[int]"]) -> None:
+    """Stream the corpus into `folder`, one utterance in memory at a time."""
+    if not corpus.utterances:
+        raise UserError(f"{corpus.folder / 'metadata.json'} lists no utterance; a corpus needs some to train on")
+    folder.mkdir()
+    lengths = torch.tensor([utterance.frames for utterance in corpus.utterances])
+    labels = torch.tensor([utterance.speaker for utterance in corpus.utterances])
+    digest = hashlib.sha256(json.dumps([corpus.n_mels, corpus.speakers]).encode())
+    digest.update(lengths.numpy().tobytes() + labels.numpy().tobytes())
+    total = int(lengths.sum())
+    with (
+        (folder / "frames.f16").open("wb") as stream,
+        progress(total=total, desc=f"packing {corpus.name}", unit="frame", unit_scale=True) as bar,
+    ):
+        for utterance in corpus.utterances:
+            mels = read_mels(corpus, utterance).contiguous()
+            digest.update(mels.numpy())
+            stream.write(memoryview(mels.to(torch.float16).numpy()))
+            bar.update(utterance.frames)
+    save_file({"lengths": lengths, "labels": labels}, folder / "index.safetensors")
+    about = {"format": FORMAT, "n_mels": corpus.n_mels, "speakers": corpus.speakers, "digest": digest.hexdigest()}
+    (folder / "pack.json").write_text(json.dumps(about, indent=1))
+
+
+def _open(folder: Path) -> Pack:
+    about = json.loads((folder / "pack.json").read_text())
+    index = load_file(folder / "index.safetensors")
+    lengths, labels = index["lengths"], index["labels"]
+    ends = lengths.cumsum(0)
+    total = int(ends[-1])
+    size = total * about["n_mels"]
+    path = folder / "frames.f16"
+    if about["format"] != FORMAT or path.stat().st_size != 2 * size:
+        raise UserError(f"{folder} must be a whole pack of format {FORMAT}, but is not; delete it and run again")
+    frames = torch.from_file(str(path), shared=False, size=size, dtype=torch.float16).view(total, about["n_mels"])
+    return Pack(
+        frames=frames,
+        offsets=ends - lengths,
+        lengths=lengths,
+        labels=labels,
+        speakers=tuple(about["speakers"]),
+        digest=about["digest"],
+        shortest=int(lengths.min()),
+        longest=int(lengths.max()),
+    )
