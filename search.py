@@ -13,15 +13,23 @@ def parser() -> Parser:
     flags = Parser(prog="search.py", description="Search for the best speaker classifier: run or resume a study.")
     flags.add_argument("--trials", type=positive_int, default=50, help="how many finished trials the study shall have")
     flags.add_argument("--data", type=Path, metavar="FOLDER", help="corpus; without one, the built-in demo corpus")
-    flags.add_argument("--study", metavar="NAME", help="study to run or resume; named after space and corpus if not given")
-    flags.add_argument("--steps", type=positive_int, help="training steps of a trial; 70000 on a corpus, 100 on the demo")
+    flags.add_argument(
+        "--study", metavar="NAME", help="study to run or resume; named after space and corpus if not given"
+    )
+    flags.add_argument(
+        "--steps", type=positive_int, help="training steps of a trial; 70000 on a corpus, 100 on the demo"
+    )
     flags.add_argument("--space", default="homework", metavar="NAME", help="search space: homework or wide")
     flags.add_argument("--seed", type=int, default=0, help="of the study: sampler, weights, dropout, data order")
     flags.add_argument("--sampler", default="tpe", choices=("tpe", "random"), help="how points are proposed")
-    flags.add_argument("--pruner", default="median", choices=("median", "hyperband", "none"), help="when to stop a trial")
+    flags.add_argument(
+        "--pruner", default="median", choices=("median", "hyperband", "none"), help="when to stop a trial"
+    )
     flags.add_argument("--timeout", type=positive_float, metavar="SECONDS", help="start no new trial after this time")
     flags.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    flags.add_argument("--storage", metavar="URL", help="Optuna's database; else $OPTUNA_STORAGE, else mlruns/optuna.db")
+    flags.add_argument(
+        "--storage", metavar="URL", help="Optuna's database; else $OPTUNA_STORAGE, else mlruns/optuna.db"
+    )
     flags.add_argument(
         "--tracking-uri", metavar="URL", help="MLflow's store; else $MLFLOW_TRACKING_URI, else mlruns/mlflow.db"
     )
@@ -79,7 +87,9 @@ def main() -> None:
     elsewhere = f" --tracking-uri {tracking_uri}" if arguments.tracking_uri else ""
     print(f"  python -m experiments ui{elsewhere}")
     print(f"  python -m experiments promote --study {plan.name}{elsewhere}")
-    print(f"  python -m speaker predict --data {material.corpus.folder} --model champion --out submission.csv{elsewhere}")
+    print(
+        f"  python -m speaker predict --data {material.corpus.folder} --model champion --out submission.csv{elsewhere}"
+    )
 
 
 if __name__ == "__main__":

@@ -74,23 +74,25 @@ class PostgresLocks(Locks):
 
     def try_take(self, name: str) -> Release | None:
         """Take a lock and return what releases it, or None when another worker holds it."""
-        return self._take("pg_try_advisory_lock", name)
+        connection = self._connect()
+        taken = connection.execute(sqlalchemy.text("SELECT pg_try_advisory_lock(:key)"), {"key": self._key(name)})
+        if taken.scalar():
+            return connection.close
+        connection.close()
+        return None
 
     def take(self, name: str) -> Release:
         """Wait for a lock, take it and return what releases it."""
-        release = self._take("pg_advisory_lock", name)
-        assert release is not None, "pg_advisory_lock waits until it has the lock"
-        return release
-
-    def _take(self, function: str, name: str) -> Release | None:
-        digest = hashlib.sha256(f"{self._study}/{name}".encode()).digest()
-        key = int.from_bytes(digest[:8], "big", signed=True)
-        connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        taken = connection.execute(sqlalchemy.text(f"SELECT {function}(:key)"), {"key": key}).scalar()
-        if taken is False:
-            connection.close()
-            return None
+        connection = self._connect()
+        connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": self._key(name)})
         return connection.close
+
+    def _connect(self) -> sqlalchemy.Connection:
+        return self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+
+    def _key(self, name: str) -> int:
+        digest = hashlib.sha256(f"{self._study}/{name}".encode()).digest()
+        return int.from_bytes(digest[:8], "big", signed=True)
 
 
 def open_locks(storage_url: str, study: str) -> Locks:
@@ -99,7 +101,9 @@ def open_locks(storage_url: str, study: str) -> Locks:
     Raises UserError for a database other than SQLite and PostgreSQL, and for a study's name that is no file name.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", study):
-        raise UserError(f"a study's name must be of letters, digits, '.', '_' and '-' alone, but got {study!r}; rename it")
+        raise UserError(
+            f"a study's name must be of letters, digits, '.', '_' and '-' alone, but got {study!r}; rename it"
+        )
     try:
         url = sqlalchemy.make_url(storage_url)
     except ArgumentError:

@@ -33,7 +33,9 @@ def device_name(device: torch.device) -> str:
 def _git(*arguments: str) -> str:
     """Return what git says, or nothing: the program may be missing, and the code may have come without its history."""
     try:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip()

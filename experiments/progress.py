@@ -31,7 +31,9 @@ class Progress:
     def ended(self, number: int, config: TrialConfig, result: TrialResult) -> None:
         """Show a trial's end."""
         whole, crops = (f"{value:.4f}" if value is not None else "-" for value in result.scores())
-        line = f"#{number:<3} {config.label():<22} whole {whole}  crops {crops}  {result.seconds:6.1f} s  {result.state}"
+        line = (
+            f"#{number:<3} {config.label():<22} whole {whole}  crops {crops}  {result.seconds:6.1f} s  {result.state}"
+        )
         tqdm.write(f"{line}: {result.reason}" if result.reason else line)
         if result.state == "complete":
             self._keep_best(number, config.label(), result.scores()[0] or 0.0)

@@ -26,8 +26,8 @@ class Space:
             for nhead in self.choices.get("nhead", ()):
                 if d_model % nhead:
                     raise UserError(
-                        f"in a space every nhead must divide every d_model, but in {self.name!r} {nhead} does not divide "
-                        f"{d_model}; drop one of the two"
+                        f"in a space every nhead must divide every d_model, but in {self.name!r} {nhead} does not "
+                        f"divide {d_model}; drop one of the two"
                     )
 
     def sample(self, trial: optuna.trial.Trial, base: TrialConfig) -> TrialConfig:

@@ -22,8 +22,9 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.locks import Locks, Release, masked, open_locks
+from experiments.material import Material
 from experiments.space import Space
-from experiments.tracking import Books, Material, TrackedRun
+from experiments.tracking import Books, TrackedRun
 from experiments.trial import PRESET, RUN_ID, Job
 from speaker.config import TrialConfig
 from speaker.errors import UserError
@@ -31,10 +32,7 @@ from speaker.evaluation import OBJECTIVE
 from speaker.files import create_once
 from speaker.seeding import derive_seed
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
-
 CONTRACT, PARENT = "contract", "mlflow.run_id"  # attributes of an Optuna study
-DIRECTION = "maximize"
 BUSY_TIMEOUT_S = 60
 POLL_S = 0.5
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
@@ -46,7 +44,7 @@ SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
 PRUNERS: dict[str, Callable[[int], BasePruner]] = {  # by the steps of a trial; none stops one in its first third
     "median": lambda steps: MedianPruner(n_startup_trials=10, n_warmup_steps=steps // 3),
     "hyperband": lambda steps: HyperbandPruner(min_resource=max(1, steps // 3), max_resource=steps),
-    "none": lambda steps: NopPruner(),
+    "none": lambda _steps: NopPruner(),
 }
 
 
@@ -78,7 +76,9 @@ class Search:
         with locks.holding("study"):
             self.study = _open_study(storage, plan.name, contract)
             self.study.pruner = PRUNERS[plan.pruner](plan.base.steps)
-            parent = books.open_study(plan.name, self.study.user_attrs.get(PARENT), contract, {**tags, **material.tags()})
+            parent = books.open_study(
+                plan.name, self.study.user_attrs.get(PARENT), contract, {**tags, **material.tags()}
+            )
             self.study.set_user_attr(PARENT, parent)
         self.job = Job(self.study, plan.space, plan.base, plan.seed, material, books, parent)
         self._close_ended_runs()
@@ -88,7 +88,10 @@ class Search:
         return [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.is_finished()]
 
     def trials(self) -> Iterator[optuna.trial.Trial]:
-        """Yield trials to run until the planned number is finished or time is up; each is this worker's while it runs."""
+        """Yield trials to run until the planned number is finished or time is up.
+
+        Each is this worker's while it runs.
+        """
         deadline = time.monotonic() + self._plan.timeout if self._plan.timeout else None
         while deadline is None or time.monotonic() < deadline:
             claim = self._claim()
@@ -156,6 +159,7 @@ def open_storage(url: str) -> RDBStorage:
 
     Raises UserError when it cannot be reached.
     """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         address = sqlalchemy.make_url(url)
         if address.get_backend_name() != "sqlite":
@@ -177,7 +181,7 @@ def default_storage(state: Path) -> str:
 
 
 def _begin_immediately(engine: sqlalchemy.Engine) -> None:
-    """Make every transaction take the write lock at its start: one that reads first and then writes may not wait for it."""
+    """Make every transaction take the write lock at its start: one that reads, then writes, cannot wait for it."""
 
     @sqlalchemy.event.listens_for(engine, "connect")
     def _leave_begin_to_us(connection: Any, _record: Any) -> None:
@@ -196,7 +200,7 @@ def _contract(plan: Plan, material: Material) -> dict[str, str]:
     varied = plan.space.definition()
     return {
         "objective": OBJECTIVE,
-        "direction": DIRECTION,
+        "direction": "maximize",
         "corpus": material.pack.digest,
         "space": plan.space.name,
         **{f"space.{name}": words for name, words in varied.items()},
@@ -210,7 +214,7 @@ def _contract(plan: Plan, material: Material) -> dict[str, str]:
 
 def _open_study(storage: RDBStorage, name: str, contract: dict[str, str]) -> optuna.Study:
     """Open a study, or make it; its contract must be this one."""
-    study = optuna.create_study(storage=storage, study_name=name, direction=DIRECTION, load_if_exists=True)
+    study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
     written = study.user_attrs.get(CONTRACT)
     if written is None and not study.get_trials(deepcopy=False):
         study.set_user_attr(CONTRACT, contract)
@@ -219,7 +223,9 @@ def _open_study(storage: RDBStorage, name: str, contract: dict[str, str]) -> opt
         raise UserError(f"study {name!r} holds trials of another program; choose another --study, such as {name}-2")
     keys = [key for key in (*contract, *written) if contract.get(key) != written.get(key)]
     if keys:
-        changes = "; ".join(f"{key} is {written.get(key)} there and {contract.get(key)} here" for key in dict.fromkeys(keys))
+        changes = "; ".join(
+            f"{key} is {written.get(key)} there and {contract.get(key)} here" for key in dict.fromkeys(keys)
+        )
         raise UserError(f"study {name!r} is of another kind: {changes}; choose another --study, such as {name}-2")
     return study
 

@@ -1,32 +1,30 @@
 """The only writer to MLflow: a parent run per study, a child run per trial, one batch of rows per evaluation."""
 
+import contextlib
 import getpass
 import logging
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # a server that is down answers in seconds, not minutes
 
-import mlflow  # noqa: E402  # after the settings it reads at import
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType  # noqa: E402
-from mlflow.exceptions import MlflowException  # noqa: E402
+import mlflow  # after the settings it reads at import
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
+from mlflow.exceptions import MlflowException
 
-from experiments.material import Material  # noqa: E402
-from speaker.checkpoint import save_model  # noqa: E402
-from speaker.config import TrialConfig  # noqa: E402
-from speaker.errors import UserError  # noqa: E402
-from speaker.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, OBJECTIVE  # noqa: E402
-from speaker.files import canonical_json, create_once  # noqa: E402
-from speaker.training import Metrics, TrialResult  # noqa: E402
-
-logging.getLogger("mlflow").setLevel(logging.WARNING)
-logging.getLogger("alembic").setLevel(logging.WARNING)
+from experiments.material import Material
+from speaker.checkpoint import save_model
+from speaker.config import TrialConfig
+from speaker.errors import UserError
+from speaker.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, OBJECTIVE
+from speaker.files import canonical_json, create_once
+from speaker.training import Metrics, TrialResult
 
 T = TypeVar("T")
 
@@ -69,10 +67,27 @@ class TrackedRun:
             summary["best/step"] = float(result.best_step)
             with tempfile.TemporaryDirectory() as folder:
                 tags["weights.sha256"] = save_model(
-                    Path(folder), result.weights, config, material.pack.n_mels, material.pack.speakers, material.pack.digest
+                    Path(folder),
+                    result.weights,
+                    config,
+                    material.pack.n_mels,
+                    material.pack.speakers,
+                    material.pack.digest,
                 )
                 self._client.log_artifacts(self.run_id, folder, MODEL_FOLDER)
         self._client.log_batch(self.run_id, metrics=self._metrics(summary, result.steps), tags=_tags(tags))
+
+    @contextlib.contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Close the run when what happens inside is interrupted or raises, and let that pass through."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.close("interrupted", "stopped by the user")
+            raise
+        except Exception as error:
+            self.close("failed", describe_error(error))
+            raise
 
     def close(self, state: str, reason: str = "") -> None:
         """End the run: complete, pruned, failed or interrupted, with the reason as a tag."""
@@ -88,6 +103,8 @@ class Books:
     """The MLflow store of this project, by its URI: a database's or a server's."""
 
     def __init__(self, uri: str, clock: Callable[[], float] = time.time) -> None:
+        for library in ("mlflow", "alembic"):
+            logging.getLogger(library).setLevel(logging.WARNING)
         self.uri = uri
         self._clock = clock
         if path := _sqlite_path(uri):
@@ -99,7 +116,9 @@ class Books:
         """Open a study's parent run, for the first time or again, and return its id."""
         if run_id is None:
             found = self.runs(f"tags.study = '{name}' and tags.kind = 'study'")
-            run_id = found[0].info.run_id if found else self._create_run(f"study {name}", {"kind": "study", "study": name})
+            run_id = (
+                found[0].info.run_id if found else self._create_run(f"study {name}", {"kind": "study", "study": name})
+            )
         self._must_have(run_id, name)
         self.client.update_run(run_id, status="RUNNING")
         batch = [Param(key, value) for key, value in params.items()]
@@ -107,7 +126,7 @@ class Books:
         return run_id
 
     def close_study(self, run_id: str, state: str, best_so_far: list[tuple[int, int, float]]) -> None:
-        """End a study's parent run; `best_so_far` is (trial number, milliseconds, best accuracy), the same at each call."""
+        """End a study's parent run; `best_so_far` is (trial number, milliseconds, best accuracy)."""
         rows = [Metric(BEST_WHOLE, value, when, number) for number, when, value in best_so_far]
         self.client.log_batch(run_id, metrics=rows, tags=_tags({"state": state}))
         self.client.set_terminated(run_id, STATUS[state])
@@ -173,12 +192,27 @@ class Books:
             return call()
         except MlflowException as error:
             reason = str(error).partition("\n")[0][:200]
-            raise UserError(f"the tracking store {self.uri} does not answer ({reason}); check --tracking-uri") from error
+            raise UserError(
+                f"the tracking store {self.uri} does not answer ({reason}); check --tracking-uri"
+            ) from error
+
+
+def describe_error(error: Exception) -> str:
+    """Return an error as a run's reason."""
+    return f"{type(error).__name__}: {error}"
 
 
 def default_tracking_uri(state: Path) -> str:
     """Return the usual environment variable's store, or else the database in the state folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{state.resolve() / 'mlflow.db'}"
+
+
+def existing_books(uri: str | None, state: Path) -> Books:
+    """Open a store that must be there already. Raises UserError when it is not."""
+    uri = uri or default_tracking_uri(state)
+    if (path := _sqlite_path(uri)) and not path.exists():
+        raise UserError(f"there are no runs yet: {path} is missing; run search.py here first, or give --tracking-uri")
+    return Books(uri)
 
 
 def _sqlite_path(uri: str) -> Path | None:

@@ -6,8 +6,9 @@ import optuna
 from optuna.trial import TrialState
 from tqdm import tqdm
 
+from experiments.material import Material
 from experiments.space import Space
-from experiments.tracking import Books, Material, TrackedRun
+from experiments.tracking import Books, TrackedRun, describe_error
 from speaker.config import TrialConfig
 from speaker.evaluation import OBJECTIVE
 from speaker.seeding import derive_seed
@@ -44,18 +45,14 @@ def run_trial(job: Job, trial: optuna.trial.Trial, bar: "tqdm[int]") -> tuple[Tr
     config = job.config(trial)
     run = _open_run(job, trial, config)
     try:
-        run.log_setup(config, job.material)
-        bar.reset(config.steps)
-        bar.set_description_str(f"#{trial.number} {config.label()}", refresh=False)
-        result = train(config, job.material.pack, job.material.protocol, _report(trial, run), bar)
-        run.log_result(result, config, job.material)
-    except KeyboardInterrupt:
-        run.close("interrupted", "the search was stopped; the same command resumes this trial")
-        raise
+        with run.guarded():
+            run.log_setup(config, job.material)
+            bar.reset(config.steps)
+            bar.set_description_str(f"#{trial.number} {config.label()}", refresh=False)
+            result = train(config, job.material.pack, job.material.protocol, _report(trial, run), bar)
+            run.log_result(result, config, job.material)
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        _end(job, trial, TrialResult("failed", reason))
-        run.close("failed", reason)
+        _end(job, trial, TrialResult("failed", describe_error(error)))
         raise
     _end(job, trial, result)
     run.close(result.state, result.reason)

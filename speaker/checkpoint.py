@@ -54,13 +54,19 @@ def load_model(folder: Path) -> TrainedModel:
         config = TrialConfig.from_dict(json.loads((folder / CONFIG).read_text()))
         n_mels, speakers = int(card["n_mels"]), tuple(card["speakers"])
         if card["format"] != FORMAT:
-            raise UserError(f"{folder / CARD}: format must be {FORMAT}, but is {card['format']!r}; save the model again")
+            raise UserError(
+                f"{folder / CARD}: format must be {FORMAT}, but is {card['format']!r}; save the model again"
+            )
         if sha256_file(folder / WEIGHTS) != card["weights_sha256"]:
-            raise UserError(f"{folder / WEIGHTS}: its sha256 must be the one in {CARD}, but is not; fetch the model again")
+            raise UserError(
+                f"{folder / WEIGHTS}: its sha256 must be the one in {CARD}, but is not; fetch the model again"
+            )
         model = SpeakerClassifier(config, n_mels, len(speakers))
         model.load_state_dict(load_file(folder / WEIGHTS))
     except FileNotFoundError as error:
-        raise UserError(f"a model is a folder with {WEIGHTS}, {CONFIG} and {CARD}, but {error.filename} is missing") from error
+        raise UserError(
+            f"a model is a folder with {WEIGHTS}, {CONFIG} and {CARD}, but {error.filename} is missing"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"{folder}: the model cannot be read ({reason}); fetch it again") from error

@@ -31,6 +31,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
+        """Say what is wrong and end with exit code 2."""
         self.exit(BAD_INPUT, f"error: {message}; see {self.prog} --help\n")
 
 

@@ -66,7 +66,8 @@ class TrialConfig:
         _check(0 <= self.dropout < 1, f"dropout must be in [0, 1), but got {self.dropout}")
         _check(0 < self.lr < math.inf, f"lr must be above 0 and finite, but got {self.lr}")
         _check(
-            0 <= self.weight_decay < math.inf, f"weight_decay must be at least 0 and finite, but got {self.weight_decay}"
+            0 <= self.weight_decay < math.inf,
+            f"weight_decay must be at least 0 and finite, but got {self.weight_decay}",
         )
         _check(
             0 <= self.warmup_steps <= self.steps,
@@ -79,7 +80,7 @@ class TrialConfig:
         return dataclasses.replace(self, **changes)
 
     def with_steps(self, steps: int) -> Self:
-        """Return this point with another budget: of a short one, warm-up takes a tenth and there are five evaluations."""
+        """Return this point with another budget; in a short one, warm-up takes a tenth and evaluations are five."""
         return self.replace(
             steps=steps,
             warmup_steps=min(self.warmup_steps, steps // 10),

@@ -101,7 +101,9 @@ def read_mels(corpus: Corpus, utterance: Utterance) -> Tensor:
         raise
     except Exception as error:  # torch.load raises a dozen types for a broken file; each means the same here
         reason = str(error).partition("\n")[0][:200]
-        raise UserError(f"{path}: must hold one tensor, but cannot be read ({reason}); fetch this file again") from error
+        raise UserError(
+            f"{path}: must hold one tensor, but cannot be read ({reason}); fetch this file again"
+        ) from error
     wanted = (utterance.frames, corpus.n_mels)
     if not isinstance(mels, Tensor) or mels.layout is not torch.strided or mels.is_complex() or mels.is_quantized:
         raise UserError(f"{path}: must hold one dense real tensor, but holds something else; fetch this file again")
@@ -109,7 +111,9 @@ def read_mels(corpus: Corpus, utterance: Utterance) -> Tensor:
         raise UserError(f"{path}: must be of shape {wanted} (mel_len, n_mels), but is {tuple(mels.shape)}")
     mels = mels.to(torch.float32)
     if not bool((mels.abs() < LARGEST_LOG_MEL).all()):
-        raise UserError(f"{path}: a log-mel must lie within +-{LARGEST_LOG_MEL}, but one does not; fetch this file again")
+        raise UserError(
+            f"{path}: a log-mel must lie within +-{LARGEST_LOG_MEL}, but one does not; fetch this file again"
+        )
     return mels
 
 
@@ -171,7 +175,8 @@ def _speakers(mapping: dict[str, Any], path: Path) -> tuple[str, ...]:
     n = len(speaker2id)
     if n < 2:
         raise UserError(f"{path}: speaker2id must name at least 2 speakers, but names {n}")
-    if sorted(map(str, speaker2id.values())) != sorted(map(str, range(n))):
+    numbers = [number for number in speaker2id.values() if type(number) is int]
+    if len(numbers) < n or set(numbers) != set(range(n)):
         raise UserError(f"{path}: the ids in speaker2id must be 0 to {n - 1}, each once")
     if id2speaker != {str(number): name for name, number in speaker2id.items()}:
         raise UserError(f"{path}: id2speaker must be the inverse of speaker2id, with the ids as text")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speaker.corpus import split
-from speaker.pack import Pack
+from speaker.pack import Pack, length_buckets
 from speaker.seeding import uniform
 
 ACCURACY_WHOLE = "valid/accuracy_whole"
@@ -49,7 +49,8 @@ class Evaluator:
         max_frames = MAX_FRAMES[device.type]
         _, valid = protocol.split(pack)
         self._count = len(valid)
-        self._wholes = [(rows.to(device), width) for rows, width in pack.buckets(valid, max_frames)]
+        lengths = pack.lengths.cpu()[valid]
+        self._wholes = [(valid[part].to(device), width) for part, width in length_buckets(lengths, max_frames)]
         self._width = min(protocol.crop_len, pack.longest)
         starts = pack.crop_starts(valid.to(device), uniform(len(valid), protocol.crop_seed, "crop").to(device),
                                   self._width)  # fmt: skip

@@ -63,19 +63,20 @@ class Pack:
         slack = (self.lengths[rows] - width).clamp_(min=0)
         return torch.minimum((uniform * (slack + 1)).long(), slack)
 
-    def buckets(self, rows: Tensor, max_frames: int) -> Iterator[tuple[Tensor, int]]:
-        """Yield (rows, width) batches of utterances of like length, width times rows at most `max_frames`.
 
-        An utterance longer than that is a batch of its own. `rows` is int64 on the CPU; so is what comes.
-        """
-        lengths = self.lengths.cpu()[rows]
-        order = lengths.argsort(stable=True)
-        start = 0
-        widths: list[int] = lengths[order].tolist()
-        for end in range(1, len(widths) + 1):
-            if end == len(widths) or widths[end] * (end + 1 - start) > max_frames:
-                yield rows[order[start:end]], widths[end - 1]
-                start = end
+def length_buckets(lengths: Tensor, max_frames: int) -> Iterator[tuple[Tensor, int]]:
+    """Yield (positions in `lengths`, width) batches of utterances of like length, shortest first.
+
+    `lengths` is int64 (n,) on the CPU. Width, the longest of a batch, times its size is at most `max_frames`; a longer
+    utterance is a batch of its own.
+    """
+    order = lengths.argsort(stable=True)
+    widths: list[int] = lengths[order].tolist()
+    start = 0
+    for end in range(1, len(widths) + 1):
+        if end == len(widths) or widths[end] * (end + 1 - start) > max_frames:
+            yield order[start:end], widths[end - 1]
+            start = end
 
 
 def open_pack(corpus: Corpus, store: Path, progress: Callable[..., "tqdm[int]"] = tqdm) -> Pack:
@@ -105,8 +106,8 @@ def _build(corpus: Corpus, folder: Path, progress: Callable[..., "tqdm[int]"]) -
     ):
         for utterance in corpus.utterances:
             mels = read_mels(corpus, utterance).contiguous()
-            digest.update(mels.numpy())
-            stream.write(memoryview(mels.to(torch.float16).numpy()))
+            digest.update(mels.numpy().data)
+            stream.write(mels.to(torch.float16).numpy().data)
             bar.update(utterance.frames)
     save_file({"lengths": lengths, "labels": labels}, folder / "index.safetensors")
     about = {"format": FORMAT, "n_mels": corpus.n_mels, "speakers": corpus.speakers, "digest": digest.hexdigest()}

@@ -56,7 +56,7 @@ def build_demo(folder: Path, seed: int = 0) -> None:
 
 
 def synthesize(voice: Voice, address: str) -> Tensor:
-    """Return one utterance of a voice at 16 kHz, float32 (samples,), peak at -3 dB; `address` decides what and where."""
+    """Return one utterance of a voice at 16 kHz, float32 (samples,); `address` decides what it says and where."""
     draw = generator(address)
     seconds = _between(SECONDS, draw)
     frames = int(seconds * SAMPLE_RATE / HOP)
@@ -114,7 +114,9 @@ def _excitation(voice: Voice, voicing: Tensor, samples: int, draw: torch.Generat
 def _envelope(voice: Voice, phones: Tensor) -> Tensor:
     """Return the vocal tract's gain at every frame and bin, (frames + 1, bins): five resonances, a tilt, a loudness."""
     hertz = torch.linspace(0, SAMPLE_RATE / 2, N_FFT // 2 + 1)
-    formants = torch.cat((phones[:, :3], HIGHER_FORMANTS.expand(len(phones), 2)), 1) * voice.formant_habits / voice.tract
+    formants = (
+        torch.cat((phones[:, :3], HIGHER_FORMANTS.expand(len(phones), 2)), 1) * voice.formant_habits / voice.tract
+    )
     gain = torch.ones(len(phones), len(hertz))
     for number, bandwidth in enumerate(BANDWIDTHS.tolist()):
         center = formants[:, number, None]

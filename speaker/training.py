@@ -26,7 +26,7 @@ State = Literal["complete", "pruned", "failed"]
 
 @dataclass(frozen=True)
 class TrialResult:
-    """How a training ended, and the best it reached. `best_step` is 0, and the rest empty, when it never got a score."""
+    """How a training ended, and the best it reached. `best_step` is 0 when it never got a score."""
 
     state: State
     reason: str = ""  # why it was pruned or failed
@@ -137,7 +137,9 @@ def _train(
         optimizer.step()
         with torch.no_grad():
             totals += torch.stack((loss, (logits.argmax(1) == labels).float().mean()))
-        if bar.update():  # true when the bar was drawn, a few times a second: the only synchronisation between evaluations
+        if (
+            bar.update()
+        ):  # true when the bar was drawn, a few times a second: the only synchronisation between evaluations
             bar.set_postfix(loss=f"{float(loss.detach()):.2f}", accuracy=_percent(best), refresh=False)
         if step % config.valid_every and step < config.steps:
             continue

@@ -1,0 +1,97 @@
+"""`python -m experiments VERB`: everything about finished work."""
+
+import argparse
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from speaker.cli import Parser, positive_int, run_cli
+from speaker.errors import UserError
+
+STATE = Path("mlruns")
+
+
+def parser() -> Parser:
+    """Return the command line."""
+    flags = Parser(prog="python -m experiments", description="Look at finished trials and use the best.")
+    verbs = flags.add_subparsers(dest="verb", required=True, metavar="VERB")
+    store = Parser(add_help=False)
+    store.add_argument(
+        "--tracking-uri", metavar="URL", help="MLflow's store; else $MLFLOW_TRACKING_URI, else mlruns/mlflow.db"
+    )
+    compare = verbs.add_parser("compare", parents=[store], help="rank the trials of a study")
+    compare.add_argument("--study", required=True, metavar="NAME")
+    compare.add_argument("--best", type=positive_int, default=10, help="how many rows to show")
+    compare.set_defaults(run=run_compare)
+    promote = verbs.add_parser("promote", parents=[store], help="register the best model of a study as champion")
+    which = promote.add_mutually_exclusive_group(required=True)
+    which.add_argument("--study", metavar="NAME", help="promote this study's best complete trial")
+    which.add_argument("--run", dest="run_id", metavar="ID", help="promote this run, as train_trial.py leaves one")
+    promote.set_defaults(run=run_promote)
+    fetch = verbs.add_parser("fetch", parents=[store], help="copy a model out of MLflow into a folder")
+    fetch.add_argument("--model", default="champion", help="alias, version or run id")
+    fetch.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    fetch.set_defaults(run=run_fetch)
+    ui = verbs.add_parser("ui", parents=[store], help="open the MLflow UI on this machine's loopback address")
+    ui.add_argument("--port", type=positive_int, default=5000)
+    ui.set_defaults(run=run_ui)
+    return flags
+
+
+def run_compare(arguments: argparse.Namespace) -> None:
+    """Print a study's table."""
+    from experiments.leaderboard import ranked, table
+    from experiments.tracking import existing_books
+
+    print(table(ranked(existing_books(arguments.tracking_uri, STATE), arguments.study), arguments.best))
+
+
+def run_promote(arguments: argparse.Namespace) -> None:
+    """Promote a study's best run, or a given one."""
+    from experiments.registry import best_run, promote
+    from experiments.tracking import existing_books
+
+    books = existing_books(arguments.tracking_uri, STATE)
+    print(promote(books, arguments.run_id or best_run(books, arguments.study)).describe())
+
+
+def run_fetch(arguments: argparse.Namespace) -> None:
+    """Copy a model out of MLflow."""
+    from experiments.registry import fetch
+    from experiments.tracking import existing_books
+
+    words = fetch(existing_books(arguments.tracking_uri, STATE), arguments.model, arguments.out)
+    print(f"Fetched {words}.")
+
+
+def run_ui(arguments: argparse.Namespace) -> None:
+    """Serve the MLflow UI until it is stopped."""
+    from experiments.tracking import existing_books
+
+    books = existing_books(arguments.tracking_uri, STATE)
+    page = f"#/experiments/{books.experiment_id}/runs?workflowType=machine_learning"
+    if books.uri.startswith("http"):
+        print(f"The server has its own UI: {books.uri}/{page}")
+        return
+    address = f"127.0.0.1:{arguments.port}"
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", arguments.port)) == 0:
+            raise UserError(f"--port must be free, but {address} answers already; choose another --port")
+    print(f"Runs: http://{address}/{page}\nModels: http://{address}/#/models\nStop with Ctrl-C.", flush=True)
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", books.uri, "--host", "127.0.0.1"]
+    command += ["--port", str(arguments.port), "--workers", "1"]
+    command += ["--allowed-hosts", f"{address},localhost:{arguments.port}"]
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    subprocess.run(command, env={**os.environ, **quiet}, check=False)
+
+
+def main() -> None:
+    """Run a verb."""
+    arguments = parser().parse_args()
+    arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    run_cli(main)

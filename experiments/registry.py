@@ -1,0 +1,176 @@
+"""The MLflow registry: promote a run to champion, and fetch a model from there."""
+
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import torch
+from mlflow.entities import Run
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+from experiments.leaderboard import ranked
+from experiments.tracking import BEST_CROPS, BEST_WHOLE, MODEL_FOLDER, Books
+from speaker.checkpoint import CARD, CONFIG, WEIGHTS, TrainedModel, load_model
+from speaker.errors import UserError
+from speaker.files import sha256_file
+
+MODEL = "speaker-classifier"
+CHAMPION = "champion"
+PROGRAM = "program.pt2"
+SHA256 = "weights.sha256"
+CARRIED_TAGS = ("study", "trial", "preset", "corpus", "corpus.digest", "protocol.whole", "protocol.crops", SHA256)
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """What a promotion changed; `before` is None when there was no champion."""
+
+    before: ModelVersion | None
+    after: ModelVersion
+
+    def describe(self) -> str:
+        """Return it in words."""
+        lines = [f"{CHAMPION} of {MODEL} is version {self.after.version}: {_describe(self.after)}"]
+        if self.before is None:
+            lines.append("There was none before.")
+        elif self.before.version == self.after.version:
+            lines.append("It was before, too: nothing changed.")
+        else:
+            lines.append(f"Before, it was version {self.before.version}: {_describe(self.before)}")
+            comparable = all(self.before.tags.get(tag) == self.after.tags.get(tag) for tag in CARRIED_TAGS[4:6])
+            if not comparable:
+                lines.append(
+                    "The two were measured on different corpora or protocols: their accuracies do not compare."
+                )
+        return "\n".join(lines)
+
+
+def best_run(books: Books, study: str) -> str:
+    """Return the id of a study's best complete run. Raises UserError when there is none."""
+    rows = [row for row in ranked(books, study) if row.state == "complete"]
+    if not rows:
+        raise UserError(
+            f"only a complete trial can be promoted, but study {study!r} has none; run search.py on it first"
+        )
+    return rows[0].run_id
+
+
+def promote(books: Books, run_id: str) -> Promotion:
+    """Register a run's model as a new version, if it is not one yet, and give it the alias `champion`."""
+    client = books.client
+    run = _run(books, run_id)
+    before = find_version(books, CHAMPION)
+    if not client.search_registered_models(f"name = '{MODEL}'"):
+        client.create_registered_model(MODEL, description="Names the speaker of log-mel features.")
+    known = client.search_model_versions(f"name = '{MODEL}' and run_id = '{run_id}'")
+    after = max(known, key=lambda each: int(each.version)) if known else _register(books, run)
+    client.set_registered_model_alias(MODEL, CHAMPION, after.version)
+    return Promotion(before, client.get_model_version(MODEL, after.version))
+
+
+def find_version(books: Books, name: str) -> ModelVersion | None:
+    """Return the registered version called by an alias or a number, or None."""
+    try:
+        if name.isdecimal():
+            return books.client.get_model_version(MODEL, name)
+        return books.client.get_model_version_by_alias(MODEL, name)
+    except MlflowException:
+        return None
+
+
+def fetch(books: Books, name: str, folder: Path) -> str:
+    """Copy the model called by an alias, a version or a run id into `folder`; return what it is, in words.
+
+    Only data is copied, and its sha256 is that of the run that made it. Raises UserError when there is no such model.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        found = find_version(books, name)
+        if found is not None:
+            uri = books.client.get_model_version_download_uri(MODEL, found.version)
+            source = _download(books, uri, temporary) / "artifacts"
+            expected, words = found.tags[SHA256], f"version {found.version} of {MODEL}"
+        elif re.fullmatch("[0-9a-f]{32}", name):
+            run = _run(books, name)
+            source = _download(books, f"{run.info.artifact_uri}/{MODEL_FOLDER}", temporary)
+            expected, words = run.data.tags[SHA256], f"run {name}"
+        else:
+            raise UserError(
+                f"--model must be an alias or version of {MODEL}, a run id or a folder, but {name!r} is none in "
+                f"{books.uri}; promote a study first: python -m experiments promote --study NAME"
+            )
+        if sha256_file(source / WEIGHTS) != expected:
+            raise UserError(f"the weights of {words} must have sha256 {expected}, but have another; promote them again")
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in (WEIGHTS, CONFIG, CARD):
+            shutil.copyfile(source / file, folder / file)
+    return words
+
+
+def _register(books: Books, run: Run) -> ModelVersion:
+    """Log a run's model so that plain MLflow can serve it, and register that as a new version."""
+    client = books.client
+    name = (run.info.run_name or "").partition(" ")[2] if "study" in run.data.tags else run.info.run_name
+    tags = {tag: run.data.tags[tag] for tag in CARRIED_TAGS if tag in run.data.tags}
+    tags |= {key: f"{run.data.metrics[key]:.4f}" for key in (BEST_WHOLE, BEST_CROPS)}
+    with tempfile.TemporaryDirectory() as temporary:
+        fetched, served = Path(temporary, "fetched"), Path(temporary, "served")
+        fetch(books, run.info.run_id, fetched)
+        _save_served(load_model(fetched), fetched, served)
+        logged = client.create_logged_model(run.info.experiment_id, MODEL, run.info.run_id, tags=tags)
+        client.log_model_artifacts(logged.model_id, str(served))
+        client.finalize_logged_model(logged.model_id, "READY")
+    source = f"models:/{logged.model_id}"
+    return client.create_model_version(MODEL, source, run.info.run_id, tags, description=name, model_id=logged.model_id)
+
+
+def _save_served(trained: TrainedModel, fetched: Path, folder: Path) -> None:
+    """Write the pyfunc model: the exported program, the file that runs it, and the weights as plain data."""
+    export_program(trained, fetched / PROGRAM)
+    inputs = Schema([TensorSpec(np.dtype(np.float32), (-1, -1, trained.n_mels), "mels"),
+                     TensorSpec(np.dtype(np.int64), (-1,), "lengths")])  # fmt: skip
+    outputs = Schema([TensorSpec(np.dtype(np.str_), (-1,), "speaker"),
+                      TensorSpec(np.dtype(np.float32), (-1, len(trained.speakers)), "probabilities")])  # fmt: skip
+    artifacts = {"program": PROGRAM, "card": CARD, "weights": WEIGHTS, "config": CONFIG}
+    mlflow.pyfunc.save_model(
+        folder,
+        python_model=str(Path(__file__).with_name("served_model.py")),
+        artifacts={key: str(fetched / file) for key, file in artifacts.items()},
+        signature=ModelSignature(inputs, outputs),
+        pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in ("mlflow", "numpy", "torch")],
+    )
+
+
+def export_program(trained: TrainedModel, path: Path) -> None:
+    """Write a model as a torch.export program of (mels, lengths), both sizes dynamic from 1 up."""
+    batch, frames = torch.export.Dim("batch", min=1), torch.export.Dim("frames", min=1)
+    example = (torch.zeros(2, 3, trained.n_mels), torch.tensor([3, 2]))
+    shapes = {"mels": {0: batch, 1: frames}, "lengths": {0: batch}}
+    torch.export.save(torch.export.export(trained.model, example, dynamic_shapes=shapes), path)
+
+
+def _run(books: Books, run_id: str) -> Run:
+    try:
+        run = books.client.get_run(run_id)
+    except MlflowException:
+        raise UserError(f"there is no run {run_id!r} in {books.uri}; copy its id from the UI") from None
+    if SHA256 not in run.data.tags:
+        raise UserError(f"run {run_id} has no model; choose a complete trial's")
+    return run
+
+
+def _download(books: Books, uri: str, folder: str) -> Path:
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder, tracking_uri=books.uri))
+
+
+def _describe(registered: ModelVersion) -> str:
+    tags = registered.tags
+    where = f"#{tags['trial']} of study {tags['study']}" if "study" in tags else f"run {registered.run_id}"
+    return f"{registered.description}, whole {tags[BEST_WHOLE]}, crops {tags[BEST_CROPS]}, {where}"

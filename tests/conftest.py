@@ -1,0 +1,28 @@
+"""Fixtures: a tiny corpus and its pack, made once."""
+
+from pathlib import Path
+
+import pytest
+
+from speaker.corpus import Corpus, read_corpus
+from speaker.pack import Pack, open_pack
+from tests.helpers import write_corpus
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    folder = tmp_path_factory.mktemp("corpus") / "tiny"
+    write_corpus(folder)
+    return read_corpus(folder)
+
+
+@pytest.fixture(scope="session")
+def pack(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    return open_pack(corpus, tmp_path_factory.mktemp("packs"))
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    folder = tmp_path / "mlruns"
+    folder.mkdir()
+    return folder

@@ -1,0 +1,85 @@
+"""What several tests need: corpora on disk, small points, the program as a user starts it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from speaker.config import TrialConfig
+from speaker.seeding import generator
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = TrialConfig(
+    d_model=16, nhead=2, dim_feedforward=32, batch_size=8, segment_len=24, steps=12, warmup_steps=2, valid_every=4
+)
+
+
+def write_corpus(
+    folder: Path,
+    speakers: int = 4,
+    per_speaker: int = 15,
+    test: int = 6,
+    frames: tuple[int, int] = (12, 60),
+    n_mels: int = 40,
+    seed: int = 0,
+) -> dict[str, str]:
+    """Write a corpus whose speakers differ in their mean frame; return the speaker of each test file."""
+    folder.mkdir(parents=True)
+    draw = generator(seed, "corpus")
+    names = [f"id{seed:02d}{number:03d}" for number in range(speakers)]
+    means = torch.randn(speakers, n_mels, generator=draw) * 2
+    answers: dict[str, str] = {}
+
+    def utterance(speaker: int) -> dict[str, object]:
+        length = int(torch.randint(frames[0], frames[1] + 1, (), generator=draw))
+        name = f"uttr-{int(torch.randint(2**60, (), generator=draw)):032x}.pt"
+        torch.save(means[speaker] + torch.randn(length, n_mels, generator=draw), folder / name)
+        return {"feature_path": name, "mel_len": length}
+
+    labelled = {name: [utterance(i) for _ in range(per_speaker)] for i, name in enumerate(names)}
+    unlabelled = []
+    for number in range(test):
+        entry = utterance(number % speakers)
+        answers[str(entry["feature_path"])] = names[number % speakers]
+        unlabelled.append(entry)
+    mapping = {
+        "speaker2id": {name: i for i, name in enumerate(names)},
+        "id2speaker": {str(i): name for i, name in enumerate(names)},
+    }
+    (folder / "mapping.json").write_text(json.dumps(mapping))
+    (folder / "metadata.json").write_text(json.dumps({"n_mels": n_mels, "speakers": labelled}))
+    (folder / "testdata.json").write_text(json.dumps({"n_mels": n_mels, "utterances": unlabelled}))
+    return answers
+
+
+def program(*words: object) -> list[str]:
+    """Return a command line of this project: a script's name or `-m` and a module, and its arguments."""
+    first, *rest = map(str, words)
+    return [sys.executable, *(["-m"] if first in ("speaker", "experiments") else []), _path(first), *rest]
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of a user who stands in some folder and has this checkout on the path."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "OPTUNA_"))}
+    return {**kept, "PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+
+def start(folder: Path, *words: object) -> "subprocess.Popen[str]":
+    """Start a command of this project in a folder."""
+    return subprocess.Popen(
+        program(*words), cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def run(folder: Path, *words: object) -> "subprocess.CompletedProcess[str]":
+    """Run a command of this project in a folder to its end."""
+    return subprocess.run(
+        program(*words), cwd=folder, env=environment(), capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def _path(word: str) -> str:
+    return str(ROOT / word) if word.endswith(".py") else word

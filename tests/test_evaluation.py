@@ -1,0 +1,66 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from speaker.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, MAX_FRAMES, Evaluator, Protocol
+from speaker.model import SpeakerClassifier
+from speaker.pack import Pack
+from tests.helpers import TINY
+
+
+@pytest.fixture
+def model() -> SpeakerClassifier:
+    torch.manual_seed(3)
+    return SpeakerClassifier(TINY, 40, 4)
+
+
+def test_agrees_with_one_utterance_at_a_time(pack: Pack, model: SpeakerClassifier) -> None:
+    measured = Evaluator(pack, Protocol())(model)
+    _, valid = Protocol().split(pack)
+    hits, loss = 0, 0.0
+    model.eval()
+    with torch.no_grad():
+        for row in valid.tolist():
+            start, length = int(pack.offsets[row]), int(pack.lengths[row])
+            logits = model(pack.frames[None, start : start + length].float())
+            hits += int(logits.argmax() == pack.labels[row])
+            loss += float(F.cross_entropy(logits[0], pack.labels[row]))
+    assert measured[ACCURACY_WHOLE] == hits / 6
+    assert measured["valid/loss_whole"] == pytest.approx(loss / 6, abs=1e-5)
+
+
+def test_crops_are_fixed_by_their_seed_and_length(pack: Pack, model: SpeakerClassifier) -> None:
+    """With crops as long as the longest utterance, crops are whole utterances; else the seed decides."""
+    whole = Evaluator(pack, Protocol(crop_len=1_000))(model)
+    assert whole[ACCURACY_CROPS] == whole[ACCURACY_WHOLE]
+    short = Protocol(crop_len=2)
+    assert Evaluator(pack, short)(model)[ACCURACY_CROPS] == Evaluator(pack, short)(model)[ACCURACY_CROPS]
+    starts = [Evaluator(pack, Protocol(crop_len=2, crop_seed=seed))._crops[0][1].tolist() for seed in range(3)]
+    assert starts[0] != starts[1] != starts[2]
+
+
+def test_the_batch_size_does_not_matter(
+    pack: Pack, model: SpeakerClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = Evaluator(pack, Protocol())(model)
+    monkeypatch.setitem(MAX_FRAMES, "cpu", 1)
+    small = Evaluator(pack, Protocol())(model)
+    assert large[ACCURACY_WHOLE] == small[ACCURACY_WHOLE]
+    assert large[ACCURACY_CROPS] == small[ACCURACY_CROPS]
+    assert large["valid/loss_whole"] == pytest.approx(small["valid/loss_whole"], abs=1e-5)
+
+
+def test_the_model_goes_on_in_the_mode_it_was_in(pack: Pack, model: SpeakerClassifier) -> None:
+    evaluate = Evaluator(pack, Protocol())
+    model.train()
+    evaluate(model)
+    assert model.training
+    model.eval()
+    evaluate(model)
+    assert not model.training
+
+
+def test_protocols_read_well() -> None:
+    words = Protocol(split_seed=3, crop_len=64, crop_seed=9).describe()
+    assert words[ACCURACY_WHOLE] == "valid part of split 3, whole utterances, masked"
+    assert words[ACCURACY_CROPS] == "valid part of split 3, one crop of 64 frames each, crop seed 9"

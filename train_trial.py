@@ -1,0 +1,98 @@
+"""Train one given point, tracked exactly like a trial of a study. `python train_trial.py --help` lists the flags."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from speaker.cli import Parser, run_cli
+from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE, PRESETS, TrialConfig
+
+STATE = Path("mlruns")
+
+
+def parser() -> Parser:
+    """Return the command line: a flag for each field of TrialConfig, and what a search takes."""
+    flags = Parser(prog="train_trial.py", description="Train one point, tracked like a trial, without a study.")
+    flags.add_argument("--preset", choices=tuple(PRESETS), help="start from one of the homework's points")
+    flags.add_argument("--data", type=Path, metavar="FOLDER", help="corpus; without one, the built-in demo corpus")
+    flags.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    flags.add_argument(
+        "--tracking-uri", metavar="URL", help="MLflow's store; else $MLFLOW_TRACKING_URI, else mlruns/mlflow.db"
+    )
+    point = flags.add_argument_group(
+        "the point", "fields of TrialConfig; where not given, the preset's or the homework's"
+    )
+    for field in dataclasses.fields(TrialConfig):
+        name = "--" + field.name.replace("_", "-")
+        kind = type(field.default)
+        if kind is bool:
+            point.add_argument(name, action=argparse.BooleanOptionalAction, default=None)
+        else:
+            point.add_argument(name, type=kind, metavar=kind.__name__.upper(), help=f"homework: {field.default}")
+    return flags
+
+
+def chosen_point(arguments: argparse.Namespace) -> TrialConfig:
+    """Return the point that the flags ask for. Raises UserError when it breaks a rule."""
+    given: dict[str, Any] = {
+        field.name: value
+        for field in dataclasses.fields(TrialConfig)
+        if (value := getattr(arguments, field.name)) is not None
+    }
+    base = HOMEWORK_BASELINE if arguments.data else DEMO_BUDGET
+    if arguments.preset:
+        preset = PRESETS[arguments.preset]
+        base = base.replace(d_model=preset.d_model, nhead=preset.nhead, num_layers=preset.num_layers,
+                            activation=preset.activation)  # fmt: skip
+    if steps := given.pop("steps", None):
+        base = base.with_steps(steps)
+    return base.replace(**given)
+
+
+def main() -> None:
+    """Train the point and say what the homework's notebook says."""
+    arguments = parser().parse_args()
+    config = chosen_point(arguments)
+    # Late: torch and mlflow take seconds to import, and --help needs neither.
+    from tqdm import tqdm
+
+    from experiments.material import prepare
+    from experiments.tracking import Books, default_tracking_uri
+    from speaker.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, OBJECTIVE
+    from speaker.training import Metrics, train
+
+    material = prepare(arguments.data, arguments.device, STATE)
+    books = Books(arguments.tracking_uri or default_tracking_uri(STATE))
+    run = books.open_run(config.label(), {"preset": arguments.preset} if arguments.preset else {})
+    best = -1.0
+
+    with tqdm(total=config.steps, desc=config.label(), unit="step", disable=None) as bar:
+
+        def report(step: int, metrics: Metrics) -> bool:
+            nonlocal best
+            run.log(step, metrics)
+            tqdm.write(
+                f"Train  {metrics['speed/steps_per_s']:6.1f} step/s   accuracy={metrics['train/accuracy']:.2f}, "
+                f"loss={metrics['train/loss']:.2f}, step={step}\n"
+                f"Valid  {metrics['speed/valid_uttr_per_s']:6.0f} uttr/s   accuracy={metrics[ACCURACY_WHOLE]:.2f}, "
+                f"loss={metrics['valid/loss_whole']:.2f}, by crops {metrics[ACCURACY_CROPS]:.2f}"
+            )
+            if metrics[OBJECTIVE] > best:
+                best = metrics[OBJECTIVE]
+                tqdm.write(f"Step {step}, best model saved. (accuracy={best:.4f})")
+            return False
+
+        with run.guarded():
+            run.log_setup(config, material)
+            result = train(config, material.pack, material.protocol, report, bar)
+            run.log_result(result, config, material)
+    run.close(result.state, result.reason)
+    whole, crops = (f"{value:.4f}" if value is not None else "-" for value in result.scores())
+    print(f"{result.state}: whole {whole}, crops {crops}, {result.parameters:,} parameters, {result.seconds:.1f} s"
+          + (f" ({result.reason})" if result.reason else ""))  # fmt: skip
+    print(f"Run {run.run_id}; promote it with: python -m experiments promote --run {run.run_id}")
+
+
+if __name__ == "__main__":
+    run_cli(main)
