@@ -3,6 +3,7 @@
 import re
 import shutil
 import tempfile
+import warnings
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -139,13 +140,18 @@ def _save_served(trained: TrainedModel, fetched: Path, folder: Path) -> None:
     outputs = Schema([TensorSpec(np.dtype(np.str_), (-1,), "speaker"),
                       TensorSpec(np.dtype(np.float32), (-1, len(trained.speakers)), "probabilities")])  # fmt: skip
     artifacts = {"program": PROGRAM, "card": CARD, "weights": WEIGHTS, "config": CONFIG}
-    mlflow.pyfunc.save_model(
-        folder,
-        python_model=str(Path(__file__).with_name("served_model.py")),
-        artifacts={key: str(fetched / file) for key, file in artifacts.items()},
-        signature=ModelSignature(inputs, outputs),
-        pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in ("mlflow", "numpy", "torch")],
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "(?s).*Add type hints"
+        )  # it would take them for a schema, and ours is written
+        mlflow.pyfunc.save_model(
+            folder,
+            python_model=str(Path(__file__).with_name("served_model.py")),
+            artifacts={key: str(fetched / file) for key, file in artifacts.items()},
+            signature=ModelSignature(inputs, outputs),
+            input_example={"mels": np.zeros((2, 3, trained.n_mels), np.float32), "lengths": np.array([3, 2])},
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in ("mlflow", "numpy", "torch")],
+        )
 
 
 def export_program(trained: TrainedModel, path: Path) -> None:

@@ -17,10 +17,11 @@ class SpeakerModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow's
         self._program = torch.export.load(context.artifacts["program"]).module()
         self._speakers = np.array(json.loads(Path(context.artifacts["card"]).read_text())["speakers"])
 
-    def predict(self, _context: Any, model_input: dict[str, np.ndarray], _params: Any = None) -> dict[str, np.ndarray]:
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ARG002
         """Return `speaker` (B,) and `probabilities` (B, speakers) for `mels` (B, T, n_mels) and `lengths` (B,).
 
-        Frames from lengths[b] on do not count, whatever they hold.
+        Frames from lengths[b] on do not count, whatever they hold. (MLflow takes type hints here for a schema, and
+        fixes the names of the arguments.)
         """
         mels = torch.from_numpy(np.ascontiguousarray(model_input["mels"], dtype=np.float32))
         lengths = torch.from_numpy(np.ascontiguousarray(model_input["lengths"], dtype=np.int64))

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # a server that is down answers in seconds, not minutes
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow  # after the settings it reads at import
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
@@ -105,6 +106,7 @@ class Books:
     def __init__(self, uri: str, clock: Callable[[], float] = time.time) -> None:
         for library in ("mlflow", "alembic"):
             logging.getLogger(library).setLevel(logging.WARNING)
+        mlflow.set_tracking_uri(uri)  # the registry resolves models:/ URIs by this global alone
         self.uri = uri
         self._clock = clock
         if path := _sqlite_path(uri):

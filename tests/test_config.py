@@ -18,7 +18,9 @@ def test_homework_points() -> None:
 
 
 def test_an_indivisible_width_names_the_legal_heads() -> None:
-    with pytest.raises(UserError, match=r"got d_model=80, nhead=32; choose nhead from 1, 2, 4, 5, 8, 10, 16, 20, 40, 80"):
+    with pytest.raises(
+        UserError, match=r"got d_model=80, nhead=32; choose nhead from 1, 2, 4, 5, 8, 10, 16, 20, 40, 80"
+    ):
         TrialConfig(d_model=80, nhead=32)
 
 

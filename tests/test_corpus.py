@@ -39,7 +39,9 @@ def test_the_homework_folder_takes_its_parents_name(corpus: Corpus, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["mapping.json", "metadata.json", "testdata.json"])
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"\xff\xfe", b'{"a": 1, "a": 2}', b'{"n": NaN}', b"[" * 99_999])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"3", b"\xff\xfe", b'{"a": 1, "a": 2}', b'{"n": NaN}', b"[" * 99_999]
+)
 def test_a_broken_manifest_is_one_clear_line(copy: Path, name: str, content: bytes) -> None:
     (copy / name).write_bytes(content)
     with pytest.raises(UserError, match=name) as caught:
@@ -75,7 +77,9 @@ def test_a_missing_manifest_is_named(copy: Path, name: str) -> None:
         ("testdata.json", lambda m: m["utterances"].append(3), r"utterances\[6\] must be dict"),
     ],
 )
-def test_a_manifest_that_breaks_a_rule_is_refused(copy: Path, name: str, edit: Callable[[Any], object], rule: str) -> None:
+def test_a_manifest_that_breaks_a_rule_is_refused(
+    copy: Path, name: str, edit: Callable[[Any], object], rule: str
+) -> None:
     change(copy, name, edit)
     with pytest.raises(UserError, match=rule):
         read_corpus(copy)

@@ -39,9 +39,7 @@ def test_crops_are_fixed_by_their_seed_and_length(pack: Pack, model: SpeakerClas
     assert starts[0] != starts[1] != starts[2]
 
 
-def test_the_batch_size_does_not_matter(
-    pack: Pack, model: SpeakerClassifier, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_batch_size_does_not_matter(pack: Pack, model: SpeakerClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
     large = Evaluator(pack, Protocol())(model)
     monkeypatch.setitem(MAX_FRAMES, "cpu", 1)
     small = Evaluator(pack, Protocol())(model)

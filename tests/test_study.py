@@ -1,0 +1,318 @@
+import multiprocessing
+import sqlite3
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+from optuna.trial import TrialState
+from tqdm import tqdm
+
+from experiments import trial as trial_module
+from experiments.locks import open_locks
+from experiments.material import Material
+from experiments.space import HOMEWORK, WIDE
+from experiments.study import Plan, Search, open_storage
+from experiments.tracking import Books
+from experiments.trial import PRESET, RUN_ID, run_trial
+from speaker.cli import Interrupted
+from speaker.config import TrialConfig
+from speaker.corpus import Corpus
+from speaker.errors import UserError
+from speaker.evaluation import OBJECTIVE, Protocol
+from speaker.pack import Pack
+from speaker.training import TrialResult, train
+from tests.helpers import TINY
+
+PLAN = Plan("s", HOMEWORK, TINY.replace(steps=4, warmup_steps=1, valid_every=2), 0, "random", "none", 4, None)
+
+
+@pytest.fixture
+def material(corpus: Corpus, pack: Pack) -> Material:
+    return Material(corpus, pack, Protocol(), {"device": "cpu"})
+
+
+@pytest.fixture
+def open_search(state: Path, material: Material) -> Callable[[Plan], Search]:
+    url = f"sqlite:///{state}/optuna.db"
+
+    def opened(plan: Plan) -> Search:
+        books = Books(f"sqlite:///{state}/mlflow.db")
+        return Search(plan, open_storage(url), open_locks(url, plan.name), material, books, {})
+
+    return opened
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train a narrow model whatever was sampled, so that a study takes seconds; all else stays real."""
+
+    def train_narrow(config: TrialConfig, *rest: object) -> TrialResult:
+        return train(config.replace(d_model=16, nhead=2, num_layers=1), *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(trial_module, "train", train_narrow)
+
+
+def work(search: Search, most: int = 99) -> list[int]:
+    """Run trials as search.py does, `most` at the most; return their numbers."""
+    numbers = []
+    for trial in search.trials():
+        run_trial(search.job, trial, tqdm(disable=True))
+        numbers.append(trial.number)
+        if len(numbers) == most:
+            break
+    return numbers
+
+
+def assert_books_agree(search: Search, count: int) -> None:
+    """Both stores hold `count` finished trials, one run each, linked both ways."""
+    trials = search.study.get_trials()
+    assert [trial.number for trial in trials] == list(range(count))
+    assert all(trial.state.is_finished() for trial in trials)
+    runs = search._books.runs("tags.study = 's' and tags.kind = 'trial'")
+    assert {run.info.run_id: int(run.data.tags["trial"]) for run in runs} == {
+        trial.user_attrs[RUN_ID]: trial.number for trial in trials
+    }
+    assert len(runs) == count
+    names = {"FINISHED": TrialState.COMPLETE, "KILLED": TrialState.PRUNED, "FAILED": TrialState.FAIL}
+    for run in runs:
+        trial = trials[int(run.data.tags["trial"])]
+        assert names[run.info.status] == trial.state
+        assert run.data.tags["mlflow.parentRunId"] == search.job.parent
+        rows = search._books.client.get_metric_history(run.info.run_id, OBJECTIVE)
+        assert {row.step: row.value for row in rows} == trial.intermediate_values
+        assert len(rows) == len(trial.intermediate_values), "a row stands twice"
+
+
+@pytest.mark.usefixtures("fast")
+def test_trials_means_that_many_finished_trials(open_search: Callable[[Plan], Search]) -> None:
+    assert work(open_search(replace(PLAN, trials=3))) == [0, 1, 2]
+    assert work(open_search(replace(PLAN, trials=3))) == []
+    search = open_search(PLAN)
+    assert work(search) == [3]
+    search.close(interrupted=False)
+    assert_books_agree(search, 4)
+    presets = [trial.user_attrs.get(PRESET) for trial in search.study.trials]
+    assert presets == ["homework-baseline", "homework-edited", None, None]
+    assert search.study.trials[1].params == {"d_model": 512, "nhead": 16, "num_layers": 6, "activation": "relu"}
+    assert search._books.client.get_run(search.job.parent).info.status == "FINISHED"
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_a_study_draws_the_same_however_often_it_is_interrupted(
+    open_search: Callable[[Plan], Search], sampler: str
+) -> None:
+    plan = replace(PLAN, sampler=sampler, trials=14)
+    whole = open_search(plan)
+    work(whole)
+    broken_plan = replace(plan, name="broken")
+    for count in (2, 5, 1, 99):
+        work(open_search(broken_plan), count)
+    broken = open_search(broken_plan)
+    for one, other in zip(whole.study.trials, broken.study.trials, strict=True):
+        assert one.params == other.params
+        assert one.intermediate_values == other.intermediate_values
+
+
+@pytest.mark.usefixtures("fast")
+def test_an_interrupted_trial_is_resumed_under_its_number_and_run(
+    open_search: Callable[[Plan], Search], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = open_search(PLAN)
+    original = trial_module.train
+
+    def interrupt(*arguments: object) -> TrialResult:
+        original(*arguments)  # type: ignore[arg-type]
+        raise Interrupted(15)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trial_module, "train", interrupt)
+        with pytest.raises(Interrupted):
+            work(search)
+    search.close(interrupted=True)
+    (trial,) = search.study.get_trials()
+    assert trial.state == TrialState.RUNNING
+    run = search._books.client.get_run(trial.user_attrs[RUN_ID])
+    assert (run.info.status, run.data.tags["state"]) == ("KILLED", "interrupted")
+
+    again = open_search(PLAN)
+    assert work(again) == [0, 1, 2, 3]
+    again.close(interrupted=False)
+    assert again.study.trials[0].user_attrs[RUN_ID] == trial.user_attrs[RUN_ID]
+    assert_books_agree(again, 4)
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("step", ["ask", "open_run", "log_result", "tell", "close"])
+def test_a_worker_may_die_after_any_write(
+    open_search: Callable[[Plan], Search], monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Die, in the second trial, right after each of the writes that make up a trial."""
+
+    class Death(BaseException):
+        pass
+
+    owner, name = {
+        "ask": (optuna.Study, "ask"),
+        "open_run": (Books, "_create_run"),
+        "log_result": (trial_module.TrackedRun, "log_result"),
+        "tell": (optuna.Study, "tell"),
+        "close": (trial_module.TrackedRun, "close"),
+    }[step]
+    original = getattr(owner, name)
+    calls = []
+
+    def die_after(*arguments: object, **more: object) -> object:
+        result = original(*arguments, **more)
+        calls.append(name)
+        if len(calls) == 2:
+            raise Death
+        return result
+
+    search = open_search(PLAN)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, die_after)
+        with pytest.raises(Death):
+            work(search)
+    del search
+    again = open_search(PLAN)
+    work(again)
+    again.close(interrupted=False)
+    assert_books_agree(again, 4)
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_bug_closes_the_run_as_failed_and_stops_the_search(
+    open_search: Callable[[Plan], Search], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_arguments: object) -> TrialResult:
+        raise ZeroDivisionError("a bug")
+
+    search = open_search(PLAN)
+    with monkeypatch.context() as patch:
+        patch.setattr(trial_module, "train", crash)
+        with pytest.raises(ZeroDivisionError):
+            work(search)
+    (run,) = search._books.runs("tags.kind = 'trial'")
+    assert run.info.status == "FAILED"
+    assert run.data.tags["state.reason"] == "ZeroDivisionError: a bug"
+    again = open_search(PLAN)
+    work(again)
+    assert_books_agree(again, 4)
+
+
+@pytest.mark.usefixtures("fast")
+def test_points_that_fail_or_are_pruned_end_as_such_and_the_search_goes_on(
+    open_search: Callable[[Plan], Search], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = trial_module.train
+    calls = []
+
+    def train_some(config: TrialConfig, *rest: object) -> TrialResult:
+        calls.append(config)
+        if len(calls) == 1:
+            return original(config.replace(lr=1e30, warmup_steps=0), *rest)  # type: ignore[arg-type]
+        result = original(config, *rest)  # type: ignore[arg-type]
+        return replace(result, state="pruned", reason="too slow") if len(calls) == 3 else result
+
+    monkeypatch.setattr(trial_module, "train", train_some)
+    search = open_search(PLAN)
+    work(search)
+    search.close(interrupted=False)
+    states = [trial.state for trial in search.study.trials]
+    assert states == [TrialState.FAIL, TrialState.COMPLETE, TrialState.PRUNED, TrialState.COMPLETE]
+    assert_books_agree(search, 4)
+    runs = search._books.runs("tags.kind = 'trial'")
+    assert [run.data.tags["state"] for run in runs] == ["failed", "complete", "pruned", "complete"]
+    assert "diverged" in runs[0].data.tags["state.reason"]
+    assert runs[2].data.tags["state.reason"] == "too slow"
+
+
+def test_a_study_of_another_kind_is_refused_by_name(open_search: Callable[[Plan], Search], material: Material) -> None:
+    open_search(PLAN)
+    with pytest.raises(UserError, match="seed is 0 there and 1 here; choose another --study, such as s-2"):
+        open_search(replace(PLAN, seed=1))
+    with pytest.raises(UserError, match="space is homework there and wide here"):
+        open_search(replace(PLAN, space=WIDE))
+    with pytest.raises(UserError, match="steps is 4 there and 8 here"):
+        open_search(replace(PLAN, base=PLAN.base.replace(steps=8)))
+
+
+def test_a_study_of_another_corpus_or_objective_is_refused(
+    open_search: Callable[[Plan], Search], state: Path, monkeypatch: pytest.MonkeyPatch, material: Material
+) -> None:
+    open_search(PLAN)
+    monkeypatch.setattr("experiments.study.OBJECTIVE", "valid/accuracy_crops")
+    with pytest.raises(UserError, match="objective is valid/accuracy_whole there and valid/accuracy_crops here"):
+        open_search(PLAN)
+    monkeypatch.undo()
+    other = replace(material, pack=replace(material.pack, digest="other"))
+    url = f"sqlite:///{state}/optuna.db"
+    with pytest.raises(UserError, match="corpus is .* there and other here"):
+        Search(PLAN, open_storage(url), open_locks(url, "s"), other, Books(f"sqlite:///{state}/mlflow.db"), {})
+
+
+def test_a_study_that_is_not_ours_is_refused(open_search: Callable[[Plan], Search], state: Path) -> None:
+    storage = open_storage(f"sqlite:///{state}/optuna.db")
+    optuna.create_study(storage=storage, study_name="s", direction="maximize").add_trial(
+        optuna.trial.create_trial(value=1.0)
+    )
+    with pytest.raises(UserError, match="another program"):
+        open_search(PLAN)
+
+
+def test_lost_runs_are_noticed(open_search: Callable[[Plan], Search], state: Path, material: Material) -> None:
+    open_search(PLAN)
+    url = f"sqlite:///{state}/optuna.db"
+    with pytest.raises(UserError, match="must be in the tracking store"):
+        Search(PLAN, open_storage(url), open_locks(url, "s"), material, Books(f"sqlite:///{state}/other.db"), {})
+
+
+@pytest.mark.usefixtures("fast")
+def test_no_trial_starts_after_the_timeout(open_search: Callable[[Plan], Search]) -> None:
+    assert work(open_search(replace(PLAN, timeout=1e-9))) == []
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("pruner", ["median", "hyperband"])
+def test_pruners_end_trials_within_the_rules(open_search: Callable[[Plan], Search], pruner: str) -> None:
+    plan = replace(PLAN, pruner=pruner, trials=16, base=TINY.replace(steps=6, warmup_steps=1, valid_every=1))
+    search = open_search(plan)
+    work(search)
+    assert_books_agree(search, 16)
+    for trial in search.study.trials:
+        assert trial.state == TrialState.COMPLETE or max(trial.intermediate_values) >= 2
+    assert TrialState.PRUNED in {trial.state for trial in search.study.trials}
+
+
+def test_eight_processes_open_a_new_storage_at_once(state: Path) -> None:
+    url = f"sqlite:///{state}/optuna.db"
+    with multiprocessing.get_context("spawn").Pool(8) as pool:
+        pool.map(open_and_write, [url] * 8)
+    study = optuna.load_study(study_name="many", storage=open_storage(url))
+    assert Counter(trial.state for trial in study.trials) == {TrialState.COMPLETE: 40}
+    with sqlite3.connect(state / "optuna.db") as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    connection.close()
+
+
+def open_and_write(url: str) -> None:
+    torch.set_num_threads(1)
+    study = optuna.create_study(storage=open_storage(url), study_name="many", load_if_exists=True)
+    for _ in range(5):
+        study.tell(study.ask(), 1.0)
+
+
+@pytest.mark.parametrize("content", [b"no database", b""])
+def test_a_file_that_is_no_storage(state: Path, content: bytes) -> None:
+    path = state / "optuna.db"
+    path.write_bytes(content)
+    if content:
+        with pytest.raises(UserError, match="cannot be opened .*check --storage"):
+            open_storage(f"sqlite:///{path}")
+    else:
+        open_storage(f"sqlite:///{path}")  # SQLite takes an empty file for a new database
