@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from speaker.cli import Parser, positive_float, positive_int, run_cli
+from speaker.cli import Parser, natural, positive_float, positive_int, run_cli
 
 STATE = Path("mlruns")
 
@@ -20,7 +20,7 @@ def parser() -> Parser:
         "--steps", type=positive_int, help="training steps of a trial; 70000 on a corpus, 100 on the demo"
     )
     flags.add_argument("--space", default="homework", metavar="NAME", help="search space: homework or wide")
-    flags.add_argument("--seed", type=int, default=0, help="of the study: sampler, weights, dropout, data order")
+    flags.add_argument("--seed", type=natural, default=0, help="of the study: sampler, weights, dropout, data order")
     flags.add_argument("--sampler", default="tpe", choices=("tpe", "random"), help="how points are proposed")
     flags.add_argument(
         "--pruner", default="median", choices=("median", "hyperband", "none"), help="when to stop a trial"
@@ -49,6 +49,7 @@ def main() -> None:
     from experiments.tracking import Books, default_tracking_uri
     from experiments.trial import run_trial
     from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE
+    from speaker.training import check_batch
 
     space = find_space(arguments.space)
     storage_url = arguments.storage or default_storage(STATE)
@@ -65,19 +66,21 @@ def main() -> None:
         trials=arguments.trials,
         timeout=arguments.timeout,
     )
+    check_batch(plan.base, material.pack, material.protocol)
     locks = open_locks(storage_url, plan.name)
     tags = {"storage": masked(storage_url), "sampler": plan.sampler, "pruner": plan.pruner}
     books = Books(tracking_uri)
     search = Search(plan, open_storage(storage_url), locks, material, books, tags)
-    print(f"Study {plan.name}: {plan.trials} trials of {plan.base.steps:,} steps on {material.origin['device']}.")
     try:
+        device = material.origin["device"]
+        print(f"Study {plan.name}: {plan.trials} trials of {plan.base.steps:,} steps on {device}.", flush=True)
         with Progress(search.job, plan.trials, search.finished()) as progress:
             for trial in search.trials():
                 config, result = run_trial(search.job, trial, progress.steps)
                 progress.ended(trial.number, config, result)
     except KeyboardInterrupt:
         search.close(interrupted=True)
-        print(f"Stopped with {len(search.finished())} trials finished; run the same command to go on.", file=sys.stderr)
+        print(f"{len(search.finished())} trials finished; run the same command to go on.", file=sys.stderr)
         raise
     search.close(interrupted=False)
     finished = len(search.finished())

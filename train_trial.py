@@ -45,8 +45,8 @@ def chosen_point(arguments: argparse.Namespace) -> TrialConfig:
         preset = PRESETS[arguments.preset]
         base = base.replace(d_model=preset.d_model, nhead=preset.nhead, num_layers=preset.num_layers,
                             activation=preset.activation)  # fmt: skip
-    if steps := given.pop("steps", None):
-        base = base.with_steps(steps)
+    if "steps" in given:
+        base = base.with_steps(given.pop("steps"))
     return base.replace(**given)
 
 
@@ -60,9 +60,10 @@ def main() -> None:
     from experiments.material import prepare
     from experiments.tracking import Books, default_tracking_uri
     from speaker.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, OBJECTIVE
-    from speaker.training import Metrics, train
+    from speaker.training import Metrics, check_batch, train
 
     material = prepare(arguments.data, arguments.device, STATE)
+    check_batch(config, material.pack, material.protocol)
     books = Books(arguments.tracking_uri or default_tracking_uri(STATE))
     run = books.open_run(config.label(), {"preset": arguments.preset} if arguments.preset else {})
     best = -1.0

@@ -140,10 +140,7 @@ def _save_served(trained: TrainedModel, fetched: Path, folder: Path) -> None:
     outputs = Schema([TensorSpec(np.dtype(np.str_), (-1,), "speaker"),
                       TensorSpec(np.dtype(np.float32), (-1, len(trained.speakers)), "probabilities")])  # fmt: skip
     artifacts = {"program": PROGRAM, "card": CARD, "weights": WEIGHTS, "config": CONFIG}
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "(?s).*Add type hints"
-        )  # it would take them for a schema, and ours is written
+    with warnings.catch_warnings(record=True):  # MLflow advises type hints, which it would take for a schema
         mlflow.pyfunc.save_model(
             folder,
             python_model=str(Path(__file__).with_name("served_model.py")),

@@ -35,6 +35,14 @@ class Parser(argparse.ArgumentParser):
         self.exit(BAD_INPUT, f"error: {message}; see {self.prog} --help\n")
 
 
+def natural(text: str) -> int:
+    """Parse a whole number of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, but got {text}")
+    return value
+
+
 def positive_int(text: str) -> int:
     """Parse a whole number of at least 1."""
     value = int(text)
@@ -61,6 +69,7 @@ def run_cli(main: Callable[[], None]) -> NoReturn:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(BAD_INPUT)
     except Interrupted as stop:
+        print(f"Stopped by {signal.Signals(stop.signum).name}.", file=sys.stderr)
         sys.exit(128 + stop.signum)
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output is gone, and Python would complain about it at exit

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -79,18 +79,18 @@ def length_buckets(lengths: Tensor, max_frames: int) -> Iterator[tuple[Tensor, i
             start = end
 
 
-def open_pack(corpus: Corpus, store: Path, progress: Callable[..., "tqdm[int]"] = tqdm) -> Pack:
+def open_pack(corpus: Corpus, store: Path) -> Pack:
     """Open the pack of a corpus in the folder `store`, building it first if it is not there.
 
     A pack belongs to the bytes of the corpus's manifests: after feature files were changed under the same manifests,
     delete it. Raises UserError for a corpus that cannot be packed.
     """
     folder = store / f"{corpus.name}-{corpus.key[:12]}"
-    create_once(folder, lambda partial: _build(corpus, partial, progress))
+    create_once(folder, lambda partial: _build(corpus, partial))
     return _open(folder)
 
 
-def _build(corpus: Corpus, folder: Path, progress: Callable[..., "tqdm[int]"]) -> None:
+def _build(corpus: Corpus, folder: Path) -> None:
     """Stream the corpus into `folder`, one utterance in memory at a time."""
     if not corpus.utterances:
         raise UserError(f"{corpus.folder / 'metadata.json'} lists no utterance; a corpus needs some to train on")
@@ -102,7 +102,7 @@ def _build(corpus: Corpus, folder: Path, progress: Callable[..., "tqdm[int]"]) -
     total = int(lengths.sum())
     with (
         (folder / "frames.f16").open("wb") as stream,
-        progress(total=total, desc=f"packing {corpus.name}", unit="frame", unit_scale=True) as bar,
+        tqdm(total=total, desc=f"packing {corpus.name}", unit="frame", unit_scale=True, disable=None) as bar,
     ):
         for utterance in corpus.utterances:
             mels = read_mels(corpus, utterance).contiguous()

@@ -57,13 +57,9 @@ def batches(config: TrialConfig, pack: Pack, rows: Tensor) -> Iterator[tuple[Ten
     """Yield (mels, lengths, labels) for ever: a new order and new crops each epoch, the last partial batch dropped.
 
     `rows` is int64 on the CPU. mels is (batch_size, T, n_mels), padded where an utterance is shorter than a segment;
-    lengths is None where no utterance of the pack is. Raises UserError when there is not one whole batch.
+    lengths is None where no utterance of the pack is.
     """
     size, device = config.batch_size, pack.frames.device
-    if len(rows) < size:
-        raise UserError(
-            f"batch_size must be at most the number of training utterances, {len(rows)}, but got {size}; lower it"
-        )
     width = min(config.segment_len, pack.longest)
     for epoch in itertools.count():
         order = rows[permutation(len(rows), config.seed, "order", epoch)].to(device)
@@ -73,6 +69,16 @@ def batches(config: TrialConfig, pack: Pack, rows: Tensor) -> Iterator[tuple[Ten
             starts = pack.crop_starts(chosen, places[start : start + size], width)
             mels, lengths = pack.gather(chosen, starts, width)
             yield mels, None if pack.shortest >= width else lengths, pack.labels[chosen]
+
+
+def check_batch(config: TrialConfig, pack: Pack, protocol: Protocol) -> None:
+    """Raise UserError when a pack has too few training utterances for one batch."""
+    rows, _ = protocol.split(pack)
+    if len(rows) < config.batch_size:
+        raise UserError(
+            f"batch_size must be at most the number of training utterances, {len(rows)}, but got {config.batch_size}; "
+            "use a larger corpus or a smaller batch"
+        )
 
 
 def train(
@@ -87,8 +93,9 @@ def train(
 
     `report(step, metrics)` hears of every evaluation, every `config.valid_every` steps and after the last, and
     answers whether to stop; then the state is "pruned". A training that diverges or runs out of memory has failed,
-    with a reason. `bar` counts steps. Any other exception passes through.
+    with a reason. `bar` counts steps. Any other exception passes through. Raises UserError for a pack too small.
     """
+    check_batch(config, pack, protocol)
     try:
         return _train(config, pack, protocol, report, tqdm(disable=True) if bar is None else bar, clock)
     except (RuntimeError, MemoryError) as error:

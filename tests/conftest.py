@@ -1,7 +1,9 @@
 """Fixtures: a tiny corpus and its pack, made once."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import pgserver
 import pytest
 
 from speaker.corpus import Corpus, read_corpus
@@ -26,3 +28,11 @@ def state(tmp_path: Path) -> Path:
     folder = tmp_path / "mlruns"
     folder.mkdir()
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a real PostgreSQL server."""
+    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"))
+    yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+    server.cleanup()

@@ -20,8 +20,8 @@ def test_silence_lies_on_the_floor() -> None:
 
 
 def test_a_tone_sounds_in_its_band() -> None:
-    centers = [700 * (10 ** (m / 2595) - 1) for m in
-               torch.linspace(2595 * math.log10(1 + 50 / 700), 2595 * math.log10(1 + 8000 / 700), 42).tolist()[1:-1]]  # fmt: skip
+    low, high = (2595 * math.log10(1 + hertz / 700) for hertz in (50, 8_000))
+    centers = [700 * (10 ** (mel / 2595) - 1) for mel in torch.linspace(low, high, 42).tolist()[1:-1]]
     for band in (5, 20, 35):
         assert log_mel(tone(centers[band]))[25].argmax() == band
 

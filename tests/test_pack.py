@@ -32,14 +32,14 @@ def test_is_built_once_and_opened_again(corpus: Corpus, tmp_path: Path) -> None:
     assert torch.equal(first.frames, second.frames)
 
 
-def test_the_digest_follows_the_features(corpus: Corpus, pack: Pack, tmp_path: Path) -> None:
+def test_the_digest_follows_the_features(pack: Pack, tmp_path: Path) -> None:
     write_corpus(tmp_path / "same")
     write_corpus(tmp_path / "other", seed=1)
     assert open_pack(read_corpus(tmp_path / "same"), tmp_path / "packs").digest == pack.digest
     assert open_pack(read_corpus(tmp_path / "other"), tmp_path / "packs").digest != pack.digest
 
 
-def test_a_failed_build_leaves_nothing(corpus: Corpus, tmp_path: Path) -> None:
+def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
     write_corpus(tmp_path / "tiny")
     broken = read_corpus(tmp_path / "tiny")
     path = broken.folder / broken.utterances[-1].feature_path

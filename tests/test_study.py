@@ -232,7 +232,7 @@ def test_points_that_fail_or_are_pruned_end_as_such_and_the_search_goes_on(
     assert runs[2].data.tags["state.reason"] == "too slow"
 
 
-def test_a_study_of_another_kind_is_refused_by_name(open_search: Callable[[Plan], Search], material: Material) -> None:
+def test_a_study_of_another_kind_is_refused_by_name(open_search: Callable[[Plan], Search]) -> None:
     open_search(PLAN)
     with pytest.raises(UserError, match="seed is 0 there and 1 here; choose another --study, such as s-2"):
         open_search(replace(PLAN, seed=1))

@@ -1,0 +1,144 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.material import Material
+from experiments.registry import CHAMPION, MODEL, best_run, fetch, find_version, promote
+from experiments.tracking import Books
+from speaker.checkpoint import load_model
+from speaker.corpus import Corpus
+from speaker.errors import UserError
+from speaker.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, Protocol
+from speaker.model import SpeakerClassifier
+from speaker.pack import Pack
+from speaker.training import TrialResult
+from tests.helpers import TINY
+
+ALONE = """
+import sys, json, numpy, mlflow
+uri, inputs, outputs = sys.argv[1:]
+mlflow.set_tracking_uri(uri)
+model = mlflow.pyfunc.load_model("models:/speaker-classifier@champion")
+batches = numpy.load(inputs)
+count = len(batches.files) // 2
+answers = [model.predict({"mels": batches[f"mels{i}"], "lengths": batches[f"lengths{i}"]}) for i in range(count)]
+numpy.savez(outputs, **{f"{key}{i}": answer[key] for i, answer in enumerate(answers) for key in answer})
+assert not [name for name in sys.modules if name.split(".")[0] in ("speaker", "experiments", "tests")]
+"""
+
+
+@pytest.fixture
+def books(state: Path) -> Books:
+    return Books(f"sqlite:///{state}/mlflow.db")
+
+
+@pytest.fixture
+def material(corpus: Corpus, pack: Pack) -> Material:
+    return Material(corpus, pack, Protocol(), {"device": "cpu"})
+
+
+def finished_run(books: Books, material: Material, number: int, whole: float) -> tuple[str, SpeakerClassifier]:
+    """Leave a run as a trial does, with an untrained model."""
+    torch.manual_seed(number)
+    model = SpeakerClassifier(TINY, 40, 4).eval()
+    run = books.open_run(f"#{number} {TINY.label()}", {"study": "s", "trial": str(number)})
+    run.log_setup(TINY, material)
+    best = {ACCURACY_WHOLE: whole, ACCURACY_CROPS: whole / 2, "valid/loss_whole": 1.0}
+    run.log_result(TrialResult("complete", steps=1, best_step=1, best=best, weights=model.state_dict()), TINY, material)
+    run.close("complete")
+    return run.run_id, model
+
+
+def test_the_best_run_becomes_champion_and_says_what_changed(books: Books, material: Material, tmp_path: Path) -> None:
+    books.open_study("s", None, {}, {})
+    with pytest.raises(UserError, match="only a complete trial can be promoted, but study 's' has none"):
+        best_run(books, "s")
+    assert find_version(books, CHAMPION) is None
+    first, _ = finished_run(books, material, 0, 0.5)
+    words = promote(books, best_run(books, "s")).describe()
+    assert words.splitlines() == [
+        f"champion of speaker-classifier is version 1: {TINY.label()}, whole 0.5000, crops 0.2500, #0 of study s",
+        "There was none before.",
+    ]
+    ended = books.client.get_run(first).info
+    assert "nothing changed" in promote(books, best_run(books, "s")).describe()
+    _, model = finished_run(books, material, 1, 0.75)
+    words = promote(books, best_run(books, "s")).describe()
+    assert "is version 2" in words
+    assert "Before, it was version 1" in words
+    assert "do not compare" not in words
+    assert books.client.get_run(first).info.end_time == ended.end_time, "promotion must not touch the run"
+
+    assert fetch(books, CHAMPION, tmp_path / "champion") == "version 2 of speaker-classifier"
+    trained = load_model(tmp_path / "champion")
+    assert torch.equal(trained.model.project.weight, model.project.weight)
+    assert fetch(books, "1", tmp_path / "one") == "version 1 of speaker-classifier"
+    assert fetch(books, first, tmp_path / "run") == f"run {first}"
+    assert (tmp_path / "one" / "config.json").read_text() == (tmp_path / "run" / "config.json").read_text()
+
+
+@pytest.mark.parametrize("name", ["challenger", "7", "0" * 32, "v1", "x@y=(z)"])
+def test_an_unknown_model_is_one_clear_line(books: Books, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError) as caught:
+        fetch(books, name, tmp_path / "model")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "model").exists()
+
+
+def test_weights_that_changed_in_the_store_are_refused(books: Books, material: Material, tmp_path: Path) -> None:
+    run_id, _ = finished_run(books, material, 0, 0.5)
+    promote(books, run_id)
+    for file in (tmp_path / "mlruns" / "artifacts").rglob("weights.safetensors"):
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
+    for name in (CHAMPION, run_id):
+        with pytest.raises(UserError, match="must have sha256"):
+            fetch(books, name, tmp_path / "model")
+
+
+def test_mlflow_alone_gets_the_same_answers(books: Books, material: Material, tmp_path: Path) -> None:
+    """In a process whose path holds none of this project's code, for several lengths and batches."""
+    run_id, model = finished_run(books, material, 0, 0.5)
+    promote(books, run_id)
+    draw = np.random.default_rng(0)
+    shapes = [(1, 1), (1, 50), (3, 128), (2, 700), (5, 2)]
+    inputs = {}
+    for i, (batch, frames) in enumerate(shapes):
+        inputs[f"mels{i}"] = draw.normal(size=(batch, frames, 40)).astype(np.float32)
+        inputs[f"lengths{i}"] = draw.integers(1, frames + 1, size=batch)
+    np.savez(tmp_path / "inputs.npz", **inputs)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", ALONE, books.uri, tmp_path / "inputs.npz", tmp_path / "outputs.npz"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    outputs = np.load(tmp_path / "outputs.npz")
+    for i in range(len(shapes)):
+        with torch.no_grad():
+            logits = model(torch.from_numpy(inputs[f"mels{i}"]), torch.from_numpy(inputs[f"lengths{i}"]))
+        np.testing.assert_allclose(outputs[f"probabilities{i}"], logits.softmax(1).numpy(), atol=1e-6)
+        expected = [material.corpus.speakers[choice] for choice in logits.argmax(1).tolist()]
+        assert outputs[f"speaker{i}"].tolist() == expected
+
+
+def test_the_registered_model_carries_its_signature_and_origin(books: Books, material: Material) -> None:
+    run_id, _ = finished_run(books, material, 0, 0.5)
+    promote(books, run_id)
+    version = books.client.get_model_version_by_alias(MODEL, CHAMPION)
+    assert version.run_id == run_id
+    assert version.tags["corpus.digest"] == material.pack.digest
+    assert version.tags["best/accuracy_whole"] == "0.5000"
+    (file,) = Path(books.client.get_model_version_download_uri(MODEL, version.version).removeprefix("file://")).glob(
+        "MLmodel"
+    )
+    text = file.read_text()
+    assert "mels" in json.dumps(text)
+    assert "torch==" in (file.parent / "requirements.txt").read_text()

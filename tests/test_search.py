@@ -1,0 +1,214 @@
+"""search.py, train_trial.py and the verbs as a user runs them: from the shell, to the end, and stopped on the way."""
+
+import csv
+import random
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+
+from experiments.study import open_storage
+from experiments.tracking import Books
+from experiments.trial import RUN_ID
+from tests.helpers import run, start, write_corpus
+
+STUDY = "homework-corpus"
+SEARCH = ("search.py", "--data", "corpus", "--steps", "5", "--trials")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A folder with a corpus, where a user stands. Utterances are short, so that wide points train in seconds."""
+    write_corpus(tmp_path / "corpus", speakers=3, per_speaker=14, test=5, frames=(4, 9))
+    return tmp_path
+
+
+def assert_whole(home: Path, count: int, storage: str = "") -> None:
+    """Both stores hold exactly `count` finished trials of one run each; nothing is left running."""
+    database = open_storage(storage or f"sqlite:///{home}/mlruns/optuna.db")
+    trials = optuna.load_study(study_name=STUDY, storage=database).get_trials()
+    database.engine.dispose()
+    assert [trial.number for trial in trials] == list(range(count))
+    assert all(trial.state.is_finished() for trial in trials)
+    books = Books(f"sqlite:///{home}/mlruns/mlflow.db")
+    assert books.runs("attributes.status = 'RUNNING'") == []
+    runs = books.runs("tags.kind = 'trial'")
+    assert sorted(run.info.run_id for run in runs) == sorted(trial.user_attrs[RUN_ID] for trial in trials)
+    assert len(books.runs("tags.kind = 'study'")) == 1
+
+
+def test_from_corpus_to_predictions(home: Path) -> None:
+    done = run(home, *SEARCH, 3)
+    assert done.returncode == 0, done.stderr
+    assert "Study homework-corpus: 3 trials of 5 steps" in done.stdout
+    table = done.stdout.partition("rank")[2]
+    assert table.count("homework-baseline") == table.count("homework-edited") == 1
+    assert_whole(home, 3)
+    again = run(home, *SEARCH, 3)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.partition("rank")[2] == table
+
+    commands = re.findall(r"^  python -m (.+)$", done.stdout, re.MULTILINE)
+    assert [command.split()[:2] for command in commands] == [
+        ["experiments", "ui"], ["experiments", "promote"], ["speaker", "predict"],
+    ]  # fmt: skip
+    for command in commands[1:]:
+        said = run(home, *command.split())
+        assert said.returncode == 0, said.stderr
+    rows = list(csv.reader((home / "submission.csv").read_text().splitlines()))
+    assert rows[0] == ["Id", "Category"]
+    assert len(rows) == 6
+    assert {row[1] for row in rows[1:]} <= {"id00000", "id00001", "id00002"}
+
+
+def test_one_point_is_tracked_like_a_trial_and_promotes(home: Path) -> None:
+    done = run(home, "train_trial.py", "--data", "corpus", "--preset", "homework-edited", "--d-model", "32",
+               "--num-layers", "2", "--steps", "10", "--batch-size", "8", "--norm-first")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for pattern in (
+        r"Train +[\d.]+ step/s +accuracy=",
+        r"Valid +\d+ uttr/s",
+        r"Step \d+, best model saved. \(accuracy=0\.\d{4}\)",
+    ):
+        assert re.search(pattern, done.stdout), done.stdout
+    books = Books(f"sqlite:///{home}/mlruns/mlflow.db")
+    (tracked,) = books.runs("tags.kind = 'trial'")
+    assert tracked.info.run_name == "d32 h16 L2 relu"
+    assert tracked.data.tags["preset"] == "homework-edited"
+    assert tracked.data.params["norm_first"] == "True"
+    assert tracked.data.params["warmup_steps"] == "1"
+    assert not (home / "mlruns" / "optuna.db").exists()
+    promoted = run(home, "experiments", "promote", "--run", tracked.info.run_id)
+    assert promoted.returncode == 0, promoted.stderr
+    assert "d32 h16 L2 relu" in promoted.stdout
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda signum: signum.name)
+def test_a_stopped_search_goes_on(home: Path, signum: signal.Signals) -> None:
+    """Stop it three times in mid-trial, at moments that differ, and let it end."""
+    wait = random.Random(int(signum))  # noqa: S311  # moments, not secrets
+    for _ in range(3):
+        process = start(home, *SEARCH, 4)
+        for line in process.stdout or ():
+            if line.startswith("Study"):
+                break
+        time.sleep(wait.uniform(0, 1.5))
+        process.send_signal(signum)
+        _, errors = process.communicate(timeout=60)
+        if process.returncode == 0:
+            break  # it was done before the signal came
+        assert process.returncode == (-9 if signum == signal.SIGKILL else 128 + signum), errors
+        if signum != signal.SIGKILL:
+            finished, stopped = errors.strip().splitlines()
+            assert re.fullmatch(r"\d trials finished; run the same command to go on.", finished), errors
+            assert stopped == f"Stopped by {signum.name}."
+    done = run(home, *SEARCH, 4)
+    assert done.returncode == 0, done.stderr
+    assert_whole(home, 4)
+
+
+def test_two_first_starts_at_once_share_the_work(home: Path) -> None:
+    processes = [start(home, *SEARCH, 5) for _ in range(2)]
+    for process in processes:
+        output, errors = process.communicate(timeout=200)
+        assert process.returncode == 0, errors
+        assert "rank" in output
+    assert_whole(home, 5)
+
+
+def test_workers_share_a_study_on_postgresql(home: Path, postgres: str) -> None:
+    processes = [start(home, *SEARCH, 5, "--storage", postgres) for _ in range(2)]
+    processes[0].stdout.readline()  # type: ignore[union-attr]  # it is a pipe
+    time.sleep(1)
+    processes[0].kill()
+    processes[0].communicate()
+    _, errors = processes[1].communicate(timeout=200)
+    assert processes[1].returncode == 0, errors
+    assert_whole(home, 5, postgres)
+
+
+def test_help_is_readable_and_quick_to_import() -> None:
+    done = run(Path.cwd(), "search.py", "--help")
+    assert done.returncode == 0
+    for flag in ("--trials", "--data", "--study", "--seed", "--device", "--storage", "--tracking-uri", "--steps",
+                 "--space", "--timeout", "--sampler", "--pruner"):  # fmt: skip
+        assert flag in done.stdout
+    assert "%" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        (("search.py", "--data", "none"), "must be a folder, but .*none is none"),
+        (("search.py", "--data", "no-mapping"), "mapping.json is missing"),
+        (("search.py", "--data", "broken"), "metadata.json must be JSON"),
+        (("search.py", "--trials", "0"), "--trials: must be at least 1, but got 0"),
+        (("search.py", "--trials", "many"), "--trials: invalid"),
+        (("search.py", "--steps", "-5"), "--steps: must be at least 1"),
+        (("search.py", "--timeout", "0"), "--timeout: must be above 0"),
+        (("search.py", "--space", "small"), "--space must be one of homework, wide, but got 'small'"),
+        (("search.py", "--sampler", "magic"), "--sampler: invalid choice"),
+        (("search.py", "--device", "tpu"), "--device must be one that this machine has .*cpu"),
+        (("search.py", "--device", "cuda:99"), "--device must be one that this machine has"),
+        (("search.py", "--data", "corpus", "--study", "a/b"), "a study's name must be"),
+        (("search.py", "--data", "corpus", "--storage", "mysql://u:secret@h/d"), "a storage must be .*mysql://u:\\*\\*\\*@h/d"),
+        (("search.py", "--data", "corpus", "--tracking-uri", "nonsense://"), "does not answer"),
+        (("search.py", "--data", "tiny"), "batch_size must be at most the number of training utterances, 3"),
+        (("search.py", "--data", "corpus", "--seed", "-1"), "--seed"),
+        (("train_trial.py", "--activation", "cube"), "activation must be one of sigmoid, relu, gelu, tanh, silu"),
+        (("train_trial.py", "--d-model", "80", "--nhead", "32"), "nhead must divide d_model, but got d_model=80"),
+        (("train_trial.py", "--lr", "nan"), "lr must be above 0"),
+        (("train_trial.py", "--steps", "0"), "steps must be at least 1"),
+        (("train_trial.py", "--preset", "mine"), "--preset: invalid choice"),
+        (("experiments", "promote", "--study", "none"), "there are no runs yet|there is no study"),
+        (("experiments", "compare", "--study", "it's"), "there are no runs yet|a study's name must be"),
+        (("experiments", "fly"), "invalid choice"),
+        (("experiments",), "required"),
+        (("speaker", "predict", "--data", "corpus"), "there are no runs yet"),
+        (("speaker", "predict", "--data", "corpus", "--model", "corpus"), "a model is a folder with"),
+        (("speaker", "predict"), "--data"),
+    ],
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, tuple) else "",
+)  # fmt: skip
+def test_bad_input_is_one_clear_line(home: Path, words: tuple[str, ...], rule: str) -> None:
+    shutil.copytree(home / "corpus", home / "no-mapping")
+    (home / "no-mapping" / "mapping.json").unlink()
+    shutil.copytree(home / "corpus", home / "broken")
+    (home / "broken" / "metadata.json").write_text('{"n_mels": 40,')
+    write_corpus(home / "tiny", speakers=2, per_speaker=2)
+    done = run(home, *words)
+    assert done.returncode == 2, done.stderr
+    assert re.search(rule, done.stderr), done.stderr
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_bad_input_on_a_finished_study_loses_nothing(home: Path) -> None:
+    assert run(home, *SEARCH, 2).returncode == 0
+    write_corpus(home / "others", speakers=3, per_speaker=14, frames=(4, 9), seed=1)
+    write_corpus(home / "mels", speakers=3, per_speaker=14, frames=(4, 9), n_mels=20)
+    assert run(home, "experiments", "promote", "--study", STUDY).returncode == 0
+    cases = [
+        (
+            ("search.py", "--data", "others", "--steps", "5", "--study", STUDY),
+            "corpus is .* choose another --study, such as",
+        ),
+        ((*SEARCH, "2", "--space", "wide", "--study", STUDY), "space is homework there and wide here"),
+        ((*SEARCH, "2", "--seed", "1"), "seed is 0 there and 1 here"),
+        (("experiments", "promote", "--study", "none"), "there is no study 'none'"),
+        (("speaker", "predict", "--data", "others"), "the model knows 3, .* has 3, and 0 are in both"),
+        (("speaker", "predict", "--data", "mels"), "the model has 40 and .* has 20"),
+        (("speaker", "predict", "--data", "corpus", "--model", "challenger"), "--model must be an alias"),
+        (("speaker", "predict", "--data", "corpus", "--out", "none/x.csv"), "--out must be a file"),
+    ]
+    for words, rule in cases:
+        done = run(home, *words)
+        assert done.returncode == 2, (words, done.stderr)
+        assert re.search(rule, done.stderr), done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert_whole(home, 2)
+    assert not (home / "submission.csv").exists()

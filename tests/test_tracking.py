@@ -1,0 +1,171 @@
+import json
+import multiprocessing
+from dataclasses import replace
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+
+from experiments.material import Material
+from experiments.tracking import BEST_WHOLE, EXPERIMENT, Books, existing_books
+from speaker.checkpoint import load_model
+from speaker.cli import Interrupted
+from speaker.corpus import Corpus
+from speaker.errors import UserError
+from speaker.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, OBJECTIVE, Protocol
+from speaker.model import SpeakerClassifier
+from speaker.pack import Pack
+from speaker.training import TrialResult
+from tests.helpers import TINY
+
+ROW = {ACCURACY_WHOLE: 0.5, ACCURACY_CROPS: 0.25, "valid/loss_whole": 1.5, "train/loss": 2.5}
+
+
+@pytest.fixture
+def material(corpus: Corpus, pack: Pack) -> Material:
+    return Material(corpus, pack, Protocol(), {"device": "cpu", "version.torch": "1"})
+
+
+@pytest.fixture
+def books(state: Path) -> Books:
+    return Books(f"sqlite:///{state}/mlflow.db", clock=iter(range(1_000, 2_000)).__next__)
+
+
+def test_a_run_holds_point_corpus_protocol_and_origin(books: Books, material: Material) -> None:
+    run = books.open_run("d16", {"preset": "p"})
+    run.log_setup(TINY, material)
+    run.log_setup(TINY, material)  # as a resumed trial does
+    got = books.client.get_run(run.run_id)
+    assert got.data.params == {name: str(value) for name, value in TINY.to_dict().items()}
+    tags = got.data.tags
+    assert tags["corpus"] == "tiny"
+    assert tags["corpus.digest"] == material.pack.digest
+    assert tags["protocol.whole"] == "valid part of split 0, whole utterances, masked"
+    assert tags["protocol.crops"].startswith("valid part of split 0, one crop of 128 frames")
+    assert tags["device"] == "cpu"
+    assert tags["config.fingerprint"] == TINY.fingerprint()
+    (dataset,) = got.inputs.dataset_inputs
+    assert dataset.dataset.name == "tiny"
+    assert material.pack.digest.startswith(dataset.dataset.digest)
+    assert json.loads(dataset.dataset.profile)["utterances"] == 60
+    text = mlflow.artifacts.load_text(f"{got.info.artifact_uri}/config.json")
+    assert text == TINY.to_json()
+
+
+def test_rows_stand_once_when_a_trial_starts_over(books: Books) -> None:
+    run = books.open_run("d16", {})
+    run.log(4, ROW)
+    run.log(8, ROW)
+    again = books.open_run("d16", {}, run_id=run.run_id)
+    for step in (4, 8, 12):
+        again.log(step, ROW)
+    rows = books.client.get_metric_history(run.run_id, OBJECTIVE)
+    assert [(row.step, row.value) for row in rows] == [(4, 0.5), (8, 0.5), (12, 0.5)]
+    assert rows[0].timestamp == 1_000_000
+
+
+def test_the_result_is_metrics_and_a_model_that_loads(books: Books, material: Material, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = SpeakerClassifier(TINY, 40, 4)
+    run = books.open_run("d16", {})
+    result = TrialResult(
+        "complete", steps=12, best_step=8, best=ROW, weights=model.state_dict(), parameters=3, seconds=2
+    )
+    run.log_result(result, TINY, material)
+    run.close("complete")
+    got = books.client.get_run(run.run_id)
+    assert got.data.metrics == {
+        BEST_WHOLE: 0.5, "best/accuracy_crops": 0.25, "best/loss_whole": 1.5, "best/step": 8.0, "model/parameters": 3.0,
+        "speed/seconds": 2.0,
+    }  # fmt: skip
+    folder = mlflow.artifacts.download_artifacts(f"{got.info.artifact_uri}/model", dst_path=str(tmp_path))
+    trained = load_model(Path(folder))
+    assert torch.equal(trained.model.project.weight, model.project.weight)
+    assert trained.speakers == material.corpus.speakers
+    assert trained.corpus_digest == material.pack.digest
+
+
+@pytest.mark.parametrize(
+    ("state_name", "status"),
+    [("complete", "FINISHED"), ("pruned", "KILLED"), ("failed", "FAILED"), ("interrupted", "KILLED")],
+)
+def test_a_run_ends_visibly(books: Books, state_name: str, status: str) -> None:
+    run = books.open_run("d16", {})
+    assert books.client.get_run(run.run_id).info.status == "RUNNING"
+    run.close(state_name, "because")
+    got = books.client.get_run(run.run_id)
+    assert got.info.status == status
+    assert (got.data.tags["state"], got.data.tags["state.reason"]) == (state_name, "because")
+
+
+@pytest.mark.parametrize(("error", "state_name"), [(Interrupted(2), "interrupted"), (KeyError("x"), "failed")])
+def test_what_breaks_a_run_closes_it_and_passes_through(books: Books, error: BaseException, state_name: str) -> None:
+    run = books.open_run("d16", {})
+    with pytest.raises(type(error)), run.guarded():
+        raise error
+    assert books.client.get_run(run.run_id).data.tags["state"] == state_name
+
+
+def test_a_trial_without_a_score_leaves_no_model(books: Books, material: Material) -> None:
+    run = books.open_run("d16", {})
+    run.log_result(TrialResult("failed", "out of memory"), TINY, material)
+    assert "weights.sha256" not in books.client.get_run(run.run_id).data.tags
+    assert books.client.list_artifacts(run.run_id) == []
+
+
+def test_the_best_so_far_of_a_study_stands_once(books: Books) -> None:
+    parent = books.open_study("s", None, {"seed": "0"}, {})
+    for rows in ([(0, 5, 0.1), (1, 6, 0.3)], [(0, 5, 0.1), (1, 6, 0.3), (2, 9, 0.4)]):
+        assert books.open_study("s", parent, {"seed": "0"}, {}) == parent
+        books.close_study(parent, "complete", rows)
+    history = books.client.get_metric_history(parent, BEST_WHOLE)
+    assert [(row.step, row.value) for row in history] == [(0, 0.1), (1, 0.3), (2, 0.4)]
+    assert books.open_study("s", None, {"seed": "0"}, {}) == parent, "a worker died before the study knew of it"
+
+
+def test_eight_processes_open_new_books_at_once(state: Path) -> None:
+    uri = f"sqlite:///{state}/mlflow.db"
+    with multiprocessing.get_context("spawn").Pool(8) as pool:
+        ids = pool.map(open_and_log, [uri] * 8)
+    assert len(set(ids)) == 8
+    books = Books(uri)
+    assert len(books.runs("")) == 8
+    experiment = books.client.get_experiment_by_name(EXPERIMENT)
+    assert experiment.artifact_location == (state / "artifacts").as_uri()
+
+
+def open_and_log(uri: str) -> str:
+    run = Books(uri).open_run("many", {})
+    run.log(1, ROW)
+    run.close("complete")
+    return run.run_id
+
+
+def test_more_runs_than_a_page(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(7):
+        books.open_run(f"r{number}", {})
+    original = books.client.search_runs
+    monkeypatch.setattr(
+        books.client,
+        "search_runs",
+        lambda ids, text, view, _most, order, token: original(ids, text, view, 3, order, token),
+    )
+    assert [run.info.run_name for run in books.runs("")] == [f"r{number}" for number in range(7)]
+
+
+def test_a_store_that_is_not_there(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(UserError, match="there are no runs yet"):
+        existing_books(None, state)
+    with pytest.raises(UserError, match="does not answer"):
+        Books("http://127.0.0.1:9")
+    with pytest.raises(UserError, match="does not answer"):
+        Books("nonsense://x")
+
+
+def test_a_resumed_training_may_not_change_its_point(books: Books, material: Material) -> None:
+    run = books.open_run("d16", {})
+    run.log_setup(TINY, material)
+    with pytest.raises(mlflow.exceptions.MlflowException):
+        run.log_setup(replace(TINY, seed=1), material)
