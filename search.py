@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from speaker.cli import Parser, natural, positive_float, positive_int, run_cli
+from speaker.cli import Parser, natural, plain_name, positive_float, positive_int, run_cli
 
 STATE = Path("mlruns")
 
@@ -14,7 +14,10 @@ def parser() -> Parser:
     flags.add_argument("--trials", type=positive_int, default=50, help="how many finished trials the study shall have")
     flags.add_argument("--data", type=Path, metavar="FOLDER", help="corpus; without one, the built-in demo corpus")
     flags.add_argument(
-        "--study", metavar="NAME", help="study to run or resume; named after space and corpus if not given"
+        "--study",
+        type=plain_name,
+        metavar="NAME",
+        help="study to run or resume; named after space and corpus if not given",
     )
     flags.add_argument(
         "--steps", type=positive_int, help="training steps of a trial; 70000 on a corpus, 100 on the demo"
@@ -87,7 +90,7 @@ def main() -> None:
     if finished < plan.trials:
         print(f"Time is up with {finished} of {plan.trials} trials finished; run the same command to go on.")
     print(f"\n{table(ranked(books, plan.name), best=5)}\n\nNext:")
-    elsewhere = f" --tracking-uri {tracking_uri}" if arguments.tracking_uri else ""
+    elsewhere = f" --tracking-uri {masked(tracking_uri)}" if arguments.tracking_uri else ""
     print(f"  python -m experiments ui{elsewhere}")
     print(f"  python -m experiments promote --study {plan.name}{elsewhere}")
     print(

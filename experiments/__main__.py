@@ -1,13 +1,15 @@
 """`python -m experiments VERB`: everything about finished work."""
 
 import argparse
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
-from speaker.cli import Parser, positive_int, run_cli
+from speaker.cli import Parser, plain_name, port, positive_int, run_cli
 from speaker.errors import UserError
 
 STATE = Path("mlruns")
@@ -22,12 +24,12 @@ def parser() -> Parser:
         "--tracking-uri", metavar="URL", help="MLflow's store; else $MLFLOW_TRACKING_URI, else mlruns/mlflow.db"
     )
     compare = verbs.add_parser("compare", parents=[store], help="rank the trials of a study")
-    compare.add_argument("--study", required=True, metavar="NAME")
+    compare.add_argument("--study", type=plain_name, required=True, metavar="NAME")
     compare.add_argument("--best", type=positive_int, default=10, help="how many rows to show")
     compare.set_defaults(run=run_compare)
     promote = verbs.add_parser("promote", parents=[store], help="register the best model of a study as champion")
     which = promote.add_mutually_exclusive_group(required=True)
-    which.add_argument("--study", metavar="NAME", help="promote this study's best complete trial")
+    which.add_argument("--study", type=plain_name, metavar="NAME", help="promote this study's best complete trial")
     which.add_argument("--run", dest="run_id", metavar="ID", help="promote this run, as train_trial.py leaves one")
     promote.set_defaults(run=run_promote)
     fetch = verbs.add_parser("fetch", parents=[store], help="copy a model out of MLflow into a folder")
@@ -35,7 +37,7 @@ def parser() -> Parser:
     fetch.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     fetch.set_defaults(run=run_fetch)
     ui = verbs.add_parser("ui", parents=[store], help="open the MLflow UI on this machine's loopback address")
-    ui.add_argument("--port", type=positive_int, default=5000)
+    ui.add_argument("--port", type=port, default=5000)
     ui.set_defaults(run=run_ui)
     return flags
 
@@ -84,7 +86,15 @@ def run_ui(arguments: argparse.Namespace) -> None:
     command += ["--port", str(arguments.port), "--workers", "1"]
     command += ["--allowed-hosts", f"{address},localhost:{arguments.port}"]
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    subprocess.run(command, env={**os.environ, **quiet}, check=False)
+    # In a process group of its own, because the server starts processes that outlive it when it alone is stopped.
+    with subprocess.Popen(command, env={**os.environ, **quiet}, start_new_session=True) as server:
+        try:
+            server.wait()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGTERM)
+    if server.returncode:
+        raise RuntimeError(f"the MLflow server ended with {server.returncode}")
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ def ranked(books: Books, study: str) -> list[Row]:
     A study has one protocol, so its accuracies may be ranked together. Raises UserError for an unknown study.
     """
     if not books.runs(f"tags.study = '{study}' and tags.kind = 'study'"):
-        raise UserError(f"there is no study {study!r} in {books.uri}; run search.py --study {study} first")
+        raise UserError(f"there is no study {study!r} in {books.shown}; run search.py --study {study} first")
     rows = [_row(run) for run in books.runs(f"tags.study = '{study}' and tags.kind = 'trial'")]
     ended = [row for row in rows if row.state in ("complete", "pruned", "failed")]
     return sorted(ended, key=lambda row: (row.state != "complete", -(row.whole or 0.0), int(row.trial)))

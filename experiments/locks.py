@@ -6,7 +6,6 @@ database, for workers of one machine; on PostgreSQL advisory locks, for workers 
 
 import contextlib
 import hashlib
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -98,12 +97,8 @@ class PostgresLocks(Locks):
 def open_locks(storage_url: str, study: str) -> Locks:
     """Return the locks that go with a study's storage.
 
-    Raises UserError for a database other than SQLite and PostgreSQL, and for a study's name that is no file name.
+    Raises UserError for a database other than SQLite and PostgreSQL.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", study):
-        raise UserError(
-            f"a study's name must be of letters, digits, '.', '_' and '-' alone, but got {study!r}; rename it"
-        )
     try:
         url = sqlalchemy.make_url(storage_url)
     except ArgumentError:
@@ -111,12 +106,16 @@ def open_locks(storage_url: str, study: str) -> Locks:
     if url.get_backend_name() == "postgresql":
         return PostgresLocks(storage_url, study)
     if url.get_backend_name() == "sqlite" and url.database and url.database != ":memory:":
-        return FileLocks(Path(url.database).resolve().parent / "locks" / study)
+        path = Path(url.database).resolve()
+        return FileLocks(path.parent / "locks" / path.stem / study)
     raise UserError(
         f"a storage must be a file of SQLite or a database of PostgreSQL, but got {masked(storage_url)}; {EXAMPLES}"
     )
 
 
 def masked(url: str) -> str:
-    """Return a database URL fit to be shown and logged: without its password."""
-    return sqlalchemy.make_url(url).render_as_string(hide_password=True)
+    """Return a URL fit to be shown and logged: without its password."""
+    try:
+        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:
+        return url

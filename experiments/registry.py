@@ -105,7 +105,7 @@ def fetch(books: Books, name: str, folder: Path) -> str:
         else:
             raise UserError(
                 f"--model must be an alias or version of {MODEL}, a run id or a folder, but {name!r} is none in "
-                f"{books.uri}; promote a study first: python -m experiments promote --study NAME"
+                f"{books.shown}; promote a study first: python -m experiments promote --study NAME"
             )
         if sha256_file(source / WEIGHTS) != expected:
             raise UserError(f"the weights of {words} must have sha256 {expected}, but have another; promote them again")
@@ -163,7 +163,7 @@ def _run(books: Books, run_id: str) -> Run:
     try:
         run = books.client.get_run(run_id)
     except MlflowException:
-        raise UserError(f"there is no run {run_id!r} in {books.uri}; copy its id from the UI") from None
+        raise UserError(f"there is no run {run_id!r} in {books.shown}; copy its id from the UI") from None
     if SHA256 not in run.data.tags:
         raise UserError(f"run {run_id} has no model; choose a complete trial's")
     return run

@@ -107,7 +107,7 @@ class Search:
                 release()
 
     def close(self, interrupted: bool) -> None:
-        """End the parent run, unless trials are still running elsewhere."""
+        """End the parent run; a worker that goes on elsewhere ends it again."""
         self._close_ended_runs()
         state = "interrupted" if interrupted else "complete"
         self._books.close_study(self.job.parent, state, [] if interrupted else self._best_so_far())

@@ -18,7 +18,9 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 import mlflow  # after the settings it reads at import
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
+from experiments.locks import masked
 from experiments.material import Material
 from speaker.checkpoint import save_model
 from speaker.config import TrialConfig
@@ -108,6 +110,7 @@ class Books:
             logging.getLogger(library).setLevel(logging.WARNING)
         mlflow.set_tracking_uri(uri)  # the registry resolves models:/ URIs by this global alone
         self.uri = uri
+        self.shown = masked(uri)
         self._clock = clock
         if path := _sqlite_path(uri):
             create_once(path, lambda partial: _create_store(partial, path.parent))
@@ -174,7 +177,7 @@ class Books:
             deleted = True
         if deleted:
             raise UserError(
-                f"the runs of study {study!r} must be in the tracking store, but run {run_id} is not in {self.uri}; "
+                f"the runs of study {study!r} must be in the tracking store, but run {run_id} is not in {self.shown}; "
                 "give the right --tracking-uri, or choose another --study"
             )
 
@@ -186,16 +189,16 @@ class Books:
             except MlflowException:  # another worker was faster
                 experiment = self.client.get_experiment_by_name(EXPERIMENT)
         if experiment is None or experiment.lifecycle_stage != "active":
-            raise UserError(f"the MLflow experiment {EXPERIMENT!r} was deleted from {self.uri}; restore it there")
+            raise UserError(f"the MLflow experiment {EXPERIMENT!r} was deleted from {self.shown}; restore it there")
         return str(experiment.experiment_id)
 
     def _reached(self, call: Callable[[], T]) -> T:
         try:
             return call()
-        except MlflowException as error:
+        except (MlflowException, SQLAlchemyError) as error:
             reason = str(error).partition("\n")[0][:200]
             raise UserError(
-                f"the tracking store {self.uri} does not answer ({reason}); check --tracking-uri"
+                f"the tracking store {self.shown} does not answer ({reason}); check --tracking-uri"
             ) from error
 
 

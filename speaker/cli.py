@@ -1,6 +1,8 @@
 """What every command line here shares: one-line errors, exit codes, signals and argument types."""
 
 import argparse
+import errno
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -10,6 +12,7 @@ from typing import NoReturn
 from speaker.errors import UserError
 
 BAD_INPUT = 2
+BEYOND_US = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 
 
 class Interrupted(KeyboardInterrupt):
@@ -33,6 +36,21 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and end with exit code 2."""
         self.exit(BAD_INPUT, f"error: {message}; see {self.prog} --help\n")
+
+
+def plain_name(text: str) -> str:
+    """Parse a name that is also fit for a file."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text):
+        raise argparse.ArgumentTypeError(f"must be of letters, digits, '.', '_' and '-' alone, but got {text!r}")
+    return text
+
+
+def port(text: str) -> int:
+    """Parse a port of this machine."""
+    value = int(text)
+    if not 1 <= value <= 65_535:
+        raise argparse.ArgumentTypeError(f"must be from 1 to 65535, but got {text}")
+    return value
 
 
 def natural(text: str) -> int:
@@ -74,6 +92,11 @@ def run_cli(main: Callable[[], None]) -> NoReturn:
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output is gone, and Python would complain about it at exit
         sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        if error.errno not in BEYOND_US:
+            raise
+        print(f"error: {error}; make room or give access, and run the same command again", file=sys.stderr)
+        sys.exit(BAD_INPUT)
     sys.exit(0)
 
 

@@ -43,9 +43,9 @@ class Corpus:
 
     @property
     def name(self) -> str:
-        """The folder's name; the parent's too where it is the homework's own, `Dataset`."""
-        name = self.folder.name
-        return f"{self.folder.parent.name}-{name}" if name == "Dataset" and self.folder.parent.name else name
+        """The folder's name, fit for a file; the parent's before it where it is the homework's own, `Dataset`."""
+        parts = self.folder.parts[-2:] if self.folder.name == "Dataset" else self.folder.parts[-1:]
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts)).strip("-.") or "corpus"
 
 
 def read_corpus(folder: Path) -> Corpus:

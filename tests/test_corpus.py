@@ -36,6 +36,9 @@ def test_the_homework_folder_takes_its_parents_name(corpus: Corpus, tmp_path: Pa
     folder = tmp_path / "asc-hw4" / "Dataset"
     shutil.copytree(corpus.folder, folder)
     assert read_corpus(folder).name == "asc-hw4-Dataset"
+    odd = tmp_path / "Größe 1 (neu)"
+    shutil.copytree(corpus.folder, odd)
+    assert read_corpus(odd).name == "Gr-e-1-neu"
 
 
 @pytest.mark.parametrize("name", ["mapping.json", "metadata.json", "testdata.json"])

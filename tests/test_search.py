@@ -1,10 +1,12 @@
 """search.py, train_trial.py and the verbs as a user runs them: from the shell, to the end, and stopped on the way."""
 
 import csv
+import http.client
 import random
 import re
 import shutil
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -131,6 +133,49 @@ def test_workers_share_a_study_on_postgresql(home: Path, postgres: str) -> None:
     assert_whole(home, 5, postgres)
 
 
+def test_the_ui_serves_on_loopback_until_it_is_stopped(home: Path) -> None:
+    assert run(home, "train_trial.py", "--data", "corpus", "--steps", "1", "--batch-size", "8").returncode == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with start(home, "experiments", "ui", "--port", port) as server:
+        try:
+            assert server.stdout is not None
+            line = server.stdout.readline()
+            assert line.startswith(f"Runs: http://127.0.0.1:{port}/#/experiments/")
+            assert "workflowType=machine_learning" in line
+            assert answers(port, within=60)
+            assert [status_of_root(port, host) for host in (f"127.0.0.1:{port}", "10.evil.example")] == [200, 403]
+            busy = run(home, "experiments", "ui", "--port", port)
+            assert busy.returncode == 2
+            assert "choose another --port" in busy.stderr
+        finally:
+            server.terminate()
+            server.communicate(timeout=30)
+    assert not answers(port, within=0), "a process of the server outlived it"
+
+
+def status_of_root(port: int, host: str) -> int:
+    """Ask a server on loopback for its page under a name it may not be meant by."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("GET", "/", headers={"Host": host})
+    status = connection.getresponse().status
+    connection.close()
+    return status
+
+
+def answers(port: int, within: float) -> bool:
+    """Tell whether a server answers on a port, or comes to within some seconds."""
+    deadline = time.monotonic() + within
+    while True:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return True
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.2)
+
+
 def test_help_is_readable_and_quick_to_import() -> None:
     done = run(Path.cwd(), "search.py", "--help")
     assert done.returncode == 0
@@ -154,9 +199,11 @@ def test_help_is_readable_and_quick_to_import() -> None:
         (("search.py", "--sampler", "magic"), "--sampler: invalid choice"),
         (("search.py", "--device", "tpu"), "--device must be one that this machine has .*cpu"),
         (("search.py", "--device", "cuda:99"), "--device must be one that this machine has"),
-        (("search.py", "--data", "corpus", "--study", "a/b"), "a study's name must be"),
+        (("search.py", "--data", "corpus", "--study", "a/b"), "--study: must be of letters"),
         (("search.py", "--data", "corpus", "--storage", "mysql://u:secret@h/d"), "a storage must be .*mysql://u:\\*\\*\\*@h/d"),
         (("search.py", "--data", "corpus", "--tracking-uri", "nonsense://"), "does not answer"),
+        (("search.py", "--data", "corpus", "--tracking-uri", "sqlite:///corpus/mapping.json"), "does not answer"),
+        (("search.py", "--data", "corpus", "--storage", "sqlite:///corpus/mapping.json"), "cannot be opened"),
         (("search.py", "--data", "tiny"), "batch_size must be at most the number of training utterances, 3"),
         (("search.py", "--data", "corpus", "--seed", "-1"), "--seed"),
         (("train_trial.py", "--activation", "cube"), "activation must be one of sigmoid, relu, gelu, tanh, silu"),
@@ -165,7 +212,8 @@ def test_help_is_readable_and_quick_to_import() -> None:
         (("train_trial.py", "--steps", "0"), "steps must be at least 1"),
         (("train_trial.py", "--preset", "mine"), "--preset: invalid choice"),
         (("experiments", "promote", "--study", "none"), "there are no runs yet|there is no study"),
-        (("experiments", "compare", "--study", "it's"), "there are no runs yet|a study's name must be"),
+        (("experiments", "compare", "--study", "it's"), "--study: must be of letters"),
+        (("experiments", "ui", "--port", "70000"), "--port: must be from 1 to 65535"),
         (("experiments", "fly"), "invalid choice"),
         (("experiments",), "required"),
         (("speaker", "predict", "--data", "corpus"), "there are no runs yet"),
