@@ -92,7 +92,7 @@ def train(
     """Train one point on the device its pack lies on, and return the best of its evaluations by OBJECTIVE.
 
     `report(step, metrics)` hears of every evaluation, every `config.valid_every` steps and after the last, and
-    answers whether to stop; then the state is "pruned". A training that diverges or runs out of memory has failed,
+    answers whether to stop; before the last step the state is then "pruned". A training that diverges or runs out of memory has failed,
     with a reason. `bar` counts steps. Any other exception passes through. Raises UserError for a pack too small.
     """
     check_batch(config, pack, protocol)
@@ -166,7 +166,7 @@ def _train(
         if not best or metrics[OBJECTIVE] > best[OBJECTIVE]:
             best_step, best = step, metrics
             weights = _copy(model)
-        if report(step, metrics):
+        if report(step, metrics) and step < config.steps:
             state, reason = "pruned", f"stopped by the search at step {step}"
             break
         last, since = step, clock()
