@@ -92,8 +92,9 @@ def train(
     """Train one point on the device its pack lies on, and return the best of its evaluations by OBJECTIVE.
 
     `report(step, metrics)` hears of every evaluation, every `config.valid_every` steps and after the last, and
-    answers whether to stop; before the last step the state is then "pruned". A training that diverges or runs out of memory has failed,
-    with a reason. `bar` counts steps. Any other exception passes through. Raises UserError for a pack too small.
+    answers whether to stop; before the last step the state is then "pruned". A training that diverges or runs out of
+    memory has failed, with a reason. `bar` counts steps. Raises UserError for a pack too small; any other exception
+    passes through.
     """
     check_batch(config, pack, protocol)
     try:
