@@ -74,14 +74,16 @@ def run_ui(arguments: argparse.Namespace) -> None:
 
     books = existing_books(arguments.tracking_uri, STATE)
     page = f"#/experiments/{books.experiment_id}/runs?workflowType=machine_learning"
+    best = f"{page}&orderByKey=metrics.%60best%2Faccuracy_whole%60&orderByAsc=false"
     if books.uri.startswith("http"):
-        print(f"The server has its own UI: {books.uri}/{page}")
+        print(f"The server has its own UI: {books.uri}/{page}\nBest first: {books.uri}/{best}")
         return
     address = f"127.0.0.1:{arguments.port}"
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", arguments.port)) == 0:
             raise UserError(f"--port must be free, but {address} answers already; choose another --port")
-    print(f"Runs: http://{address}/{page}\nModels: http://{address}/#/models\nStop with Ctrl-C.", flush=True)
+    print(f"Runs: http://{address}/{page}\nBest first: http://{address}/{best}")
+    print(f"Models: http://{address}/#/models\nStop with Ctrl-C.", flush=True)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", books.uri, "--host", "127.0.0.1"]
     command += ["--port", str(arguments.port), "--workers", "1"]
     command += ["--allowed-hosts", f"{address},localhost:{arguments.port}"]

@@ -76,9 +76,7 @@ class Search:
         with locks.holding("study"):
             self.study = _open_study(storage, plan.name, contract)
             self.study.pruner = PRUNERS[plan.pruner](plan.base.steps)
-            parent = books.open_study(
-                plan.name, self.study.user_attrs.get(PARENT), contract, {**tags, **material.tags()}
-            )
+            parent = books.open_study(plan.name, self.study.user_attrs.get(PARENT), contract, tags, material)
             self.study.set_user_attr(PARENT, parent)
         self.job = Job(self.study, plan.space, plan.base, plan.seed, material, books, parent)
         self._close_ended_runs()

@@ -117,7 +117,9 @@ class Books:
         self.client: mlflow.MlflowClient = self._reached(lambda: mlflow.MlflowClient(uri))
         self.experiment_id = self._reached(self._open_experiment)
 
-    def open_study(self, name: str, run_id: str | None, params: dict[str, str], tags: dict[str, str]) -> str:
+    def open_study(
+        self, name: str, run_id: str | None, params: dict[str, str], tags: dict[str, str], material: Material
+    ) -> str:
         """Open a study's parent run, for the first time or again, and return its id."""
         if run_id is None:
             found = self.runs(f"tags.study = '{name}' and tags.kind = 'study'")
@@ -127,7 +129,8 @@ class Books:
         self._must_have(run_id, name)
         self.client.update_run(run_id, status="RUNNING")
         batch = [Param(key, value) for key, value in params.items()]
-        self.client.log_batch(run_id, params=batch, tags=_tags({**tags, "state": "running"}))
+        self.client.log_batch(run_id, params=batch, tags=_tags({**tags, **material.tags(), "state": "running"}))
+        self.client.log_inputs(run_id, [_dataset(material)])
         return run_id
 
     def close_study(self, run_id: str, state: str, best_so_far: list[tuple[int, int, float]]) -> None:
@@ -245,7 +248,7 @@ def _dataset(material: Material) -> DatasetInput:
     schema = {"mels": f"float32 (frames, {material.pack.n_mels})", "speaker": "id"}
     dataset = Dataset(
         name=material.corpus.name,
-        digest=material.pack.digest[:32],  # MLflow takes 36 characters at most
+        digest=material.pack.digest[:12],  # short, for the UI's table; the tag corpus.digest holds it all
         source_type="local",
         source=canonical_json({"uri": material.corpus.folder.as_uri()}),
         schema=canonical_json(schema),

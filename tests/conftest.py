@@ -6,7 +6,9 @@ from pathlib import Path
 import pgserver
 import pytest
 
+from experiments.material import Material
 from speaker.corpus import Corpus, read_corpus
+from speaker.evaluation import Protocol
 from speaker.pack import Pack, open_pack
 from tests.helpers import write_corpus
 
@@ -21,6 +23,11 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 @pytest.fixture(scope="session")
 def pack(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Pack:
     return open_pack(corpus, tmp_path_factory.mktemp("packs"))
+
+
+@pytest.fixture(scope="session")
+def material(corpus: Corpus, pack: Pack) -> Material:
+    return Material(corpus, pack, Protocol(), {"device": "cpu"})
 
 
 @pytest.fixture

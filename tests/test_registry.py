@@ -12,11 +12,9 @@ from experiments.material import Material
 from experiments.registry import CHAMPION, MODEL, best_run, fetch, find_version, promote
 from experiments.tracking import Books
 from speaker.checkpoint import load_model
-from speaker.corpus import Corpus
 from speaker.errors import UserError
-from speaker.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, Protocol
+from speaker.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE
 from speaker.model import SpeakerClassifier
-from speaker.pack import Pack
 from speaker.training import TrialResult
 from tests.helpers import TINY
 
@@ -38,11 +36,6 @@ def books(state: Path) -> Books:
     return Books(f"sqlite:///{state}/mlflow.db")
 
 
-@pytest.fixture
-def material(corpus: Corpus, pack: Pack) -> Material:
-    return Material(corpus, pack, Protocol(), {"device": "cpu"})
-
-
 def finished_run(books: Books, material: Material, number: int, whole: float) -> tuple[str, SpeakerClassifier]:
     """Leave a run as a trial does, with an untrained model."""
     torch.manual_seed(number)
@@ -56,7 +49,7 @@ def finished_run(books: Books, material: Material, number: int, whole: float) ->
 
 
 def test_the_best_run_becomes_champion_and_says_what_changed(books: Books, material: Material, tmp_path: Path) -> None:
-    books.open_study("s", None, {}, {})
+    books.open_study("s", None, {}, {}, material)
     with pytest.raises(UserError, match="only a complete trial can be promoted, but study 's' has none"):
         best_run(books, "s")
     assert find_version(books, CHAMPION) is None

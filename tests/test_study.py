@@ -20,19 +20,12 @@ from experiments.tracking import Books
 from experiments.trial import PRESET, RUN_ID, run_trial
 from speaker.cli import Interrupted
 from speaker.config import TrialConfig
-from speaker.corpus import Corpus
 from speaker.errors import UserError
-from speaker.evaluation import OBJECTIVE, Protocol
-from speaker.pack import Pack
+from speaker.evaluation import OBJECTIVE
 from speaker.training import TrialResult, train
 from tests.helpers import TINY
 
 PLAN = Plan("s", HOMEWORK, TINY.replace(steps=4, warmup_steps=1, valid_every=2), 0, "random", "none", 4, None)
-
-
-@pytest.fixture
-def material(corpus: Corpus, pack: Pack) -> Material:
-    return Material(corpus, pack, Protocol(), {"device": "cpu"})
 
 
 @pytest.fixture

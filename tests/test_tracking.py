@@ -11,20 +11,13 @@ from experiments.material import Material
 from experiments.tracking import BEST_WHOLE, EXPERIMENT, Books, existing_books
 from speaker.checkpoint import load_model
 from speaker.cli import Interrupted
-from speaker.corpus import Corpus
 from speaker.errors import UserError
-from speaker.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, OBJECTIVE, Protocol
+from speaker.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, OBJECTIVE
 from speaker.model import SpeakerClassifier
-from speaker.pack import Pack
 from speaker.training import TrialResult
 from tests.helpers import TINY
 
 ROW = {ACCURACY_WHOLE: 0.5, ACCURACY_CROPS: 0.25, "valid/loss_whole": 1.5, "train/loss": 2.5}
-
-
-@pytest.fixture
-def material(corpus: Corpus, pack: Pack) -> Material:
-    return Material(corpus, pack, Protocol(), {"device": "cpu", "version.torch": "1"})
 
 
 @pytest.fixture
@@ -114,14 +107,16 @@ def test_a_trial_without_a_score_leaves_no_model(books: Books, material: Materia
     assert books.client.list_artifacts(run.run_id) == []
 
 
-def test_the_best_so_far_of_a_study_stands_once(books: Books) -> None:
-    parent = books.open_study("s", None, {"seed": "0"}, {})
+def test_the_best_so_far_of_a_study_stands_once(books: Books, material: Material) -> None:
+    parent = books.open_study("s", None, {"seed": "0"}, {}, material)
     for rows in ([(0, 5, 0.1), (1, 6, 0.3)], [(0, 5, 0.1), (1, 6, 0.3), (2, 9, 0.4)]):
-        assert books.open_study("s", parent, {"seed": "0"}, {}) == parent
+        assert books.open_study("s", parent, {"seed": "0"}, {}, material) == parent
         books.close_study(parent, "complete", rows)
     history = books.client.get_metric_history(parent, BEST_WHOLE)
     assert [(row.step, row.value) for row in history] == [(0, 0.1), (1, 0.3), (2, 0.4)]
-    assert books.open_study("s", None, {"seed": "0"}, {}) == parent, "a worker died before the study knew of it"
+    assert books.open_study("s", None, {"seed": "0"}, {}, material) == parent, (
+        "a worker died before the study knew of it"
+    )
 
 
 def test_eight_processes_open_new_books_at_once(state: Path) -> None:
