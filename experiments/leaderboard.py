@@ -53,7 +53,7 @@ def _row(run: Run) -> Row:
     return Row(
         run_id=run.info.run_id,
         trial=tags.get("trial", "0"),
-        point=(run.info.run_name or "").partition(" ")[2],
+        point=tags.get("point", ""),
         state=tags.get("state", ""),
         preset=tags.get("preset", ""),
         whole=metrics.get(BEST_WHOLE),

@@ -118,7 +118,6 @@ def fetch(books: Books, name: str, folder: Path) -> str:
 def _register(books: Books, run: Run) -> ModelVersion:
     """Log a run's model so that plain MLflow can serve it, and register that as a new version."""
     client = books.client
-    name = (run.info.run_name or "").partition(" ")[2] if "study" in run.data.tags else run.info.run_name
     tags = {tag: run.data.tags[tag] for tag in CARRIED_TAGS if tag in run.data.tags}
     tags |= {key: f"{run.data.metrics[key]:.4f}" for key in (BEST_WHOLE, BEST_CROPS)}
     with tempfile.TemporaryDirectory() as temporary:
@@ -129,7 +128,9 @@ def _register(books: Books, run: Run) -> ModelVersion:
         client.log_model_artifacts(logged.model_id, str(served))
         client.finalize_logged_model(logged.model_id, "READY")
     source = f"models:/{logged.model_id}"
-    return client.create_model_version(MODEL, source, run.info.run_id, tags, description=name, model_id=logged.model_id)
+    return client.create_model_version(
+        MODEL, source, run.info.run_id, tags, description=run.data.tags["point"], model_id=logged.model_id
+    )
 
 
 def _save_served(trained: TrainedModel, fetched: Path, folder: Path) -> None:

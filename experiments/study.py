@@ -140,7 +140,7 @@ class Search:
         condition = f"tags.study = '{self._plan.name}' and tags.kind = 'trial' and attributes.status = 'RUNNING'"
         for run in self._books.runs(condition):
             if trial := ended.get(run.info.run_id):
-                tracked = TrackedRun(self._books.client, run.info.run_id, time.time)
+                tracked = TrackedRun(self._books.client, run.info.run_id, run.info.run_name, time.time)
                 tracked.close(STATES[trial.state], trial.user_attrs.get("reason", ""))
 
     def _best_so_far(self) -> list[tuple[int, int, float]]:

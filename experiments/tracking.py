@@ -40,8 +40,9 @@ STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED", "inter
 class TrackedRun:
     """One run, open for writing. Everything it writes may be written again after a crash without standing twice."""
 
-    def __init__(self, client: mlflow.MlflowClient, run_id: str, clock: Callable[[], float]) -> None:
+    def __init__(self, client: mlflow.MlflowClient, run_id: str, name: str, clock: Callable[[], float]) -> None:
         self._client = client
+        self._name = name
         self._clock = clock
         self.run_id = run_id
         # A trial that starts over measures again what the killed one had logged; those rows stay as they are.
@@ -50,7 +51,7 @@ class TrackedRun:
     def log_setup(self, config: TrialConfig, material: Material) -> None:
         """Log the point, field by field and whole, and the corpus."""
         params = [Param(name, str(value)) for name, value in config.to_dict().items()]
-        tags = {"config.fingerprint": config.fingerprint(), **material.tags()}
+        tags = {"point": config.label(), "config.fingerprint": config.fingerprint(), **material.tags()}
         self._client.log_batch(self.run_id, params=params, tags=_tags(tags))
         self._client.log_inputs(self.run_id, [_dataset(material)])
         self._client.log_text(self.run_id, config.to_json(), "config.json")
@@ -93,8 +94,12 @@ class TrackedRun:
             raise
 
     def close(self, state: str, reason: str = "") -> None:
-        """End the run: complete, pruned, failed or interrupted, with the reason as a tag."""
+        """End the run: complete, pruned, failed or interrupted, with the reason as a tag.
+
+        The UI's table shows neither tags nor more than two kinds of end, so the name of a run says how it ended, too.
+        """
         self._client.log_batch(self.run_id, tags=_tags({"state": state, "state.reason": reason[:4000]}))
+        self._client.update_run(self.run_id, name=_marked(self._name, state))
         self._client.set_terminated(self.run_id, STATUS[state])
 
     def _metrics(self, values: Metrics, step: int) -> list[Metric]:
@@ -149,7 +154,7 @@ class Books:
         self._must_have(run_id, tags.get("study", ""))
         self.client.update_run(run_id, status="RUNNING", name=name)
         self.client.set_tag(run_id, "state", "running")
-        return TrackedRun(self.client, run_id, self._clock)
+        return TrackedRun(self.client, run_id, name, self._clock)
 
     def find_run(self, study: str, number: int) -> str | None:
         """Return the id of a trial's run: a worker may have died before the trial knew of it."""
@@ -259,6 +264,12 @@ def _dataset(material: Material) -> DatasetInput:
 
 def _tags(values: dict[str, Any]) -> list[RunTag]:
     return [RunTag(name, str(value)) for name, value in values.items()]
+
+
+def _marked(name: str, state: str) -> str:
+    """Return a run's name with its end in it, behind the trial's number: "#7 pruned d256 h8 L4 relu"."""
+    number, _, rest = name.partition(" ") if name.startswith("#") else ("", "", name)
+    return name if state == "complete" else f"{number} {state} {rest}".strip()
 
 
 def _program() -> str:

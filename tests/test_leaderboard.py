@@ -19,6 +19,7 @@ def test_complete_trials_are_ranked_by_whole_utterances(state: Path, material: M
         run = books.open_run(f"#{number} d80 h2 L1 relu", {"study": "s", "trial": str(number)}, parent)
         for name, value in ((BEST_WHOLE, whole), (BEST_CROPS, crops)):
             books.client.log_metric(run.run_id, name, value)
+        books.client.set_tag(run.run_id, "point", "d80 h2 L1 relu")
         run.close(state_name)
     books.open_run("#4 d80 h2 L1 relu", {"study": "s", "trial": "4"}, parent)  # still running
     books.open_run("#0 other", {"study": "t", "trial": "0"}).close("complete")

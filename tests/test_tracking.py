@@ -33,6 +33,7 @@ def test_a_run_holds_point_corpus_protocol_and_origin(books: Books, material: Ma
     assert got.data.params == {name: str(value) for name, value in TINY.to_dict().items()}
     tags = got.data.tags
     assert tags["corpus"] == "tiny"
+    assert tags["point"] == TINY.label()
     assert tags["corpus.digest"] == material.pack.digest
     assert tags["protocol.whole"] == "valid part of split 0, whole utterances, masked"
     assert tags["protocol.crops"].startswith("valid part of split 0, one crop of 128 frames")
@@ -84,11 +85,12 @@ def test_the_result_is_metrics_and_a_model_that_loads(books: Books, material: Ma
     [("complete", "FINISHED"), ("pruned", "KILLED"), ("failed", "FAILED"), ("interrupted", "KILLED")],
 )
 def test_a_run_ends_visibly(books: Books, state_name: str, status: str) -> None:
-    run = books.open_run("d16", {})
+    run = books.open_run("#7 d16 h2", {})
     assert books.client.get_run(run.run_id).info.status == "RUNNING"
     run.close(state_name, "because")
     got = books.client.get_run(run.run_id)
     assert got.info.status == status
+    assert got.info.run_name == ("#7 d16 h2" if state_name == "complete" else f"#7 {state_name} d16 h2")
     assert (got.data.tags["state"], got.data.tags["state.reason"]) == (state_name, "because")
 
 
