@@ -43,15 +43,18 @@ def main() -> None:
     """Run the search and print its table."""
     arguments = parser().parse_args()
     # Late: torch, optuna and mlflow take seconds to import, and --help needs none of them.
+    from optuna.exceptions import StorageInternalError
+
     from experiments.leaderboard import ranked, table
     from experiments.locks import masked, open_locks
     from experiments.material import prepare
     from experiments.progress import Progress
     from experiments.space import find_space
     from experiments.study import Plan, Search, default_storage, open_storage
-    from experiments.tracking import Books, default_tracking_uri
+    from experiments.tracking import STORE_ERRORS, Books, default_tracking_uri
     from experiments.trial import run_trial
     from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE
+    from speaker.errors import UserError
     from speaker.training import check_batch
 
     space = find_space(arguments.space)
@@ -81,6 +84,9 @@ def main() -> None:
             for trial in search.trials():
                 config, result = run_trial(search.job, trial, progress.steps)
                 progress.ended(trial.number, config, result)
+    except (*STORE_ERRORS, StorageInternalError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise UserError(f"a store stopped answering ({reason}); mend it and run the same command to go on") from error
     except KeyboardInterrupt:
         search.close(interrupted=True)
         print(f"{len(search.finished())} trials finished; run the same command to go on.", file=sys.stderr)

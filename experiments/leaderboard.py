@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from mlflow.entities import Run
 
-from experiments.tracking import BEST_CROPS, BEST_WHOLE, Books
+from experiments.tracking import BEST_CROPS, BEST_WHOLE, SECONDS, Books
 from speaker.errors import UserError
 
 
@@ -59,7 +59,7 @@ def _row(run: Run) -> Row:
         whole=metrics.get(BEST_WHOLE),
         crops=metrics.get(BEST_CROPS),
         parameters=int(metrics.get("model/parameters", 0)),
-        seconds=metrics.get("speed/seconds", 0.0),
+        seconds=metrics.get(SECONDS, 0.0),
     )
 
 

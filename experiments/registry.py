@@ -18,7 +18,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from experiments.leaderboard import ranked
-from experiments.tracking import BEST_CROPS, BEST_WHOLE, MODEL_FOLDER, Books
+from experiments.tracking import BEST_CROPS, BEST_WHOLE, MODEL_FOLDER, SHA256, Books
 from speaker.checkpoint import CARD, CONFIG, WEIGHTS, TrainedModel, load_model
 from speaker.errors import UserError
 from speaker.files import sha256_file
@@ -26,7 +26,6 @@ from speaker.files import sha256_file
 MODEL = "speaker-classifier"
 CHAMPION = "champion"
 PROGRAM = "program.pt2"
-SHA256 = "weights.sha256"
 CARRIED_TAGS = ("study", "trial", "preset", "corpus", "corpus.digest", "protocol.whole", "protocol.crops", SHA256)
 
 

@@ -33,7 +33,9 @@ T = TypeVar("T")
 
 EXPERIMENT = "speaker-classifier"
 MODEL_FOLDER = "model"  # of a run's artifacts
+SECONDS, SHA256 = "speed/seconds", "weights.sha256"
 BEST_WHOLE, BEST_CROPS = "best/accuracy_whole", "best/accuracy_crops"
+STORE_ERRORS = (MlflowException, SQLAlchemyError)  # a store that stopped answering; no fault of the trial
 STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED", "interrupted": "KILLED"}
 
 
@@ -46,7 +48,7 @@ class TrackedRun:
         self._clock = clock
         self.run_id = run_id
         # A trial that starts over measures again what the killed one had logged; those rows stay as they are.
-        self._logged = max((row.step for row in client.get_metric_history(run_id, OBJECTIVE)), default=-1)
+        self._logged = {key: self._last_step(key) for key in (OBJECTIVE, SECONDS)}
 
     def log_setup(self, config: TrialConfig, material: Material) -> None:
         """Log the point, field by field and whole, and the corpus."""
@@ -58,19 +60,17 @@ class TrackedRun:
 
     def log(self, step: int, metrics: Metrics) -> None:
         """Log one evaluation's row, unless it stands there already."""
-        if step > self._logged:
-            self._client.log_batch(self.run_id, metrics=self._metrics(metrics, step))
+        self._log_once(OBJECTIVE, metrics, step)
 
     def log_result(self, result: TrialResult, config: TrialConfig, material: Material) -> None:
         """Log the best of a trial and its weights, with what is needed to load them."""
-        summary = {"model/parameters": float(result.parameters), "speed/seconds": result.seconds}
-        tags = {}
+        summary = {"model/parameters": float(result.parameters), SECONDS: result.seconds}
         if result.best:
             summary[BEST_WHOLE], summary[BEST_CROPS] = result.best[ACCURACY_WHOLE], result.best[ACCURACY_CROPS]
             summary["best/loss_whole"] = result.best["valid/loss_whole"]
             summary["best/step"] = float(result.best_step)
             with tempfile.TemporaryDirectory() as folder:
-                tags["weights.sha256"] = save_model(
+                sha256 = save_model(
                     Path(folder),
                     result.weights,
                     config,
@@ -79,13 +79,18 @@ class TrackedRun:
                     material.pack.digest,
                 )
                 self._client.log_artifacts(self.run_id, folder, MODEL_FOLDER)
-        self._client.log_batch(self.run_id, metrics=self._metrics(summary, result.steps), tags=_tags(tags))
+            self._client.set_tag(self.run_id, SHA256, sha256)
+        self._log_once(SECONDS, summary, result.steps)
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
         """Close the run when what happens inside is interrupted or raises, and let that pass through."""
         try:
             yield
+        except STORE_ERRORS as error:
+            with contextlib.suppress(*STORE_ERRORS):
+                self.close("interrupted", describe_error(error))
+            raise
         except KeyboardInterrupt:
             self.close("interrupted", "stopped by the user")
             raise
@@ -102,9 +107,15 @@ class TrackedRun:
         self._client.update_run(self.run_id, name=_marked(self._name, state))
         self._client.set_terminated(self.run_id, STATUS[state])
 
-    def _metrics(self, values: Metrics, step: int) -> list[Metric]:
-        now = int(self._clock() * 1000)
-        return [Metric(name, value, now, step) for name, value in values.items()]
+    def _log_once(self, key: str, metrics: Metrics, step: int) -> None:
+        """Log a row, known by one of its keys, unless that key has this step or a later one."""
+        if step > self._logged[key]:
+            now = int(self._clock() * 1000)
+            rows = [Metric(name, value, now, step) for name, value in metrics.items()]
+            self._client.log_batch(self.run_id, metrics=rows)
+
+    def _last_step(self, key: str) -> int:
+        return max((row.step for row in self._client.get_metric_history(self.run_id, key)), default=-1)
 
 
 class Books:

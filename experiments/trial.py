@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from tqdm import tqdm
 
 from experiments.material import Material
 from experiments.space import Space
-from experiments.tracking import Books, TrackedRun, describe_error
+from experiments.tracking import STORE_ERRORS, Books, TrackedRun, describe_error
 from speaker.config import TrialConfig
 from speaker.evaluation import OBJECTIVE
 from speaker.seeding import derive_seed
@@ -39,8 +40,9 @@ class Job:
 def run_trial(job: Job, trial: optuna.trial.Trial, bar: "tqdm[int]") -> tuple[TrialConfig, TrialResult]:
     """Run a trial that its caller holds the lock of, for the first time or again after a crash, and end it.
 
-    A point that cannot be trained ends as failed and the search goes on. An interruption leaves the trial running, to
-    be resumed. Any other exception is a bug: the trial and its run are closed as failed, and it passes through.
+    A point that cannot be trained ends as failed and the search goes on. An interruption, or a store that stops
+    answering, leaves the trial running, to be resumed. Any other exception is a bug: the trial and its run are closed
+    as failed, and it passes through.
     """
     config = job.config(trial)
     run = _open_run(job, trial, config)
@@ -51,6 +53,8 @@ def run_trial(job: Job, trial: optuna.trial.Trial, bar: "tqdm[int]") -> tuple[Tr
             bar.set_description_str(f"#{trial.number} {config.label()}", refresh=False)
             result = train(config, job.material.pack, job.material.protocol, _report(trial, run), bar)
             run.log_result(result, config, job.material)
+    except (*STORE_ERRORS, StorageInternalError, OSError):
+        raise
     except Exception as error:
         _end(job, trial, TrialResult("failed", describe_error(error)))
         raise

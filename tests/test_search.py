@@ -2,12 +2,16 @@
 
 import csv
 import http.client
+import os
 import random
 import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import optuna
@@ -16,7 +20,7 @@ import pytest
 from experiments.study import open_storage
 from experiments.tracking import Books
 from experiments.trial import RUN_ID
-from tests.helpers import run, start, write_corpus
+from tests.helpers import environment, run, start, write_corpus
 
 STUDY = "homework-corpus"
 SEARCH = ("search.py", "--data", "corpus", "--steps", "5", "--trials")
@@ -135,9 +139,7 @@ def test_workers_share_a_study_on_postgresql(home: Path, postgres: str) -> None:
 
 def test_the_ui_serves_on_loopback_until_it_is_stopped(home: Path) -> None:
     assert run(home, "train_trial.py", "--data", "corpus", "--steps", "1", "--batch-size", "8").returncode == 0
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with start(home, "experiments", "ui", "--port", port) as server:
         try:
             assert server.stdout is not None
@@ -153,6 +155,12 @@ def test_the_ui_serves_on_loopback_until_it_is_stopped(home: Path) -> None:
             server.terminate()
             server.communicate(timeout=30)
     assert not answers(port, within=0), "a process of the server outlived it"
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def status_of_root(port: int, host: str) -> int:
@@ -174,6 +182,51 @@ def answers(port: int, within: float) -> bool:
         if time.monotonic() >= deadline:
             return False
         time.sleep(0.2)
+
+
+def test_a_server_that_goes_away_costs_no_trial(home: Path) -> None:
+    """Search against a real MLflow server, kill it on the way, start it again and go on; then promote from it."""
+    port = free_port()
+    uri = f"http://127.0.0.1:{port}"
+    search = (*SEARCH, 4, "--tracking-uri", uri)
+    server = serve(home, port)
+    process = start(home, *search)
+    for line in process.stdout or ():
+        if line.startswith("#0"):
+            break
+    stop(server)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2, errors
+    assert errors.splitlines()[-1].startswith("error: a store stopped answering"), errors
+    assert "Traceback" not in errors
+    server = serve(home, port)
+    try:
+        done = run(home, *search)
+        assert done.returncode == 0, done.stderr
+        assert f"promote --study {STUDY} --tracking-uri {uri}" in done.stdout
+        assert Counter(run.info.status for run in Books(uri).runs("")) == {"FINISHED": 5}
+        assert run(home, "experiments", "promote", "--study", STUDY, "--tracking-uri", uri).returncode == 0
+        said = run(home, "speaker", "predict", "--data", "corpus", "--tracking-uri", uri)
+        assert said.returncode == 0, said.stderr
+    finally:
+        stop(server)
+
+
+def serve(home: Path, port: int) -> "subprocess.Popen[bytes]":
+    """Start a real MLflow server whose state lies in a folder, and wait until it answers."""
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{home}/server.db"]
+    command += ["--artifacts-destination", str(home / "served"), "--port", str(port), "--workers", "1"]
+    settings = {**environment(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    server = subprocess.Popen(
+        command, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    assert answers(port, within=90)
+    return server
+
+
+def stop(server: "subprocess.Popen[bytes]") -> None:
+    os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
 
 
 def test_help_is_readable_and_quick_to_import() -> None:
