@@ -1,5 +1,7 @@
 """Search for the best point: run or resume a study of tracked trials. `python search.py --help` lists the flags."""
 
+import contextlib
+import shlex
 import sys
 from pathlib import Path
 
@@ -85,13 +87,15 @@ def main() -> None:
                 config, result = run_trial(search.job, trial, progress.steps)
                 progress.ended(trial.number, config, result)
     except (*STORE_ERRORS, StorageInternalError) as error:
+        with contextlib.suppress(*STORE_ERRORS, StorageInternalError):
+            search.close()
         reason = str(error).partition("\n")[0][:200]
-        raise UserError(f"a store stopped answering ({reason}); mend it and run the same command to go on") from error
-    except KeyboardInterrupt:
-        search.close(interrupted=True)
+        raise UserError(f"a store or disk failed ({reason}); mend it and run the same command to go on") from error
+    except BaseException:
+        search.close()
         print(f"{len(search.finished())} trials finished; run the same command to go on.", file=sys.stderr)
         raise
-    search.close(interrupted=False)
+    search.close()
     finished = len(search.finished())
     if finished < plan.trials:
         print(f"Time is up with {finished} of {plan.trials} trials finished; run the same command to go on.")
@@ -99,9 +103,8 @@ def main() -> None:
     elsewhere = f" --tracking-uri {masked(tracking_uri)}" if arguments.tracking_uri else ""
     print(f"  python -m experiments ui{elsewhere}")
     print(f"  python -m experiments promote --study {plan.name}{elsewhere}")
-    print(
-        f"  python -m speaker predict --data {material.corpus.folder} --model champion --out submission.csv{elsewhere}"
-    )
+    folder = shlex.quote(str(material.corpus.folder))
+    print(f"  python -m speaker predict --data {folder} --model champion --out submission.csv{elsewhere}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,15 @@ def parser() -> Parser:
     return flags
 
 
+def given_fields(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of the point that were given as flags."""
+    fields = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(TrialConfig)}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
 def chosen_point(arguments: argparse.Namespace) -> TrialConfig:
     """Return the point that the flags ask for. Raises UserError when it breaks a rule."""
-    given: dict[str, Any] = {
-        field.name: value
-        for field in dataclasses.fields(TrialConfig)
-        if (value := getattr(arguments, field.name)) is not None
-    }
+    given = given_fields(arguments)
     base = HOMEWORK_BASELINE if arguments.data else DEMO_BUDGET
     if arguments.preset:
         preset = PRESETS[arguments.preset]
@@ -65,7 +68,8 @@ def main() -> None:
     material = prepare(arguments.data, arguments.device, STATE)
     check_batch(config, material.pack, material.protocol)
     books = Books(arguments.tracking_uri or default_tracking_uri(STATE))
-    run = books.open_run(config.label(), {"preset": arguments.preset} if arguments.preset else {})
+    is_preset = arguments.preset and not given_fields(arguments).keys() - {"steps", "seed"}
+    run = books.open_run(config.label(), {"preset": arguments.preset} if is_preset else {})
     best = -1.0
 
     with tqdm(total=config.steps, desc=config.label(), unit="step", disable=None) as bar:
@@ -92,6 +96,8 @@ def main() -> None:
     whole, crops = (f"{value:.4f}" if value is not None else "-" for value in result.scores())
     print(f"{result.state}: whole {whole}, crops {crops}, {result.parameters:,} parameters, {result.seconds:.1f} s"
           + (f" ({result.reason})" if result.reason else ""))  # fmt: skip
+    if result.state != "complete":
+        sys.exit(1)
     print(f"Run {run.run_id}; promote it with: python -m experiments promote --run {run.run_id}")
 
 

@@ -6,17 +6,18 @@ database, for workers of one machine; on PostgreSQL advisory locks, for workers 
 
 import contextlib
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import sqlalchemy
 from filelock import FileLock, Timeout
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import SQLAlchemyError
 
 from speaker.errors import UserError
 
-EXAMPLES = "use sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME"
+EXAMPLES = "use sqlite:///FILE, or postgresql+psycopg://USER@HOST/NAME after pip install 'psycopg[binary]'"
 Release = Callable[[], None]
 
 
@@ -97,17 +98,18 @@ class PostgresLocks(Locks):
 def open_locks(storage_url: str, study: str) -> Locks:
     """Return the locks that go with a study's storage.
 
-    Raises UserError for a database other than SQLite and PostgreSQL.
+    Raises UserError for what is no database of SQLite or PostgreSQL, or cannot be reached.
     """
     try:
         url = sqlalchemy.make_url(storage_url)
-    except ArgumentError:
-        raise UserError(f"a storage must be a database URL, but got {storage_url!r}; {EXAMPLES}") from None
-    if url.get_backend_name() == "postgresql":
-        return PostgresLocks(storage_url, study)
-    if url.get_backend_name() == "sqlite" and url.database and url.database != ":memory:":
-        path = Path(url.database).resolve()
-        return FileLocks(path.parent / "locks" / path.stem / study)
+        if url.get_backend_name() == "postgresql":
+            return PostgresLocks(storage_url, study)
+        if url.get_backend_name() == "sqlite" and url.database and url.database != ":memory:":
+            path = Path(url.database).resolve()
+            return FileLocks(path.parent / "locks" / path.stem / study)
+    except (SQLAlchemyError, ImportError, OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise UserError(f"the storage {masked(storage_url)} cannot be used ({reason}); {EXAMPLES}") from error
     raise UserError(
         f"a storage must be a file of SQLite or a database of PostgreSQL, but got {masked(storage_url)}; {EXAMPLES}"
     )
@@ -117,5 +119,5 @@ def masked(url: str) -> str:
     """Return a URL fit to be shown and logged: without its password."""
     try:
         return sqlalchemy.make_url(url).render_as_string(hide_password=True)
-    except ArgumentError:
-        return url
+    except (SQLAlchemyError, ValueError):
+        return re.sub(r"://[^/@]*@", "://***@", url)

@@ -18,7 +18,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from experiments.leaderboard import ranked
-from experiments.tracking import BEST_CROPS, BEST_WHOLE, MODEL_FOLDER, SHA256, Books
+from experiments.tracking import BEST_CROPS, BEST_WHOLE, MODEL_FOLDER, SHA256, STORE_ERRORS, Books
 from speaker.checkpoint import CARD, CONFIG, WEIGHTS, TrainedModel, load_model
 from speaker.errors import UserError
 from speaker.files import sha256_file
@@ -164,13 +164,19 @@ def _run(books: Books, run_id: str) -> Run:
         run = books.client.get_run(run_id)
     except MlflowException:
         raise UserError(f"there is no run {run_id!r} in {books.shown}; copy its id from the UI") from None
-    if SHA256 not in run.data.tags:
-        raise UserError(f"run {run_id} has no model; choose a complete trial's")
+    tags = run.data.tags
+    if SHA256 not in tags or tags.get("state") != "complete" or run.info.lifecycle_stage != "active":
+        raise UserError(f"only a complete trial's run can be used, but run {run_id} is none; choose another")
     return run
 
 
 def _download(books: Books, uri: str, folder: str) -> Path:
-    return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder, tracking_uri=books.uri))
+    try:
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder, tracking_uri=books.uri))
+    except STORE_ERRORS as error:
+        raise UserError(
+            f"the model's files cannot be read from {uri}; bring them back, or promote another run"
+        ) from error
 
 
 def _describe(registered: ModelVersion) -> str:

@@ -7,6 +7,7 @@ is run again under its own number. Sampler and training are seeded by address, s
 
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -32,7 +33,7 @@ from speaker.evaluation import OBJECTIVE
 from speaker.files import create_once
 from speaker.seeding import derive_seed
 
-CONTRACT, PARENT = "contract", "mlflow.run_id"  # attributes of an Optuna study
+CONTRACT, IDENTITY, PARENT = "contract", "id", "mlflow.run_id"  # attributes of an Optuna study
 BUSY_TIMEOUT_S = 60
 POLL_S = 0.5
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
@@ -76,7 +77,8 @@ class Search:
         with locks.holding("study"):
             self.study = _open_study(storage, plan.name, contract)
             self.study.pruner = PRUNERS[plan.pruner](plan.base.steps)
-            parent = books.open_study(plan.name, self.study.user_attrs.get(PARENT), contract, tags, material)
+            known = self.study.user_attrs
+            parent = books.open_study(plan.name, known[IDENTITY], known.get(PARENT), contract, tags, material)
             self.study.set_user_attr(PARENT, parent)
         self.job = Job(self.study, plan.space, plan.base, plan.seed, material, books, parent)
         self._close_ended_runs()
@@ -104,11 +106,12 @@ class Search:
             finally:
                 release()
 
-    def close(self, interrupted: bool) -> None:
-        """End the parent run; a worker that goes on elsewhere ends it again."""
+    def close(self) -> None:
+        """End the parent run: complete when the planned trials are, else interrupted, to be opened again."""
         self._close_ended_runs()
-        state = "interrupted" if interrupted else "complete"
-        self._books.close_study(self.job.parent, state, [] if interrupted else self._best_so_far())
+        complete = len(self.finished()) >= self._plan.trials
+        rows = self._best_so_far() if complete else []
+        self._books.close_study(self.job.parent, "complete" if complete else "interrupted", rows)
 
     def _claim(self) -> tuple[optuna.trial.Trial, Release] | None:
         """Take the next trial: one whose worker died, or else a new one, if the plan asks for more than there are."""
@@ -145,7 +148,7 @@ class Search:
 
     def _best_so_far(self) -> list[tuple[int, int, float]]:
         rows: list[tuple[int, int, float]] = []
-        for trial in self.finished():
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             if trial.value is not None and trial.datetime_complete is not None:
                 best = max(trial.value, rows[-1][2] if rows else 0.0)
                 rows.append((trial.number, int(trial.datetime_complete.timestamp() * 1000), best))
@@ -157,7 +160,7 @@ def open_storage(url: str) -> RDBStorage:
 
     Raises UserError when it cannot be reached.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     try:
         address = sqlalchemy.make_url(url)
         if address.get_backend_name() != "sqlite":
@@ -166,7 +169,7 @@ def open_storage(url: str) -> RDBStorage:
         path = Path(address.database or "").resolve()
         create_once(path, lambda partial: RDBStorage(f"sqlite:///{partial}").engine.dispose())
         storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": BUSY_TIMEOUT_S}})
-    except (SQLAlchemyError, ImportError, OSError) as error:
+    except (SQLAlchemyError, ImportError, OSError, RuntimeError, ValueError) as error:
         reason = str(error.__cause__ or error).strip().partition("\n")[0][:200]
         raise UserError(f"the study storage {masked(url)} cannot be opened ({reason}); check --storage") from error
     _begin_immediately(storage.engine)
@@ -215,6 +218,7 @@ def _open_study(storage: RDBStorage, name: str, contract: dict[str, str]) -> opt
     study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
     written = study.user_attrs.get(CONTRACT)
     if written is None and not study.get_trials(deepcopy=False):
+        study.set_user_attr(IDENTITY, uuid.uuid4().hex)
         study.set_user_attr(CONTRACT, contract)
         return study
     if written is None:

@@ -35,7 +35,7 @@ EXPERIMENT = "speaker-classifier"
 MODEL_FOLDER = "model"  # of a run's artifacts
 SECONDS, SHA256 = "speed/seconds", "weights.sha256"
 BEST_WHOLE, BEST_CROPS = "best/accuracy_whole", "best/accuracy_crops"
-STORE_ERRORS = (MlflowException, SQLAlchemyError)  # a store that stopped answering; no fault of the trial
+STORE_ERRORS = (MlflowException, SQLAlchemyError, OSError)  # a store or disk fails; no fault of the trial
 STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED", "interrupted": "KILLED"}
 
 
@@ -123,25 +123,38 @@ class Books:
 
     def __init__(self, uri: str, clock: Callable[[], float] = time.time) -> None:
         for library in ("mlflow", "alembic"):
-            logging.getLogger(library).setLevel(logging.WARNING)
+            logging.getLogger(library).setLevel(logging.CRITICAL)  # they log whole tracebacks of what they raise
         mlflow.set_tracking_uri(uri)  # the registry resolves models:/ URIs by this global alone
         self.uri = uri
         self.shown = masked(uri)
         self._clock = clock
-        if path := _sqlite_path(uri):
-            create_once(path, lambda partial: _create_store(partial, path.parent))
+        self._path = _sqlite_path(uri)
+        self._reached(self._make_store)
         self.client: mlflow.MlflowClient = self._reached(lambda: mlflow.MlflowClient(uri))
         self.experiment_id = self._reached(self._open_experiment)
 
     def open_study(
-        self, name: str, run_id: str | None, params: dict[str, str], tags: dict[str, str], material: Material
+        self,
+        name: str,
+        identity: str,
+        run_id: str | None,
+        params: dict[str, str],
+        tags: dict[str, str],
+        material: Material,
     ) -> str:
-        """Open a study's parent run, for the first time or again, and return its id."""
-        if run_id is None:
-            found = self.runs(f"tags.study = '{name}' and tags.kind = 'study'")
-            run_id = (
-                found[0].info.run_id if found else self._create_run(f"study {name}", {"kind": "study", "study": name})
+        """Open a study's parent run, for the first time or again, and return its id.
+
+        `identity` tells studies of one name apart. Raises UserError when the store holds another one of this name.
+        """
+        found = self.runs(f"tags.study = '{name}' and tags.kind = 'study'")
+        if any(run.data.tags.get("study.id") != identity for run in found):
+            raise UserError(
+                f"{self.shown} holds another study {name!r}, of another --storage; choose another --study, such as "
+                f"{name}-2"
             )
+        if run_id is None:
+            kept = {"kind": "study", "study": name, "study.id": identity}
+            run_id = found[0].info.run_id if found else self._create_run(f"study {name}", kept)
         self._must_have(run_id, name)
         self.client.update_run(run_id, status="RUNNING")
         batch = [Param(key, value) for key, value in params.items()]
@@ -201,20 +214,32 @@ class Books:
             )
 
     def _open_experiment(self) -> str:
+        place = _artifacts(self._path) if self._path else None
         experiment = self.client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             try:
-                return str(self.client.create_experiment(EXPERIMENT))
+                return str(self.client.create_experiment(EXPERIMENT, place))
             except MlflowException:  # another worker was faster
                 experiment = self.client.get_experiment_by_name(EXPERIMENT)
         if experiment is None or experiment.lifecycle_stage != "active":
             raise UserError(f"the MLflow experiment {EXPERIMENT!r} was deleted from {self.shown}; restore it there")
+        location = str(experiment.artifact_location)
+        if place and location.startswith("file:") and location != place:
+            raise UserError(
+                f"{self._path} keeps its artifacts in {location}, so it was moved or copied from there; move it back, "
+                "or start new books in another folder"
+            )
         return str(experiment.experiment_id)
+
+    def _make_store(self) -> None:
+        if self._path:
+            place = _artifacts(self._path)
+            create_once(self._path, lambda partial: _create_store(partial, place))
 
     def _reached(self, call: Callable[[], T]) -> T:
         try:
             return call()
-        except (MlflowException, SQLAlchemyError) as error:
+        except (*STORE_ERRORS, ValueError, ImportError) as error:
             reason = str(error).partition("\n")[0][:200]
             raise UserError(
                 f"the tracking store {self.shown} does not answer ({reason}); check --tracking-uri"
@@ -243,11 +268,14 @@ def _sqlite_path(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
 
 
-def _create_store(path: Path, state: Path) -> None:
+def _artifacts(database: Path) -> str:
+    return (database.parent / "artifacts").as_uri()
+
+
+def _create_store(path: Path, artifacts: str) -> None:
     """Make an MLflow database, whose migrations take seconds, with our experiment in it."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    artifacts = (state / "artifacts").as_uri()
     store = SqlAlchemyStore(f"sqlite:///{path}", artifacts)
     store.create_experiment(EXPERIMENT, artifact_location=artifacts)
     store.engine.dispose()

@@ -53,7 +53,7 @@ def run_trial(job: Job, trial: optuna.trial.Trial, bar: "tqdm[int]") -> tuple[Tr
             bar.set_description_str(f"#{trial.number} {config.label()}", refresh=False)
             result = train(config, job.material.pack, job.material.protocol, _report(trial, run), bar)
             run.log_result(result, config, job.material)
-    except (*STORE_ERRORS, StorageInternalError, OSError):
+    except (*STORE_ERRORS, StorageInternalError):
         raise
     except Exception as error:
         _end(job, trial, TrialResult("failed", describe_error(error)))

@@ -35,8 +35,9 @@ def run_predict(arguments: argparse.Namespace) -> None:
     from speaker.checkpoint import load_model
     from speaker.corpus import read_corpus
     from speaker.devices import find_device
-    from speaker.predict import check_match, predict_logits, write_csv
+    from speaker.predict import check_match, check_out, predict_logits, write_csv
 
+    check_out(arguments.out)
     device = find_device(arguments.device)
     corpus = read_corpus(arguments.data)
     with model_folder(arguments.model, arguments.tracking_uri) as folder:

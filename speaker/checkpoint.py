@@ -52,7 +52,7 @@ def load_model(folder: Path) -> TrainedModel:
     try:
         card = json.loads((folder / CARD).read_text())
         config = TrialConfig.from_dict(json.loads((folder / CONFIG).read_text()))
-        n_mels, speakers = int(card["n_mels"]), tuple(card["speakers"])
+        n_mels, speakers = int(card["n_mels"]), tuple(map(str, card["speakers"]))
         if card["format"] != FORMAT:
             raise UserError(
                 f"{folder / CARD}: format must be {FORMAT}, but is {card['format']!r}; save the model again"
@@ -67,7 +67,7 @@ def load_model(folder: Path) -> TrainedModel:
         raise UserError(
             f"a model is a folder with {WEIGHTS}, {CONFIG} and {CARD}, but {error.filename} is missing"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RuntimeError, SafetensorError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"{folder}: the model cannot be read ({reason}); fetch it again") from error
     return TrainedModel(model.eval(), config, n_mels, speakers, str(card["corpus"]))

@@ -1,7 +1,6 @@
 """What every command line here shares: one-line errors, exit codes, signals and argument types."""
 
 import argparse
-import errno
 import re
 import signal
 import sys
@@ -12,7 +11,6 @@ from typing import NoReturn
 from speaker.errors import UserError
 
 BAD_INPUT = 2
-BEYOND_US = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 
 
 class Interrupted(KeyboardInterrupt):
@@ -93,9 +91,7 @@ def run_cli(main: Callable[[], None]) -> NoReturn:
         sys.stderr.close()  # whoever read our output is gone, and Python would complain about it at exit
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
-        if error.errno not in BEYOND_US:
-            raise
-        print(f"error: {error}; make room or give access, and run the same command again", file=sys.stderr)
+        print(f"error: {error}; mend that and run the same command again", file=sys.stderr)
         sys.exit(BAD_INPUT)
     sys.exit(0)
 

@@ -54,7 +54,7 @@ class TrialConfig:
                      "valid_every"):  # fmt: skip
             _check(getattr(self, name) >= 1, f"{name} must be at least 1, but got {getattr(self, name)}")
         if self.d_model % self.nhead:
-            legal = ", ".join(str(n) for n in range(1, self.d_model + 1) if self.d_model % n == 0)
+            legal = ", ".join(str(n) for n in range(1, min(self.d_model, 256) + 1) if self.d_model % n == 0)
             raise UserError(
                 f"nhead must divide d_model, but got d_model={self.d_model}, nhead={self.nhead}; "
                 f"choose nhead from {legal}"

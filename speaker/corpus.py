@@ -17,6 +17,7 @@ from speaker.seeding import permutation
 T = TypeVar("T")
 
 MANIFESTS = ("mapping.json", "metadata.json", "testdata.json")
+MOST_FRAMES = 10_000_000  # of one utterance: more than a day
 LARGEST_LOG_MEL = 1_000  # no float32 energy has such a logarithm; NaN and infinity fail the same comparison
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 
@@ -45,7 +46,7 @@ class Corpus:
     def name(self) -> str:
         """The folder's name, fit for a file; the parent's before it where it is the homework's own, `Dataset`."""
         parts = self.folder.parts[-2:] if self.folder.name == "Dataset" else self.folder.parts[-1:]
-        return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts)).strip("-.") or "corpus"
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))[:60].strip("-.") or "corpus"
 
 
 def read_corpus(folder: Path) -> Corpus:
@@ -73,6 +74,8 @@ def read_corpus(folder: Path) -> Corpus:
         for name, entries in by_speaker.items()
         for i, entry in enumerate(_as(entries, list, f"{path}: speakers.{name}"))
     ]
+    if (more := len(utterances) - len({utterance.feature_path for utterance in utterances})) > 0:
+        raise UserError(f"{path}: a file must be listed once, but {more} are listed again; remove the repetitions")
     path = folder / "testdata.json"
     if (test_mels := _field(testdata, "n_mels", int, path)) != n_mels:
         raise UserError(f"{path}: n_mels must be that of metadata.json, {n_mels}, but got {test_mels}")
@@ -89,6 +92,7 @@ def read_mels(corpus: Corpus, utterance: Utterance) -> Tensor:
     silently. Raises UserError for a file that is missing, broken or not as the manifest says.
     """
     path = corpus.folder / utterance.feature_path
+    wanted = (utterance.frames, corpus.n_mels)
     try:
         if not path.is_file():
             raise UserError(f"{path}: the manifest lists this file, but it is not there; fetch the corpus again")
@@ -97,6 +101,14 @@ def read_mels(corpus: Corpus, utterance: Utterance) -> Tensor:
                 if (member := archive.testzip()) is not None:
                     raise UserError(f"{path}: the checksum of {member} does not match; fetch this file again")
         mels = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(mels, Tensor):
+            raise UserError(f"{path}: must hold one tensor, but holds {type(mels).__name__}; fetch this file again")
+        if tuple(mels.shape) != wanted:
+            raise UserError(f"{path}: must be of shape {wanted}, but is {tuple(mels.shape)}; fetch this file again")
+        if mels.layout is not torch.strided or not mels.is_floating_point():
+            raise UserError(f"{path}: must hold dense real numbers, but holds {mels.dtype}; fetch this file again")
+        mels = mels.detach().to(torch.float32).contiguous()
+        within = bool((mels.abs() < LARGEST_LOG_MEL).all())
     except UserError:
         raise
     except Exception as error:  # torch.load raises a dozen types for a broken file; each means the same here
@@ -104,13 +116,7 @@ def read_mels(corpus: Corpus, utterance: Utterance) -> Tensor:
         raise UserError(
             f"{path}: must hold one tensor, but cannot be read ({reason}); fetch this file again"
         ) from error
-    wanted = (utterance.frames, corpus.n_mels)
-    if not isinstance(mels, Tensor) or mels.layout is not torch.strided or mels.is_complex() or mels.is_quantized:
-        raise UserError(f"{path}: must hold one dense real tensor, but holds something else; fetch this file again")
-    if tuple(mels.shape) != wanted:
-        raise UserError(f"{path}: must be of shape {wanted} (mel_len, n_mels), but is {tuple(mels.shape)}")
-    mels = mels.to(torch.float32)
-    if not bool((mels.abs() < LARGEST_LOG_MEL).all()):
+    if not within:
         raise UserError(
             f"{path}: a log-mel must lie within +-{LARGEST_LOG_MEL}, but one does not; fetch this file again"
         )
@@ -180,7 +186,10 @@ def _speakers(mapping: dict[str, Any], path: Path) -> tuple[str, ...]:
         raise UserError(f"{path}: the ids in speaker2id must be 0 to {n - 1}, each once")
     if id2speaker != {str(number): name for name, number in speaker2id.items()}:
         raise UserError(f"{path}: id2speaker must be the inverse of speaker2id, with the ids as text")
-    return tuple(id2speaker[str(number)] for number in range(n))
+    speakers = tuple(id2speaker[str(number)] for number in range(n))
+    if odd := [name for name in speakers if not name or not name.isprintable()]:
+        raise UserError(f"{path}: a speaker's name must be of printable characters, but is {odd[0][:80]!r}")
+    return speakers
 
 
 def _utterance(entry: object, speaker: int | None, where: str) -> Utterance:
@@ -189,6 +198,6 @@ def _utterance(entry: object, speaker: int | None, where: str) -> Utterance:
     frames = _field(record, "mel_len", int, where)
     if not PLAIN_NAME.fullmatch(name):
         raise UserError(f"{where}.feature_path must be a plain file name in the corpus folder, but is {name[:80]!r}")
-    if frames < 1:
-        raise UserError(f"{where}.mel_len must be at least 1, but is {frames}")
+    if not 1 <= frames <= MOST_FRAMES:
+        raise UserError(f"{where}.mel_len must be at least 1 and at most {MOST_FRAMES}, but is {str(frames)[:20]}")
     return Utterance(name, frames, speaker)

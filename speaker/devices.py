@@ -1,5 +1,7 @@
 """Where tensors live: a device by the name a user gave."""
 
+import re
+
 import torch
 
 from speaker.errors import UserError
@@ -11,9 +13,10 @@ def find_device(name: str) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    kind, _, number = name.partition(":")
+    found = re.fullmatch(r"(cpu|cuda|mps)(?::([0-9]{1,3}))?", name)
+    kind, number = found.groups() if found else ("", None)
     usable = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if kind not in usable or not (number or "0").isdecimal() or int(number or 0) >= usable[kind]:
+    if not found or int(number or 0) >= usable[kind]:
         here = ", ".join(kind for kind, count in usable.items() if count)
         raise UserError(f"--device must be one that this machine has ({here}), but got {name!r}; try --device auto")
     return torch.device(name)

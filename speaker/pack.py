@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -105,7 +106,7 @@ def _build(corpus: Corpus, folder: Path) -> None:
         tqdm(total=total, desc=f"packing {corpus.name}", unit="frame", unit_scale=True, disable=None) as bar,
     ):
         for utterance in corpus.utterances:
-            mels = read_mels(corpus, utterance).contiguous()
+            mels = read_mels(corpus, utterance)
             digest.update(mels.numpy().data)
             stream.write(mels.to(torch.float16).numpy().data)
             bar.update(utterance.frames)
@@ -115,16 +116,19 @@ def _build(corpus: Corpus, folder: Path) -> None:
 
 
 def _open(folder: Path) -> Pack:
-    about = json.loads((folder / "pack.json").read_text())
-    index = load_file(folder / "index.safetensors")
-    lengths, labels = index["lengths"], index["labels"]
-    ends = lengths.cumsum(0)
-    total = int(ends[-1])
-    size = total * about["n_mels"]
     path = folder / "frames.f16"
-    if about["format"] != FORMAT or path.stat().st_size != 2 * size:
+    try:
+        about = json.loads((folder / "pack.json").read_text())
+        index = load_file(folder / "index.safetensors")
+        lengths, labels, n_mels = index["lengths"], index["labels"], int(about["n_mels"])
+        ends = lengths.cumsum(0)
+        total = int(ends[-1])
+        whole = about["format"] == FORMAT and path.stat().st_size == 2 * total * n_mels
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        whole = False
+    if not whole:
         raise UserError(f"{folder} must be a whole pack of format {FORMAT}, but is not; delete it and run again")
-    frames = torch.from_file(str(path), shared=False, size=size, dtype=torch.float16).view(total, about["n_mels"])
+    frames = torch.from_file(str(path), shared=False, size=total * n_mels, dtype=torch.float16).view(total, n_mels)
     return Pack(
         frames=frames,
         offsets=ends - lengths,

@@ -19,6 +19,12 @@ from speaker.pack import PADDING, length_buckets
 HEADER = ("Id", "Category")
 
 
+def check_out(path: Path) -> None:
+    """Raise UserError unless a file can be made at `path`."""
+    if not path.name or path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"--out must be a file in a folder that is there, but got {str(path)!r}; make the folder first")
+
+
 def check_match(trained: TrainedModel, corpus: Corpus) -> None:
     """Raise UserError unless the model hears this corpus's features and knows exactly its speakers."""
     if trained.n_mels != corpus.n_mels:

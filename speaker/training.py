@@ -154,11 +154,12 @@ def _train(
 
         train_loss, train_accuracy = (totals / (step - last)).tolist()  # waits for the device
         steps_per_s = (step - last) / max(clock() - since, 1e-9)
-        if not math.isfinite(train_loss):
-            state, reason = "failed", f"diverged: the training loss is {train_loss} at step {step}"
+        validation = evaluate(model)
+        if not (math.isfinite(train_loss) and math.isfinite(validation["valid/loss_whole"])):
+            state, reason = "failed", f"diverged: a loss is not finite any more at step {step}"
             break
         metrics = {
-            **evaluate(model),
+            **validation,
             "train/loss": train_loss,
             "train/accuracy": train_accuracy,
             "train/lr": rate,

@@ -22,6 +22,12 @@ def change(folder: Path, name: str, edit: Callable[[Any], object]) -> None:
     (folder / name).write_text(json.dumps(value))
 
 
+def rename(mapping: dict[str, Any], old: str, new: str) -> None:
+    number = mapping["speaker2id"].pop(old)
+    mapping["speaker2id"][new] = number
+    mapping["id2speaker"][str(number)] = new
+
+
 def test_reads_what_was_written(corpus: Corpus) -> None:
     assert corpus.n_mels == 40
     assert corpus.speakers == ("id00000", "id00001", "id00002", "id00003")
@@ -76,6 +82,14 @@ def test_a_missing_manifest_is_named(copy: Path, name: str) -> None:
         ("metadata.json", lambda m: m["speakers"]["id00001"][0].update(mel_len=True), "must be int"),
         ("metadata.json", lambda m: m["speakers"]["id00001"][0].update(feature_path="../x.pt"), "plain file name"),
         ("metadata.json", lambda m: m["speakers"]["id00001"][0].update(feature_path="/etc/passwd"), "plain file name"),
+        ("metadata.json", lambda m: m["speakers"]["id00001"][0].update(mel_len=10**30), "at most 10000000"),
+        (
+            "metadata.json",
+            lambda m: m["speakers"]["id00001"].append(m["speakers"]["id00000"][0]),
+            "listed once, but 1 are",
+        ),
+        ("mapping.json", lambda m: rename(m, "id00001", "a\nb"), "printable characters"),
+        ("mapping.json", lambda m: rename(m, "id00001", "\ud800"), "printable characters"),
         ("testdata.json", lambda m: m.update(n_mels=80), "that of metadata.json, 40, but got 80"),
         ("testdata.json", lambda m: m["utterances"].append(3), r"utterances\[6\] must be dict"),
     ],
@@ -104,7 +118,9 @@ def save(value: object) -> Callable[[Path], None]:
         (lambda path: path.write_bytes(b""), "cannot be read"),
         (lambda path: path.write_bytes(path.read_bytes()[:-700]), "cannot be read"),
         (lambda path: path.write_bytes(_flip(path.read_bytes())), "checksum|cannot be read"),
-        (save({"mels": 1}), "holds something else"),
+        (save({"mels": 1}), "holds dict"),
+        (save(torch.zeros(5, 40, device="meta")), "must be of shape|cannot be read"),
+        (save(torch.zeros(5, 40).to_sparse()), "must be of shape|cannot be read"),
         (save(torch.zeros(5, 40)), "must be of shape"),
         (save(torch.zeros(40)), "must be of shape"),
         (save([print]), "cannot be read"),
@@ -117,6 +133,15 @@ def test_a_bad_feature_file_is_named(copy: Path, spoil: Callable[[Path], None], 
         read_mels(broken, broken.utterances[3])
     assert broken.utterances[3].feature_path in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_tensor_that_wants_a_gradient_is_only_a_tensor(copy: Path) -> None:
+    whole = read_corpus(copy)
+    mels = read_mels(whole, whole.utterances[3])
+    torch.save(torch.nn.Parameter(mels.double()), copy / whole.utterances[3].feature_path)
+    again = read_mels(whole, whole.utterances[3])
+    assert torch.equal(again, mels)
+    assert not again.requires_grad
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])

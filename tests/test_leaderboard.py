@@ -13,7 +13,7 @@ ROW = Row("id", "0", "d80 h2 L1 sigmoid", "complete", "", 0.5, 0.4, 125_896, 1_6
 
 def test_complete_trials_are_ranked_by_whole_utterances(state: Path, material: Material) -> None:
     books = Books(f"sqlite:///{state}/mlflow.db")
-    parent = books.open_study("s", None, {}, {}, material)
+    parent = books.open_study("s", "id", None, {}, {}, material)
     endings = [("complete", 0.4, 0.9), ("pruned", 0.9, 0.9), ("complete", 0.6, 0.1), ("complete", 0.6, 0.2)]
     for number, (state_name, whole, crops) in enumerate(endings):
         run = books.open_run(f"#{number} d80 h2 L1 relu", {"study": "s", "trial": str(number)}, parent)

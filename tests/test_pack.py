@@ -58,6 +58,10 @@ def test_a_cut_pack_is_refused(corpus: Corpus, tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-2])
     with pytest.raises(UserError, match="delete it and run again"):
         open_pack(corpus, tmp_path)
+    for name, content in (("pack.json", b"{"), ("index.safetensors", b"no")):
+        (file.parent / name).write_bytes(content)
+        with pytest.raises(UserError, match="delete it and run again"):
+            open_pack(corpus, tmp_path)
 
 
 def test_gather_pads_and_counts(pack: Pack) -> None:

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,7 +50,7 @@ def finished_run(books: Books, material: Material, number: int, whole: float) ->
 
 
 def test_the_best_run_becomes_champion_and_says_what_changed(books: Books, material: Material, tmp_path: Path) -> None:
-    books.open_study("s", None, {}, {}, material)
+    books.open_study("s", "id", None, {}, {}, material)
     with pytest.raises(UserError, match="only a complete trial can be promoted, but study 's' has none"):
         best_run(books, "s")
     assert find_version(books, CHAMPION) is None
@@ -93,6 +94,23 @@ def test_weights_that_changed_in_the_store_are_refused(books: Books, material: M
         file.write_bytes(data)
     for name in (CHAMPION, run_id):
         with pytest.raises(UserError, match="must have sha256"):
+            fetch(books, name, tmp_path / "model")
+
+
+@pytest.mark.parametrize("state_name", ["pruned", "failed", "interrupted"])
+def test_only_complete_runs_are_promoted(books: Books, material: Material, state_name: str) -> None:
+    run_id, _ = finished_run(books, material, 0, 0.5)
+    books.open_run("#0 d16", {}, run_id=run_id).close(state_name)
+    with pytest.raises(UserError, match="only a complete trial's run"):
+        promote(books, run_id)
+
+
+def test_a_model_whose_files_are_gone_is_one_clear_line(books: Books, material: Material, tmp_path: Path) -> None:
+    run_id, _ = finished_run(books, material, 0, 0.5)
+    promote(books, run_id)
+    shutil.rmtree(tmp_path / "mlruns" / "artifacts")
+    for name in (CHAMPION, run_id):
+        with pytest.raises(UserError, match="files cannot be read"):
             fetch(books, name, tmp_path / "model")
 
 

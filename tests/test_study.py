@@ -86,7 +86,7 @@ def test_trials_means_that_many_finished_trials(open_search: Callable[[Plan], Se
     assert work(open_search(replace(PLAN, trials=3))) == []
     search = open_search(PLAN)
     assert work(search) == [3]
-    search.close(interrupted=False)
+    search.close()
     assert_books_agree(search, 4)
     presets = [trial.user_attrs.get(PRESET) for trial in search.study.trials]
     assert presets == ["homework-baseline", "homework-edited", None, None]
@@ -126,7 +126,7 @@ def test_an_interrupted_trial_is_resumed_under_its_number_and_run(
         patch.setattr(trial_module, "train", interrupt)
         with pytest.raises(Interrupted):
             work(search)
-    search.close(interrupted=True)
+    search.close()
     (trial,) = search.study.get_trials()
     assert trial.state == TrialState.RUNNING
     run = search._books.client.get_run(trial.user_attrs[RUN_ID])
@@ -134,7 +134,7 @@ def test_an_interrupted_trial_is_resumed_under_its_number_and_run(
 
     again = open_search(PLAN)
     assert work(again) == [0, 1, 2, 3]
-    again.close(interrupted=False)
+    again.close()
     assert again.study.trials[0].user_attrs[RUN_ID] == trial.user_attrs[RUN_ID]
     assert_books_agree(again, 4)
 
@@ -174,7 +174,7 @@ def test_a_worker_may_die_after_any_write(
     del search
     again = open_search(PLAN)
     work(again)
-    again.close(interrupted=False)
+    again.close()
     assert_books_agree(again, 4)
 
 
@@ -215,7 +215,7 @@ def test_points_that_fail_or_are_pruned_end_as_such_and_the_search_goes_on(
     monkeypatch.setattr(trial_module, "train", train_some)
     search = open_search(PLAN)
     work(search)
-    search.close(interrupted=False)
+    search.close()
     states = [trial.state for trial in search.study.trials]
     assert states == [TrialState.FAIL, TrialState.COMPLETE, TrialState.PRUNED, TrialState.COMPLETE]
     assert_books_agree(search, 4)
@@ -258,6 +258,35 @@ def test_a_study_that_is_not_ours_is_refused(open_search: Callable[[Plan], Searc
         open_search(PLAN)
 
 
+@pytest.mark.usefixtures("fast")
+def test_a_disk_that_is_full_costs_no_trial(
+    open_search: Callable[[Plan], Search], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(*_arguments: object) -> TrialResult:
+        raise OSError(28, "No space left on device")
+
+    search = open_search(PLAN)
+    with monkeypatch.context() as patch:
+        patch.setattr(trial_module, "train", fill)
+        with pytest.raises(OSError, match="No space"):
+            work(search)
+    search.close()
+    assert [trial.state for trial in search.study.get_trials()] == [TrialState.RUNNING]
+    assert search._books.client.get_run(search.job.parent).data.tags["state"] == "interrupted"
+    again = open_search(PLAN)
+    work(again)
+    assert_books_agree(again, 4)
+
+
+def test_a_new_storage_does_not_take_over_the_runs_of_another(
+    open_search: Callable[[Plan], Search], state: Path, material: Material
+) -> None:
+    open_search(PLAN)
+    url = f"sqlite:///{state}/second.db"
+    with pytest.raises(UserError, match="holds another study 's', of another --storage; choose another --study"):
+        Search(PLAN, open_storage(url), open_locks(url, "s"), material, Books(f"sqlite:///{state}/mlflow.db"), {})
+
+
 def test_lost_runs_are_noticed(open_search: Callable[[Plan], Search], state: Path, material: Material) -> None:
     open_search(PLAN)
     url = f"sqlite:///{state}/optuna.db"
@@ -298,6 +327,24 @@ def open_and_write(url: str) -> None:
     study = optuna.create_study(storage=open_storage(url), study_name="many", load_if_exists=True)
     for _ in range(5):
         study.tell(study.ask(), 1.0)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql+none://u@h/d", "postgresql://u@h:port/d", "sqlite:////proc/none/x.db", "sqlite:///x.db?timeout=a"],
+)
+def test_a_storage_that_cannot_be_used_is_one_clear_line(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        open_both(url)
+    assert "\n" not in str(caught.value)
+
+
+def open_both(url: str) -> None:
+    open_locks(url, "s")
+    open_storage(url)
 
 
 @pytest.mark.parametrize("content", [b"no database", b""])

@@ -1,5 +1,6 @@
 import json
 import multiprocessing
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,13 +111,13 @@ def test_a_trial_without_a_score_leaves_no_model(books: Books, material: Materia
 
 
 def test_the_best_so_far_of_a_study_stands_once(books: Books, material: Material) -> None:
-    parent = books.open_study("s", None, {"seed": "0"}, {}, material)
+    parent = books.open_study("s", "id", None, {"seed": "0"}, {}, material)
     for rows in ([(0, 5, 0.1), (1, 6, 0.3)], [(0, 5, 0.1), (1, 6, 0.3), (2, 9, 0.4)]):
-        assert books.open_study("s", parent, {"seed": "0"}, {}, material) == parent
+        assert books.open_study("s", "id", parent, {"seed": "0"}, {}, material) == parent
         books.close_study(parent, "complete", rows)
     history = books.client.get_metric_history(parent, BEST_WHOLE)
     assert [(row.step, row.value) for row in history] == [(0, 0.1), (1, 0.3), (2, 0.4)]
-    assert books.open_study("s", None, {"seed": "0"}, {}, material) == parent, (
+    assert books.open_study("s", "id", None, {"seed": "0"}, {}, material) == parent, (
         "a worker died before the study knew of it"
     )
 
@@ -159,6 +160,21 @@ def test_a_store_that_is_not_there(state: Path, monkeypatch: pytest.MonkeyPatch)
         Books("http://127.0.0.1:9")
     with pytest.raises(UserError, match="does not answer"):
         Books("nonsense://x")
+
+
+def test_books_that_were_moved_are_refused(books: Books, state: Path, tmp_path: Path) -> None:
+    shutil.copytree(state, tmp_path / "copy")
+    with pytest.raises(UserError, match="was moved or copied from there"):
+        Books(f"sqlite:///{tmp_path}/copy/mlflow.db")
+    assert books.runs("") == []
+
+
+@pytest.mark.parametrize("uri", ["http://localhost:port", "mysql://u:secret@h/d", "sqlite:////proc/none/x.db", ""])
+def test_an_odd_uri_is_one_clear_line(uri: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Books(uri or f"sqlite:///{Path.cwd()}")
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_resumed_training_may_not_change_its_point(books: Books, material: Material) -> None:
