@@ -5,7 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from speaker.cli import Parser, natural, plain_name, positive_float, positive_int, run_cli
+from speaker.cli import Parser, natural, plain_name, positive_float, positive_int, run_cli, uninterrupted
 
 STATE = Path("mlruns")
 
@@ -82,7 +82,7 @@ def main() -> None:
     try:
         device = material.origin["device"]
         print(f"Study {plan.name}: {plan.trials} trials of {plan.base.steps:,} steps on {device}.", flush=True)
-        with Progress(search.job, plan.trials, search.finished()) as progress:
+        with uninterrupted(), Progress(search.job, plan.trials, search.finished()) as progress:
             for trial in search.trials():
                 config, result = run_trial(search.job, trial, progress.steps)
                 progress.ended(trial.number, config, result)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from speaker.cli import Parser, run_cli
+from speaker.cli import Parser, interruptible, run_cli, uninterrupted
 from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE, PRESETS, TrialConfig
 
 STATE = Path("mlruns")
@@ -76,7 +76,8 @@ def main() -> None:
 
         def report(step: int, metrics: Metrics) -> bool:
             nonlocal best
-            run.log(step, metrics)
+            with uninterrupted():
+                run.log(step, metrics)
             tqdm.write(
                 f"Train  {metrics['speed/steps_per_s']:6.1f} step/s   accuracy={metrics['train/accuracy']:.2f}, "
                 f"loss={metrics['train/loss']:.2f}, step={step}\n"
@@ -88,9 +89,10 @@ def main() -> None:
                 tqdm.write(f"Step {step}, best model saved. (accuracy={best:.4f})")
             return False
 
-        with run.guarded():
+        with uninterrupted(), run.guarded():
             run.log_setup(config, material)
-            result = train(config, material.pack, material.protocol, report, bar)
+            with interruptible():
+                result = train(config, material.pack, material.protocol, report, bar)
             run.log_result(result, config, material)
     run.close(result.state, result.reason)
     whole, crops = (f"{value:.4f}" if value is not None else "-" for value in result.scores())

@@ -27,6 +27,7 @@ from experiments.material import Material
 from experiments.space import Space
 from experiments.tracking import Books, TrackedRun
 from experiments.trial import PRESET, RUN_ID, Job
+from speaker.cli import interruptible
 from speaker.config import TrialConfig
 from speaker.errors import UserError
 from speaker.evaluation import OBJECTIVE
@@ -98,7 +99,8 @@ class Search:
             if claim is None:
                 if all(trial.state.is_finished() for trial in self.study.get_trials(deepcopy=False)):
                     return
-                time.sleep(POLL_S)  # others still run theirs; should one die, its trial is taken over here
+                with interruptible():
+                    time.sleep(POLL_S)  # others still run theirs; should one die, its trial is taken over here
                 continue
             trial, release = claim
             try:

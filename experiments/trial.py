@@ -10,6 +10,7 @@ from tqdm import tqdm
 from experiments.material import Material
 from experiments.space import Space
 from experiments.tracking import STORE_ERRORS, Books, TrackedRun, describe_error
+from speaker.cli import interruptible, uninterrupted
 from speaker.config import TrialConfig
 from speaker.evaluation import OBJECTIVE
 from speaker.seeding import derive_seed
@@ -51,7 +52,8 @@ def run_trial(job: Job, trial: optuna.trial.Trial, bar: "tqdm[int]") -> tuple[Tr
             run.log_setup(config, job.material)
             bar.reset(config.steps)
             bar.set_description_str(f"#{trial.number} {config.label()}", refresh=False)
-            result = train(config, job.material.pack, job.material.protocol, _report(trial, run), bar)
+            with interruptible():
+                result = train(config, job.material.pack, job.material.protocol, _report(trial, run), bar)
             run.log_result(result, config, job.material)
     except (*STORE_ERRORS, StorageInternalError):
         raise
@@ -85,10 +87,11 @@ def _report(trial: optuna.trial.Trial, run: TrackedRun) -> Report:
     reported = max(trial.storage.get_trial(trial._trial_id).intermediate_values, default=-1)
 
     def report(step: int, metrics: Metrics) -> bool:
-        run.log(step, metrics)
-        if step > reported:
-            trial.report(metrics[OBJECTIVE], step)
-        return step >= reported and trial.should_prune()
+        with uninterrupted():
+            run.log(step, metrics)
+            if step > reported:
+                trial.report(metrics[OBJECTIVE], step)
+            return step >= reported and trial.should_prune()
 
     return report
 

@@ -1,10 +1,12 @@
 """What every command line here shares: one-line errors, exit codes, signals and argument types."""
 
 import argparse
+import contextlib
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn
 
@@ -96,8 +98,56 @@ def run_cli(main: Callable[[], None]) -> NoReturn:
     sys.exit(0)
 
 
-def _interrupt(signum: int, _frame: FrameType | None) -> NoReturn:
-    """Raise once; a second signal must not break the tidying up after the first."""
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Put off Ctrl-C and SIGTERM to the end of a `with` block, or to an `interruptible` part of it.
+
+    A database call that is cut in its middle keeps its lock, and what tidies up afterwards would wait for that.
+    """
+    with _deferring(True):
+        yield
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM through in a `with` block, those that were put off first."""
+    with _deferring(False):
+        yield
+
+
+@dataclass
+class _Signals:
+    """What the signal handler must know: whether to wait, and what has come meanwhile."""
+
+    deferred: bool = False
+    pending: int | None = None
+
+
+_signals = _Signals()
+
+
+@contextlib.contextmanager
+def _deferring(deferred: bool) -> Iterator[None]:
+    before = _signals.deferred
+    _signals.deferred = deferred
+    try:
+        _raise_pending()
+        yield
+    finally:
+        _signals.deferred = before
+        _raise_pending()
+
+
+def _raise_pending() -> None:
+    signum = _signals.pending
+    if signum is not None and not _signals.deferred:
+        _signals.pending = None
+        raise Interrupted(signum)
+
+
+def _interrupt(signum: int, _frame: FrameType | None) -> None:
+    """Raise once, or when it may; a second signal must not break the tidying up after the first."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
-    raise Interrupted(signum)
+    _signals.pending = signum
+    _raise_pending()
