@@ -4,6 +4,7 @@ import contextlib
 import getpass
 import logging
 import os
+import sqlite3
 import sys
 import tempfile
 import time
@@ -235,11 +236,14 @@ class Books:
         if self._path:
             place = _artifacts(self._path)
             create_once(self._path, lambda partial: _create_store(partial, place))
+            # MLflow would try a file that is no database again and again, for two minutes.
+            with contextlib.closing(sqlite3.connect(self._path)) as connection:
+                connection.execute("PRAGMA schema_version")
 
     def _reached(self, call: Callable[[], T]) -> T:
         try:
             return call()
-        except (*STORE_ERRORS, ValueError, ImportError) as error:
+        except (*STORE_ERRORS, sqlite3.Error, ValueError, ImportError) as error:
             reason = str(error).partition("\n")[0][:200]
             raise UserError(
                 f"the tracking store {self.shown} does not answer ({reason}); check --tracking-uri"
