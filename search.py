@@ -99,12 +99,20 @@ def main() -> None:
     finished = len(search.finished())
     if finished < plan.trials:
         print(f"Time is up with {finished} of {plan.trials} trials finished; run the same command to go on.")
+    elsewhere = ["--tracking-uri", masked(tracking_uri)] if arguments.tracking_uri else []
     print(f"\n{table(ranked(books, plan.name), best=5)}\n\nNext:")
-    elsewhere = f" --tracking-uri {masked(tracking_uri)}" if arguments.tracking_uri else ""
-    print(f"  python -m experiments ui{elsewhere}")
-    print(f"  python -m experiments promote --study {plan.name}{elsewhere}")
-    folder = shlex.quote(str(material.corpus.folder))
-    print(f"  python -m speaker predict --data {folder} --model champion --out submission.csv{elsewhere}")
+    print(next_commands(plan.name, material.corpus.folder, elsewhere))
+
+
+def next_commands(study: str, folder: Path, elsewhere: list[str]) -> str:
+    """Return what to type after a search, a line each, fit for a shell."""
+    data = ["--data", str(folder), "--model", "champion", "--out", "submission.csv"]
+    commands = (
+        ["experiments", "ui"],
+        ["experiments", "promote", "--study", study],
+        ["speaker", "predict", *data],
+    )
+    return "\n".join(f"  python -m {shlex.join([*command, *elsewhere])}" for command in commands)
 
 
 if __name__ == "__main__":
