@@ -4,11 +4,14 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+
+from speaker.errors import UserError
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -25,11 +28,11 @@ def write_atomically(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
-def create_once(path: Path, create: Callable[[Path], None]) -> None:
+def create_once(path: Path, create: Callable[[Path], None], resumable: bool = False) -> None:
     """Make the file or folder `path` with `create(partial)`, unless it is there.
 
     Processes that ask at once wait for the one that makes it. `path` appears complete, by a rename, or not at all;
-    what a killed process left half made is removed first.
+    what is half made is removed, or, where `create` can go on from it, kept for the next call.
     """
     if path.exists():
         return
@@ -38,13 +41,36 @@ def create_once(path: Path, create: Callable[[Path], None]) -> None:
         if path.exists():
             return
         partial = path.with_name(f".{path.name}.partial")
-        _remove(partial)
+        if not resumable:
+            _remove(partial)
         try:
             create(partial)
             partial.replace(path)
         finally:
-            _remove(partial)
+            if not resumable:
+                _remove(partial)
         sync_folder(path.parent)
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """Return the bytes of a stranger's file: a regular one, of at most `most` bytes, no link to another folder.
+
+    Raises UserError, which says what it is instead. A pipe is not waited for.
+    """
+    if path.is_symlink() and path.resolve().parent != path.parent.resolve():
+        raise UserError(f"{path}: must be a file in this folder, but is a link out of it; put the file itself there")
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
+            about = os.fstat(stream.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                raise UserError(f"{path}: must be a regular file, but is none; put the file itself there")
+            if about.st_size > most:
+                raise UserError(f"{path}: must have at most {most:,} bytes, but has {about.st_size:,}; fetch it again")
+            return stream.read(most)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; fetch it again") from None
+    except OSError as error:
+        raise UserError(f"{path}: must be a file that can be read, but cannot be ({error.strerror})") from error
 
 
 def sha256_file(path: Path) -> str:

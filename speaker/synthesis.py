@@ -5,7 +5,6 @@ string of phones, heard through a channel of its own and in noise. Nobody's voic
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from speaker.corpus import write_manifests
 from speaker.features import N_MELS, SAMPLE_RATE, log_mel, normalize_peak
 from speaker.files import create_once
 from speaker.seeding import generator
@@ -143,8 +143,8 @@ def _write_corpus(folder: Path, seed: int) -> None:
     folder.mkdir()
     names = [f"id{1 + 7 * number:05d}" for number in range(SPEAKERS)]
     voices = [draw_voice(f"{seed}/voice/{name}") for name in names]
-    labelled: dict[str, list[dict[str, object]]] = {name: [] for name in names}
-    test: list[dict[str, object]] = []
+    labelled: dict[str, list[tuple[str, int]]] = {name: [] for name in names}
+    test: list[tuple[str, int]] = []
     per_speaker = TRAIN_PER_SPEAKER + TEST_PER_SPEAKER
     with tqdm(total=SPEAKERS * per_speaker, desc="synthesising the demo corpus", unit="utterance", disable=None) as bar:
         for name, voice in zip(names, voices, strict=True):
@@ -153,21 +153,13 @@ def _write_corpus(folder: Path, seed: int) -> None:
                 entry = _write_utterance(folder, log_mel(synthesize(voice, address)), address)
                 (labelled[name] if number < TRAIN_PER_SPEAKER else test).append(entry)
                 bar.update()
-    test.sort(key=lambda entry: str(entry["feature_path"]))
-    ids = {name: number for number, name in enumerate(names)}
-    mapping = {"speaker2id": ids, "id2speaker": {str(number): name for name, number in ids.items()}}
-    for file, content in (
-        ("mapping.json", mapping),
-        ("metadata.json", {"n_mels": N_MELS, "speakers": labelled}),
-        ("testdata.json", {"n_mels": N_MELS, "utterances": test}),
-    ):
-        (folder / file).write_text(json.dumps(content, indent=1))
+    write_manifests(folder, N_MELS, labelled, sorted(test))
 
 
-def _write_utterance(folder: Path, mels: Tensor, address: str) -> dict[str, object]:
+def _write_utterance(folder: Path, mels: Tensor, address: str) -> tuple[str, int]:
     name = f"uttr-{hashlib.md5(address.encode(), usedforsecurity=False).hexdigest()}.pt"
     torch.save(mels, folder / name)
-    return {"feature_path": name, "mel_len": len(mels)}
+    return name, len(mels)
 
 
 def _between(limits: tuple[float, float], draw: torch.Generator) -> float:
