@@ -33,7 +33,10 @@ def parser() -> Parser:
     which.add_argument("--run", dest="run_id", metavar="ID", help="promote this run, as train_trial.py leaves one")
     promote.set_defaults(run=run_promote)
     fetch = verbs.add_parser("fetch", parents=[store], help="copy a model out of MLflow into a folder")
-    fetch.add_argument("--model", default="champion", help="alias, version or run id")
+    which = fetch.add_mutually_exclusive_group()
+    which.add_argument("--model", default="champion", help="alias, version or run id")
+    which.add_argument("--study", type=plain_name, metavar="NAME", help="the best models of this study instead")
+    fetch.add_argument("--best", type=positive_int, default=1, metavar="N", help="how many: into folders 1 to N")
     fetch.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     fetch.set_defaults(run=run_fetch)
     ui = verbs.add_parser("ui", parents=[store], help="open the MLflow UI on this machine's loopback address")
@@ -52,20 +55,24 @@ def run_compare(arguments: argparse.Namespace) -> None:
 
 def run_promote(arguments: argparse.Namespace) -> None:
     """Promote a study's best run, or a given one."""
-    from experiments.registry import best_run, promote
+    from experiments.registry import best_runs, promote
     from experiments.tracking import existing_books
 
     books = existing_books(arguments.tracking_uri, STATE)
-    print(promote(books, arguments.run_id or best_run(books, arguments.study)).describe())
+    print(promote(books, arguments.run_id or best_runs(books, arguments.study, 1)[0]).describe())
 
 
 def run_fetch(arguments: argparse.Namespace) -> None:
-    """Copy a model out of MLflow."""
-    from experiments.registry import fetch
+    """Copy a model, or the best ones of a study, out of MLflow."""
+    from experiments.registry import best_runs, fetch
     from experiments.tracking import existing_books
 
-    words = fetch(existing_books(arguments.tracking_uri, STATE), arguments.model, arguments.out)
-    print(f"Fetched {words}.")
+    books = existing_books(arguments.tracking_uri, STATE)
+    if arguments.study:
+        for rank, run_id in enumerate(best_runs(books, arguments.study, arguments.best), start=1):
+            print(f"Fetched {fetch(books, run_id, arguments.out / str(rank))}.")
+    else:
+        print(f"Fetched {fetch(books, arguments.model, arguments.out)}.")
 
 
 def run_ui(arguments: argparse.Namespace) -> None:

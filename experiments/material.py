@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.origin import origin
+from speaker.check import check_quickly
 from speaker.corpus import Corpus, read_corpus
 from speaker.devices import find_device
 from speaker.evaluation import Protocol
+from speaker.origin import origin
 from speaker.pack import Pack, open_pack
 from speaker.synthesis import build_demo
 
@@ -37,5 +38,8 @@ def prepare(data: Path | None, device_name: str, state: Path) -> Material:
         print(f"No --data given: making the demo corpus of invented speakers in {folder}, once.")
         build_demo(folder)
     corpus = read_corpus(folder)
+    warnings = check_quickly(corpus)
+    if warnings.counts:
+        print("\n".join(warnings.lines("warnings")))
     pack = open_pack(corpus, state / "packs")
     return Material(corpus, pack.to(device), Protocol(), origin(device))

@@ -1,5 +1,6 @@
 """The MLflow registry: promote a run to champion, and fetch a model from there."""
 
+import json
 import re
 import shutil
 import tempfile
@@ -19,9 +20,9 @@ from mlflow.types import Schema, TensorSpec
 
 from experiments.leaderboard import ranked
 from experiments.tracking import BEST_CROPS, BEST_WHOLE, MODEL_FOLDER, SHA256, STORE_ERRORS, Books
-from speaker.checkpoint import CARD, CONFIG, WEIGHTS, TrainedModel, load_model
+from speaker.checkpoint import CARD, CONFIG, SOURCE, WEIGHTS, TrainedModel, load_model
 from speaker.errors import UserError
-from speaker.files import sha256_file
+from speaker.files import sha256_file, write_atomically
 
 MODEL = "speaker-classifier"
 CHAMPION = "champion"
@@ -53,14 +54,15 @@ class Promotion:
         return "\n".join(lines)
 
 
-def best_run(books: Books, study: str) -> str:
-    """Return the id of a study's best complete run. Raises UserError when there is none."""
+def best_runs(books: Books, study: str, count: int) -> list[str]:
+    """Return the ids of a study's best complete runs, best first. Raises UserError when there are fewer."""
     rows = [row for row in ranked(books, study) if row.state == "complete"]
-    if not rows:
+    if len(rows) < count:
         raise UserError(
-            f"only a complete trial can be promoted, but study {study!r} has none; run search.py on it first"
+            f"only complete trials can be used, but {count} are wanted and study {study!r} has {len(rows)}; run "
+            "search.py on it first"
         )
-    return rows[0].run_id
+    return [row.run_id for row in rows[:count]]
 
 
 def promote(books: Books, run_id: str) -> Promotion:
@@ -89,7 +91,8 @@ def find_version(books: Books, name: str) -> ModelVersion | None:
 def fetch(books: Books, name: str, folder: Path) -> str:
     """Copy the model called by an alias, a version or a run id into `folder`; return what it is, in words.
 
-    Only data is copied, and its sha256 is that of the run that made it. Raises UserError when there is no such model.
+    Only data is copied, and its sha256 is that of the run that made it; a file beside it says which that was. Raises
+    UserError when there is no such model.
     """
     with tempfile.TemporaryDirectory() as temporary:
         found = find_version(books, name)
@@ -97,10 +100,12 @@ def fetch(books: Books, name: str, folder: Path) -> str:
             uri = books.client.get_model_version_download_uri(MODEL, found.version)
             source = _download(books, uri, temporary) / "artifacts"
             expected, words = found.tags[SHA256], f"version {found.version} of {MODEL}"
+            origin = {"model": MODEL, "version": str(found.version), "run": found.run_id}
         elif re.fullmatch("[0-9a-f]{32}", name):
             run = _run(books, name)
             source = _download(books, f"{run.info.artifact_uri}/{MODEL_FOLDER}", temporary)
             expected, words = run.data.tags[SHA256], f"run {name}"
+            origin = {"run": name}
         else:
             raise UserError(
                 f"--model must be an alias or version of {MODEL}, a run id or a folder, but {name!r} is none in "
@@ -111,6 +116,7 @@ def fetch(books: Books, name: str, folder: Path) -> str:
         folder.mkdir(parents=True, exist_ok=True)
         for file in (WEIGHTS, CONFIG, CARD):
             shutil.copyfile(source / file, folder / file)
+        write_atomically(folder / SOURCE, json.dumps({**origin, "store": books.shown}, indent=1).encode())
     return words
 
 

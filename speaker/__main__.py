@@ -2,71 +2,210 @@
 
 import argparse
 import contextlib
+import os
+import shlex
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from speaker.cli import BAD_INPUT, Parser, run_cli
+from speaker.cli import BAD_INPUT, Parser, natural, positive_float, positive_int, run_cli, share
 from speaker.errors import UserError
+
+STATE = Path("mlruns")
 
 
 def parser() -> Parser:
     """Return the command line."""
     flags = Parser(prog="python -m speaker", description="Speaker classification: data and prediction.")
     verbs = flags.add_subparsers(dest="verb", required=True, metavar="VERB")
-    predict = verbs.add_parser("predict", help="name the speakers of a corpus's test utterances, as a CSV")
-    predict.add_argument(
-        "--data", type=Path, required=True, metavar="FOLDER", help="corpus whose testdata.json to predict"
-    )
-    predict.add_argument("--model", default="champion", help="alias, version or run id in MLflow, or a local folder")
-    predict.add_argument("--out", type=Path, default=Path("submission.csv"), metavar="FILE", help="CSV to write")
-    predict.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    predict.add_argument(
-        "--tracking-uri", metavar="URL", help="MLflow's store; else $MLFLOW_TRACKING_URI, else mlruns/mlflow.db"
-    )
-    predict.set_defaults(run=run_predict)
+    _add_download(verbs.add_parser("download", help="fetch the homework's corpus, or unpack its parts"))
+    _add_prepare(verbs.add_parser("prepare", help="make a corpus from a folder of audio"))
+    _add_check(verbs.add_parser("check", help="say all that is wrong with a corpus, and what it looks like"))
+    _add_predict(verbs.add_parser("predict", help="name the speakers of a corpus's test utterances, as a CSV"))
     return flags
 
 
+def _add_download(flags: argparse.ArgumentParser) -> None:
+    flags.add_argument("--out", type=Path, default=Path("Dataset"), metavar="FOLDER", help="corpus to make")
+    source = flags.add_mutually_exclusive_group()
+    source.add_argument("--manifest", type=Path, metavar="FILE", help="JSON with the URLs of the archive's parts")
+    source.add_argument("--url", action="append", metavar="URL", help="of one part; repeat it for each, in order")
+    source.add_argument("--parts", type=Path, metavar="FOLDER", help="with the parts, fetched by other means")
+    flags.add_argument(
+        "--timeout", type=positive_float, default=30.0, metavar="SECONDS", help="after which a server has stalled"
+    )
+    flags.set_defaults(run=run_download)
+
+
+def _add_prepare(flags: argparse.ArgumentParser) -> None:
+    flags.add_argument(
+        "--audio", type=Path, required=True, metavar="FOLDER", help="with a folder of recordings for each speaker"
+    )
+    flags.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="corpus to make")
+    flags.add_argument("--speakers", type=positive_int, metavar="N", help="how many to sample; all if not given")
+    flags.add_argument(
+        "--test-share", type=share, default=0.0, metavar="X", help="of each speaker's utterances, to be held out"
+    )
+    flags.add_argument("--seed", type=natural, default=0, help="decides what is sampled and held out")
+    flags.add_argument("--workers", type=positive_int, default=os.cpu_count(), metavar="N", help="processes")
+    flags.add_argument("--skip-bad", action="store_true", help="leave out recordings that cannot be used")
+    flags.set_defaults(run=run_prepare)
+
+
+def _add_check(flags: argparse.ArgumentParser) -> None:
+    flags.add_argument("corpus", type=Path, metavar="CORPUS", help="folder with metadata.json")
+    flags.add_argument("--figure", type=Path, default=Path("corpus.png"), metavar="FILE", help="picture to draw")
+    flags.set_defaults(run=run_check)
+
+
+def _add_predict(flags: argparse.ArgumentParser) -> None:
+    flags.add_argument(
+        "--data", type=Path, required=True, metavar="FOLDER", help="corpus whose testdata.json to predict"
+    )
+    flags.add_argument(
+        "--model", metavar="NAME", help="alias, version or run id in MLflow, or a local folder; champion"
+    )
+    flags.add_argument("--ensemble", type=positive_int, metavar="N", help="the best N runs of --study vote instead")
+    flags.add_argument("--study", metavar="NAME", help="whose best runs vote")
+    flags.add_argument("--out", type=Path, default=Path("submission.csv"), metavar="FILE", help="CSV to write")
+    flags.add_argument(
+        "--probabilities", action="store_true", help="write class probabilities beside it, as a Parquet table"
+    )
+    flags.add_argument("--batch-size", type=positive_int, metavar="N", help="most utterances at once")
+    flags.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    flags.add_argument(
+        "--tracking-uri", metavar="URL", help="MLflow's store; else $MLFLOW_TRACKING_URI, else mlruns/mlflow.db"
+    )
+    flags.set_defaults(run=run_predict)
+
+
+def run_download(arguments: argparse.Namespace) -> None:
+    """Fetch or unpack a corpus."""
+    from speaker.download import HOMEWORK, download, find_parts, parts_of_urls, read_manifest, unpack_parts
+
+    out = arguments.out
+    if arguments.parts:
+        made = unpack_parts(find_parts(arguments.parts), out)
+    else:
+        parts = parts_of_urls(arguments.url) if arguments.url else HOMEWORK
+        made = download(read_manifest(arguments.manifest) if arguments.manifest else parts, out, arguments.timeout)
+    print(f"{'The corpus is in' if made else 'Nothing to do: the corpus is already in'} {out}.")
+    print(f"Next:\n  python -m speaker check {shlex.quote(str(out))}")
+
+
+def run_prepare(arguments: argparse.Namespace) -> None:
+    """Make a corpus from audio."""
+    from speaker.prepare import Plan, RecordingsError, prepare
+
+    plan = Plan(arguments.speakers, arguments.test_share, arguments.seed, arguments.skip_bad, arguments.workers)
+    try:
+        prepared = prepare(arguments.audio, arguments.out, plan)
+    except RecordingsError as error:
+        print("\n".join(error.lines), file=sys.stderr)
+        raise
+    for line in prepared.bad:
+        print(f"left out: {line}", file=sys.stderr)
+    corpus = prepared.corpus
+    print(
+        f"Prepared {len(corpus.utterances):,} labelled and {len(corpus.test):,} test utterances of "
+        f"{len(corpus.speakers):,} speakers, {prepared.frames:,} frames; left out {len(prepared.bad):,} recordings, "
+        f"ignored {prepared.ignored:,} other files; {prepared.clipped:,} recordings are clipped."
+    )
+    print(f"Next:\n  python -m speaker check {shlex.quote(str(arguments.out))}")
+
+
+def run_check(arguments: argparse.Namespace) -> None:
+    """Say what is wrong with a corpus, and draw it."""
+    from speaker.check import check, describe, draw
+    from speaker.submission import check_out
+
+    check_out(arguments.figure, "--figure")
+    report = check(arguments.corpus)
+    print(describe(report))
+    draw(report, arguments.figure)
+    print(f"figure      {arguments.figure}")
+    if found := report.errors.counts:
+        raise UserError(
+            f"a corpus must have no errors, but {arguments.corpus} has {found.total():,} of {len(found):,} kinds; mend "
+            "them as said above"
+        )
+
+
 def run_predict(arguments: argparse.Namespace) -> None:
-    """Predict the test utterances of a corpus with a model."""
+    """Predict the test utterances of a corpus with a model, or with the vote of several."""
     from speaker.checkpoint import load_model
     from speaker.corpus import read_corpus
     from speaker.devices import find_device
-    from speaker.predict import check_match, check_out, predict_logits, write_csv
+    from speaker.evaluation import Protocol
+    from speaker.origin import origin
+    from speaker.pack import open_pack
+    from speaker.predict import check_match, predict_probabilities, validation_gain
+    from speaker.submission import check_out, read_labels, write_csv, write_probabilities, write_sidecar
 
+    if (arguments.ensemble is None) != (arguments.study is None) or (arguments.ensemble and arguments.model):
+        raise UserError("--ensemble N needs --study NAME and no --model; see python -m speaker predict --help")
     check_out(arguments.out)
     device = find_device(arguments.device)
     corpus = read_corpus(arguments.data)
-    with model_folder(arguments.model, arguments.tracking_uri) as folder:
-        trained = load_model(folder)
-    check_match(trained, corpus)
-    choices = predict_logits(trained, corpus, device).argmax(1).tolist()
-    write_csv(arguments.out, corpus, [trained.speakers[choice] for choice in choices])
-    print(f"Wrote {len(choices)} predictions of {trained.config.label()} to {arguments.out}.")
+    labels = read_labels(corpus)
+    with model_folders(arguments) as folders:
+        models = [load_model(folder) for folder in folders]
+    for trained in models:
+        check_match(trained, corpus)
+    note: dict[str, object] = {"corpus": {"folder": str(corpus.folder), "manifests_sha256": corpus.key}}
+    if arguments.ensemble:
+        gain = validation_gain(models, corpus, open_pack(corpus, STATE / "packs").digest, device, Protocol())
+        note["validation"] = gain.__dict__
+        print(gain.describe())
+    probabilities = predict_probabilities(models, corpus, corpus.test, device, arguments.batch_size).mean(0)
+    speakers = [corpus.speakers[choice] for choice in probabilities.argmax(1).tolist()]
+    write_csv(arguments.out, corpus, speakers)
+    if arguments.probabilities:
+        write_probabilities(_beside(arguments.out, ".parquet"), corpus, probabilities)
+    if labels:
+        note["test_accuracy"] = sum(map(str.__eq__, labels, speakers)) / len(labels)
+        print(f"Test accuracy {note['test_accuracy']:.4f}, by the {len(labels):,} labels beside the corpus.")
+    note["models"] = [
+        {**trained.source, "point": trained.config.label(), "weights_sha256": trained.weights_sha256,
+         "trained_on": trained.corpus_digest} for trained in models
+    ]  # fmt: skip
+    write_sidecar(_beside(arguments.out, ".json"), {**note, "code": origin(device)})
+    by = models[0].config.label() if len(models) == 1 else f"the vote of {len(models)} models"
+    print(f"Wrote {len(speakers):,} predictions of {by} to {arguments.out}.")
+
+
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(path.name + ending)
 
 
 @contextlib.contextmanager
-def model_folder(model: str, tracking_uri: str | None) -> Iterator[Path]:
-    """Give the folder of a model: a local one, or what MLflow holds under an alias, a version or a run id.
+def model_folders(arguments: argparse.Namespace) -> Iterator[list[Path]]:
+    """Give the folders of the models asked for: a local one, or what MLflow holds.
 
     MLflow is asked by a process of its own, `python -m experiments fetch`: this package must work without it.
     """
-    if Path(model).is_dir():
-        yield Path(model)
+    model = arguments.model or "champion"
+    if not arguments.ensemble and Path(model).is_dir():
+        yield [Path(model)]
         return
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "experiments", "fetch", "--model", model, "--out", folder]
-        if tracking_uri:
-            command += ["--tracking-uri", tracking_uri]
-        fetched = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+        which = (
+            ["--study", arguments.study, "--best", str(arguments.ensemble)]
+            if arguments.ensemble
+            else ["--model", model]
+        )
+        command = [sys.executable, "-m", "experiments", "fetch", *which, "--out", folder]
+        if arguments.tracking_uri:
+            command += ["--tracking-uri", arguments.tracking_uri]
+        fetched = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         if fetched.returncode == BAD_INPUT:
             raise UserError(fetched.stderr.strip().removeprefix("error: "))
         if fetched.returncode:
             raise RuntimeError(f"{' '.join(command)} ended with {fetched.returncode}: {fetched.stderr}")
-        yield Path(folder)
+        ranks = range(1, arguments.ensemble + 1) if arguments.ensemble else ()
+        yield [Path(folder, str(rank)) for rank in ranks] or [Path(folder)]
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from speaker.model import SpeakerClassifier
 
 FORMAT = 1
 WEIGHTS, CONFIG, CARD = "weights.safetensors", "config.json", "model.json"
+SOURCE = "source.json"  # beside them in a fetched model: the run and version it came from
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class TrainedModel:
     n_mels: int
     speakers: tuple[str, ...]  # by id
     corpus_digest: str
+    weights_sha256: str
+    source: dict[str, str]  # where it came from: the folder, or the run and version
 
 
 def save_model(
@@ -61,6 +64,7 @@ def load_model(folder: Path) -> TrainedModel:
             raise UserError(
                 f"{folder / WEIGHTS}: its sha256 must be the one in {CARD}, but is not; fetch the model again"
             )
+        source = json.loads((folder / SOURCE).read_text()) if (folder / SOURCE).exists() else {"folder": str(folder)}
         model = SpeakerClassifier(config, n_mels, len(speakers))
         model.load_state_dict(load_file(folder / WEIGHTS))
     except FileNotFoundError as error:
@@ -70,4 +74,6 @@ def load_model(folder: Path) -> TrainedModel:
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RuntimeError, SafetensorError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"{folder}: the model cannot be read ({reason}); fetch it again") from error
-    return TrainedModel(model.eval(), config, n_mels, speakers, str(card["corpus"]))
+    return TrainedModel(
+        model.eval(), config, n_mels, speakers, str(card["corpus"]), str(card["weights_sha256"]), dict(source)
+    )

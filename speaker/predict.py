@@ -1,8 +1,7 @@
-"""Test utterances to a CSV: one speaker for each, from a whole utterance, in the order of testdata.json."""
+"""Test utterances to class probabilities, by one model or by the vote of several."""
 
-import csv
-import io
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,19 +9,27 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from speaker.checkpoint import TrainedModel
-from speaker.corpus import Corpus, read_mels
+from speaker.corpus import Corpus, Utterance, read_mels, split
 from speaker.errors import UserError
-from speaker.evaluation import MAX_FRAMES
-from speaker.files import write_atomically
+from speaker.evaluation import MAX_FRAMES, Protocol
 from speaker.pack import PADDING, length_buckets
 
-HEADER = ("Id", "Category")
 
+@dataclass(frozen=True)
+class Gain:
+    """What a vote of several models gains on the validation part, by which they were chosen. Accuracies in [0, 1]."""
 
-def check_out(path: Path) -> None:
-    """Raise UserError unless a file can be made at `path`."""
-    if not path.name or path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"--out must be a file in a folder that is there, but got {str(path)!r}; make the folder first")
+    singles: tuple[float, ...]
+    ensemble: float
+    utterances: int
+
+    def describe(self) -> str:
+        """Return it in words."""
+        best = max(self.singles)
+        return (
+            f"On the {self.utterances:,} validation utterances, by which the models were chosen: best {best:.4f}, vote "
+            f"of {len(self.singles)} {self.ensemble:.4f}, a gain of {100 * (self.ensemble - best):+.2f} points."
+        )
 
 
 def check_match(trained: TrainedModel, corpus: Corpus) -> None:
@@ -42,26 +49,47 @@ def check_match(trained: TrainedModel, corpus: Corpus) -> None:
 
 
 @torch.inference_mode()
-def predict_logits(trained: TrainedModel, corpus: Corpus, device: torch.device) -> Tensor:
-    """Return logits float32 (test utterances, speakers) on the CPU, rows in the order of testdata.json."""
-    model = trained.model.to(device)
-    logits = torch.empty(len(corpus.test), len(trained.speakers))
-    lengths = torch.tensor([utterance.frames for utterance in corpus.test], dtype=torch.int64)
-    with tqdm(total=len(corpus.test), desc="predicting", unit="utterance", disable=None) as bar:
-        for rows, _ in length_buckets(lengths, MAX_FRAMES[device.type]):
-            mels = pad_sequence([read_mels(corpus, corpus.test[row]) for row in rows.tolist()], True, PADDING)
-            logits[rows] = model(mels.to(device), lengths[rows].to(device)).float().cpu()
+def predict_probabilities(
+    models: Sequence[TrainedModel],
+    corpus: Corpus,
+    utterances: Sequence[Utterance],
+    device: torch.device,
+    batch_size: int | None = None,
+) -> Tensor:
+    """Return each model's class probabilities, float32 (models, utterances, speakers) on the CPU.
+
+    Each is of the whole utterance, padding masked; rows are in the order of `utterances`. At most `batch_size`
+    utterances are in a batch, and as many frames as suit the device.
+    """
+    networks = [trained.model.to(device) for trained in models]
+    result = torch.empty(len(models), len(utterances), len(corpus.speakers))
+    lengths = torch.tensor([utterance.frames for utterance in utterances], dtype=torch.int64)
+    with tqdm(total=len(utterances), desc="predicting", unit="utterance", disable=None) as bar:
+        for rows, _ in length_buckets(lengths, MAX_FRAMES[device.type], batch_size):
+            mels = pad_sequence([read_mels(corpus, utterances[row]) for row in rows.tolist()], True, PADDING)
+            for number, network in enumerate(networks):
+                result[number, rows] = network(mels.to(device), lengths[rows].to(device)).float().softmax(1).cpu()
             bar.update(len(rows))
-    return logits
+    return result
 
 
-def write_csv(path: Path, corpus: Corpus, speakers: list[str]) -> None:
-    """Write `Id,Category` and a line for each test utterance, whole or not at all."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(HEADER)
-    writer.writerows((utterance.feature_path, name) for utterance, name in zip(corpus.test, speakers, strict=True))
-    try:
-        write_atomically(path, text.getvalue().encode())
-    except OSError as error:
-        raise UserError(f"--out must be a file that can be written, but {path} cannot be ({error.strerror})") from error
+def validation_gain(
+    models: Sequence[TrainedModel], corpus: Corpus, digest: str, device: torch.device, protocol: Protocol
+) -> Gain:
+    """Measure each model and their vote on the validation part of the corpus they were trained on.
+
+    `digest` is that corpus's, as its pack has it. Raises UserError when a model was trained on another one, since it
+    may have learnt what it would be measured on.
+    """
+    if any(trained.corpus_digest != digest for trained in models):
+        raise UserError(
+            f"--ensemble measures its gain on the corpus that the models were trained on, but {corpus.folder} is "
+            "another; give that one, or predict with one --model"
+        )
+    _, valid = split(len(corpus.utterances), protocol.split_seed)
+    utterances = [corpus.utterances[row] for row in valid.tolist()]
+    labels = torch.tensor([utterance.speaker for utterance in utterances])
+    probabilities = predict_probabilities(models, corpus, utterances, device)
+    hits = (torch.cat((probabilities, probabilities.mean(0, keepdim=True))).argmax(2) == labels).double().mean(1)
+    *singles, ensemble = hits.tolist()
+    return Gain(tuple(singles), ensemble, len(utterances))

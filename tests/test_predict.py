@@ -1,4 +1,3 @@
-import csv
 from pathlib import Path
 
 import pytest
@@ -7,39 +6,72 @@ import torch
 from speaker.checkpoint import TrainedModel
 from speaker.corpus import Corpus, read_corpus, read_mels
 from speaker.errors import UserError
-from speaker.evaluation import MAX_FRAMES
+from speaker.evaluation import ACCURACY_WHOLE, MAX_FRAMES, Evaluator, Protocol
 from speaker.model import SpeakerClassifier
-from speaker.predict import check_match, predict_logits, write_csv
+from speaker.pack import Pack
+from speaker.predict import check_match, predict_probabilities, validation_gain
 from tests.helpers import TINY, write_corpus
+
+CPU = torch.device("cpu")
+
+
+def untrained(corpus: Corpus, digest: str = "digest", seed: int = 0) -> TrainedModel:
+    torch.manual_seed(seed)
+    return TrainedModel(SpeakerClassifier(TINY, 40, 4).eval(), TINY, 40, corpus.speakers, digest, "sha256", {})
 
 
 @pytest.fixture
 def trained(corpus: Corpus) -> TrainedModel:
-    torch.manual_seed(0)
-    return TrainedModel(SpeakerClassifier(TINY, 40, 4).eval(), TINY, 40, corpus.speakers, "digest")
+    return untrained(corpus)
 
 
+@pytest.mark.parametrize("batch_size", [None, 1, 4, 64])
+@pytest.mark.parametrize("max_frames", [MAX_FRAMES["cpu"], 1, 90])
 def test_equals_one_utterance_at_a_time_in_the_manifests_order(
-    corpus: Corpus, trained: TrainedModel, monkeypatch: pytest.MonkeyPatch
+    corpus: Corpus, trained: TrainedModel, monkeypatch: pytest.MonkeyPatch, batch_size: int | None, max_frames: int
 ) -> None:
-    logits = predict_logits(trained, corpus, torch.device("cpu"))
+    monkeypatch.setitem(MAX_FRAMES, "cpu", max_frames)
+    (probabilities,) = predict_probabilities([trained], corpus, corpus.test, CPU, batch_size)
     with torch.no_grad():
         for row, utterance in enumerate(corpus.test):
-            assert torch.allclose(logits[row], trained.model(read_mels(corpus, utterance)[None])[0], atol=1e-5)
-    monkeypatch.setitem(MAX_FRAMES, "cpu", 1)
-    assert torch.allclose(predict_logits(trained, corpus, torch.device("cpu")), logits, atol=1e-5)
+            expected = trained.model(read_mels(corpus, utterance)[None])[0].softmax(0)
+            assert torch.allclose(probabilities[row], expected, atol=1e-6)
 
 
-def test_writes_the_homeworks_csv(corpus: Corpus, tmp_path: Path) -> None:
-    out = tmp_path / "submission.csv"
-    out.write_text("old")
-    write_csv(out, corpus, ["id00001"] * 6)
-    assert out.read_bytes().startswith(b"Id,Category\nuttr-")
-    rows = list(csv.reader(out.read_text().splitlines()))
-    assert [row[0] for row in rows[1:]] == [utterance.feature_path for utterance in corpus.test]
-    assert {row[1] for row in rows[1:]} == {"id00001"}
-    with pytest.raises(UserError, match="--out must be a file"):
-        write_csv(tmp_path / "none" / "x.csv", corpus, ["id00001"] * 6)
+def test_each_model_of_several_has_its_own_answer(corpus: Corpus) -> None:
+    models = [untrained(corpus, seed=seed) for seed in range(3)]
+    together = predict_probabilities(models, corpus, corpus.test, CPU)
+    for model, probabilities in zip(models, together, strict=True):
+        assert torch.equal(predict_probabilities([model], corpus, corpus.test, CPU)[0], probabilities)
+
+
+def test_the_gain_of_a_vote(corpus: Corpus, pack: Pack) -> None:
+    models = [untrained(corpus, pack.digest, seed) for seed in range(3)]
+    gain = validation_gain(models, corpus, pack.digest, CPU, Protocol())
+    evaluator = Evaluator(pack, Protocol())
+    assert gain.singles == tuple(evaluator(each.model)[ACCURACY_WHOLE] for each in models)
+    assert gain.utterances == 6
+    once = validation_gain(models[:1], corpus, pack.digest, CPU, Protocol())
+    assert once.ensemble == once.singles[0]
+    assert "a gain of +0.00 points" in once.describe()
+    with pytest.raises(UserError, match="the corpus that the models were trained on"):
+        validation_gain([*models, untrained(corpus)], corpus, pack.digest, CPU, Protocol())
+
+
+def test_a_sure_model_outvotes_unsure_ones(corpus: Corpus, pack: Pack) -> None:
+    _, valid = Protocol().split(pack)
+    knowing = untrained(corpus, pack.digest)
+    for _ in range(60):  # it learns the validation part by heart
+        mels, lengths = pack.gather(valid, 0, pack.longest)
+        loss = torch.nn.functional.cross_entropy(knowing.model(mels, lengths), pack.labels[valid])
+        gradients = torch.autograd.grad(loss, list(knowing.model.parameters()))
+        with torch.no_grad():
+            for parameter, gradient in zip(knowing.model.parameters(), gradients, strict=True):
+                parameter -= 0.1 * gradient.sign()
+    others = [untrained(corpus, pack.digest, seed) for seed in (1, 2)]
+    gain = validation_gain([*others, knowing], corpus, pack.digest, CPU, Protocol())
+    assert gain.singles[2] > max(gain.singles[:2])
+    assert gain.ensemble == gain.singles[2]
 
 
 def test_a_model_of_other_speakers_or_features_is_refused(

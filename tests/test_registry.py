@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from experiments.material import Material
-from experiments.registry import CHAMPION, MODEL, best_run, fetch, find_version, promote
+from experiments.registry import CHAMPION, MODEL, best_runs, fetch, find_version, promote
 from experiments.tracking import Books
 from speaker.checkpoint import load_model
 from speaker.errors import UserError
@@ -51,19 +51,19 @@ def finished_run(books: Books, material: Material, number: int, whole: float) ->
 
 def test_the_best_run_becomes_champion_and_says_what_changed(books: Books, material: Material, tmp_path: Path) -> None:
     books.open_study("s", "id", None, {}, {}, material)
-    with pytest.raises(UserError, match="only a complete trial can be promoted, but study 's' has none"):
-        best_run(books, "s")
+    with pytest.raises(UserError, match="only complete trials can be used, but 1 are wanted and study 's' has 0"):
+        best_runs(books, "s", 1)
     assert find_version(books, CHAMPION) is None
     first, _ = finished_run(books, material, 0, 0.5)
-    words = promote(books, best_run(books, "s")).describe()
+    words = promote(books, best_runs(books, "s", 1)[0]).describe()
     assert words.splitlines() == [
         f"champion of speaker-classifier is version 1: {TINY.label()}, whole 0.5000, crops 0.2500, #0 of study s",
         "There was none before.",
     ]
     ended = books.client.get_run(first).info
-    assert "nothing changed" in promote(books, best_run(books, "s")).describe()
+    assert "nothing changed" in promote(books, best_runs(books, "s", 1)[0]).describe()
     _, model = finished_run(books, material, 1, 0.75)
-    words = promote(books, best_run(books, "s")).describe()
+    words = promote(books, best_runs(books, "s", 1)[0]).describe()
     assert "is version 2" in words
     assert "Before, it was version 1" in words
     assert "do not compare" not in words
@@ -74,6 +74,9 @@ def test_the_best_run_becomes_champion_and_says_what_changed(books: Books, mater
     assert torch.equal(trained.model.project.weight, model.project.weight)
     assert fetch(books, "1", tmp_path / "one") == "version 1 of speaker-classifier"
     assert fetch(books, first, tmp_path / "run") == f"run {first}"
+    assert load_model(tmp_path / "run").source == {"run": first, "store": books.shown}
+    assert trained.source["version"] == "2"
+    assert best_runs(books, "s", 2)[1] == first
     assert (tmp_path / "one" / "config.json").read_text() == (tmp_path / "run" / "config.json").read_text()
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import http.client
+import json
 import os
 import random
 import re
@@ -17,6 +18,7 @@ from pathlib import Path
 import optuna
 import pytest
 
+from experiments.registry import best_runs
 from experiments.study import open_storage
 from experiments.tracking import Books
 from experiments.trial import RUN_ID
@@ -69,6 +71,19 @@ def test_from_corpus_to_predictions(home: Path) -> None:
     assert rows[0] == ["Id", "Category"]
     assert len(rows) == 6
     assert {row[1] for row in rows[1:]} <= {"id00000", "id00001", "id00002"}
+    note = json.loads((home / "submission.csv.json").read_text())
+    (model,) = note["models"]
+    assert (model["model"], model["version"]) == ("speaker-classifier", "1")
+    assert note["code"]["version.torch"]
+
+    voted = run(home, "speaker", "predict", "--data", "corpus", "--ensemble", "2", "--study", STUDY, "--out", "two.csv")
+    assert voted.returncode == 0, voted.stderr
+    assert re.search(
+        r"5 validation utterances, .*: best 0.\d+, vote of 2 0.\d+, a gain of [+-]\d+.\d\d points", voted.stdout
+    )
+    note = json.loads((home / "two.csv.json").read_text())
+    assert [each["run"] for each in note["models"]] == best_runs(Books(f"sqlite:///{home}/mlruns/mlflow.db"), STUDY, 2)
+    assert len(note["validation"]["singles"]) == 2
 
 
 def test_one_point_is_tracked_like_a_trial_and_promotes(home: Path) -> None:
@@ -314,6 +329,8 @@ def test_bad_input_on_a_finished_study_loses_nothing(home: Path) -> None:
         (("speaker", "predict", "--data", "mels"), "the model has 40 and .* has 20"),
         (("speaker", "predict", "--data", "corpus", "--model", "challenger"), "--model must be an alias"),
         (("speaker", "predict", "--data", "corpus", "--out", "none/x.csv"), "--out must be a file"),
+        (("speaker", "predict", "--data", "corpus", "--ensemble", "2"), "needs --study NAME"),
+        (("speaker", "predict", "--data", "corpus", "--ensemble", "9", "--study", STUDY), "9 are wanted and study"),
     ]
     for words, rule in cases:
         done = run(home, *words)

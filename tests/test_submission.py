@@ -1,0 +1,96 @@
+import csv
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from speaker.corpus import Corpus
+from speaker.errors import UserError
+from speaker.submission import (
+    check_out,
+    read_csv,
+    read_labels,
+    write_csv,
+    write_probabilities,
+    write_sidecar,
+)
+
+SPEAKERS = ["id00001", "id00000", "id00003", "id00001", "id00002", "id00001"]
+
+
+def test_writes_the_homeworks_csv(corpus: Corpus, tmp_path: Path) -> None:
+    out = tmp_path / "submission.csv"
+    out.write_text("old")
+    write_csv(out, corpus, SPEAKERS)
+    assert out.read_bytes().startswith(b"Id,Category\nuttr-")
+    rows = list(csv.reader(out.read_text().splitlines()))
+    assert [row[0] for row in rows[1:]] == [utterance.feature_path for utterance in corpus.test]
+    assert [row[1] for row in rows[1:]] == SPEAKERS
+    assert read_csv(out, corpus) == SPEAKERS
+    assert os.listdir(tmp_path) == ["submission.csv"]
+    with pytest.raises(UserError, match="--out must be a file"):
+        write_csv(tmp_path / "none" / "x.csv", corpus, SPEAKERS)
+
+
+def test_what_the_corpus_does_not_know_is_not_written_silently(corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="must name speakers of the corpus, but names 'nobody'"):
+        write_csv(tmp_path / "x.csv", corpus, [*SPEAKERS[:5], "nobody"])
+    with pytest.raises(ValueError, match="shorter"):
+        write_csv(tmp_path / "y.csv", corpus, SPEAKERS[:5])
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("spoil", "rule"),
+    [
+        (lambda text: text.replace("Category", "Speaker"), "must have the header"),
+        (lambda text: text[len("Id,Category\n") :], "must have the header"),
+        (lambda text: text.replace("id00003", "id00003,3"), "two columns"),
+        (lambda text: "".join(text.splitlines(keepends=True)[:-1]), "must list the 6 utterances"),
+        (
+            lambda text: "".join([*text.splitlines(keepends=True)[:1], *text.splitlines(keepends=True)[:0:-1]]),
+            "in order",
+        ),
+        (lambda text: text.replace("id00003", "id00009"), "but names 'id00009'"),
+        (lambda text: text + '"', "must be a CSV"),
+        (lambda _: "", "must have the header"),
+    ],
+)
+def test_labels_that_are_not_the_test_utterances_are_refused(
+    corpus: Corpus, tmp_path: Path, spoil: Callable[[str], str], rule: str
+) -> None:
+    path = tmp_path / "labels.csv"
+    write_csv(path, corpus, SPEAKERS)
+    path.write_text(spoil(path.read_text()))
+    with pytest.raises(UserError, match=rule):
+        read_csv(path, corpus)
+
+
+def test_the_homework_has_no_test_labels(corpus: Corpus) -> None:
+    assert read_labels(corpus) is None
+
+
+def test_probabilities_as_a_table(corpus: Corpus, tmp_path: Path) -> None:
+    probabilities = torch.rand(6, 4)
+    write_probabilities(tmp_path / "x.parquet", corpus, probabilities)
+    table = pq.read_table(tmp_path / "x.parquet")
+    assert table.column_names == ["Id", *corpus.speakers]
+    assert table["Id"].to_pylist() == [utterance.feature_path for utterance in corpus.test]
+    for number, name in enumerate(corpus.speakers):
+        assert table[name].to_pylist() == probabilities[:, number].tolist()
+
+
+def test_a_sidecar_is_json(tmp_path: Path) -> None:
+    write_sidecar(tmp_path / "x.json", {"models": [{"run": "1"}]})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"models": [{"run": "1"}]}
+
+
+def test_where_no_file_can_be_made_is_said_first(tmp_path: Path) -> None:
+    check_out(tmp_path / "x.csv")
+    for path in (tmp_path, tmp_path / "none" / "x.csv", Path("/")):
+        with pytest.raises(UserError, match="--out must be a file in a folder that is there"):
+            check_out(path)
