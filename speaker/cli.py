@@ -77,6 +77,14 @@ def positive_float(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """Parse a part of a whole, from 0 to less than 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 0 and below 1, but got {text}")
+    return value
+
+
 def run_cli(main: Callable[[], None]) -> NoReturn:
     """Run `main` and exit: 0, 2 with one line for a UserError, or 128 + the signal's number for a signal."""
     for signum in (signal.SIGINT, signal.SIGTERM):

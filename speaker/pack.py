@@ -65,17 +65,17 @@ class Pack:
         return torch.minimum((uniform * (slack + 1)).long(), slack)
 
 
-def length_buckets(lengths: Tensor, max_frames: int) -> Iterator[tuple[Tensor, int]]:
+def length_buckets(lengths: Tensor, max_frames: int, most: int | None = None) -> Iterator[tuple[Tensor, int]]:
     """Yield (positions in `lengths`, width) batches of utterances of like length, shortest first.
 
     `lengths` is int64 (n,) on the CPU. Width, the longest of a batch, times its size is at most `max_frames`; a longer
-    utterance is a batch of its own.
+    utterance is a batch of its own. A batch has at most `most` utterances.
     """
     order = lengths.argsort(stable=True)
     widths: list[int] = lengths[order].tolist()
     start = 0
     for end in range(1, len(widths) + 1):
-        if end == len(widths) or widths[end] * (end + 1 - start) > max_frames:
+        if end == len(widths) or widths[end] * (end + 1 - start) > max_frames or end - start == most:
             yield order[start:end], widths[end - 1]
             start = end
 
@@ -101,6 +101,8 @@ def _build(corpus: Corpus, folder: Path) -> None:
     digest = hashlib.sha256(json.dumps([corpus.n_mels, corpus.speakers]).encode())
     digest.update(lengths.numpy().tobytes() + labels.numpy().tobytes())
     total = int(lengths.sum())
+    heard: dict[int, int | None] = {}
+    repeated = 0
     with (
         (folder / "frames.f16").open("wb") as stream,
         tqdm(total=total, desc=f"packing {corpus.name}", unit="frame", unit_scale=True, disable=None) as bar,
@@ -108,8 +110,12 @@ def _build(corpus: Corpus, folder: Path) -> None:
         for utterance in corpus.utterances:
             mels = read_mels(corpus, utterance)
             digest.update(mels.numpy().data)
-            stream.write(mels.to(torch.float16).numpy().data)
+            packed = mels.to(torch.float16).numpy().tobytes()
+            stream.write(packed)
+            repeated += heard.setdefault(hash(packed), utterance.speaker) != utterance.speaker
             bar.update(utterance.frames)
+    if repeated:
+        print(f"warning: {repeated:,} utterances stand under two speakers; python -m speaker check lists them")
     save_file({"lengths": lengths, "labels": labels}, folder / "index.safetensors")
     about = {"format": FORMAT, "n_mels": corpus.n_mels, "speakers": corpus.speakers, "digest": digest.hexdigest()}
     (folder / "pack.json").write_text(json.dumps(about, indent=1))
