@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 from speaker.cli import BAD_INPUT, Parser, natural, positive_float, positive_int, run_cli, share
@@ -83,7 +84,8 @@ def _add_predict(flags: argparse.ArgumentParser) -> None:
 
 def run_download(arguments: argparse.Namespace) -> None:
     """Fetch or unpack a corpus."""
-    from speaker.download import HOMEWORK, download, find_parts, parts_of_urls, read_manifest, unpack_parts
+    from speaker.download import download, unpack_parts
+    from speaker.parts import HOMEWORK, find_parts, parts_of_urls, read_manifest
 
     out = arguments.out
     if arguments.parts:
@@ -150,28 +152,30 @@ def run_predict(arguments: argparse.Namespace) -> None:
     device = find_device(arguments.device)
     corpus = read_corpus(arguments.data)
     labels = read_labels(corpus)
+    if not corpus.test:
+        raise UserError(f"{corpus.folder / 'testdata.json'} must list utterances to predict, but lists none")
     with model_folders(arguments) as folders:
         models = [load_model(folder) for folder in folders]
     for trained in models:
         check_match(trained, corpus)
-    note: dict[str, object] = {"corpus": {"folder": str(corpus.folder), "manifests_sha256": corpus.key}}
+    note: dict[str, object] = {
+        "models": [trained.describe() for trained in models],
+        "corpus": {"folder": str(corpus.folder), "manifests_sha256": corpus.key},
+        "code": origin(device),
+    }
     if arguments.ensemble:
         gain = validation_gain(models, corpus, open_pack(corpus, STATE / "packs").digest, device, Protocol())
-        note["validation"] = gain.__dict__
+        note["validation"] = asdict(gain)
         print(gain.describe())
     probabilities = predict_probabilities(models, corpus, corpus.test, device, arguments.batch_size).mean(0)
     speakers = [corpus.speakers[choice] for choice in probabilities.argmax(1).tolist()]
-    write_csv(arguments.out, corpus, speakers)
-    if arguments.probabilities:
-        write_probabilities(_beside(arguments.out, ".parquet"), corpus, probabilities)
     if labels:
         note["test_accuracy"] = sum(map(str.__eq__, labels, speakers)) / len(labels)
         print(f"Test accuracy {note['test_accuracy']:.4f}, by the {len(labels):,} labels beside the corpus.")
-    note["models"] = [
-        {**trained.source, "point": trained.config.label(), "weights_sha256": trained.weights_sha256,
-         "trained_on": trained.corpus_digest} for trained in models
-    ]  # fmt: skip
-    write_sidecar(_beside(arguments.out, ".json"), {**note, "code": origin(device)})
+    write_csv(arguments.out, corpus, speakers)
+    write_sidecar(_beside(arguments.out, ".json"), note)
+    if arguments.probabilities:
+        write_probabilities(_beside(arguments.out, ".parquet"), corpus, probabilities)
     by = models[0].config.label() if len(models) == 1 else f"the vote of {len(models)} models"
     print(f"Wrote {len(speakers):,} predictions of {by} to {arguments.out}.")
 
@@ -191,11 +195,8 @@ def model_folders(arguments: argparse.Namespace) -> Iterator[list[Path]]:
         yield [Path(model)]
         return
     with tempfile.TemporaryDirectory() as folder:
-        which = (
-            ["--study", arguments.study, "--best", str(arguments.ensemble)]
-            if arguments.ensemble
-            else ["--model", model]
-        )
+        best = ["--study", arguments.study, "--best", str(arguments.ensemble)]
+        which = best if arguments.ensemble else ["--model", model]
         command = [sys.executable, "-m", "experiments", "fetch", *which, "--out", folder]
         if arguments.tracking_uri:
             command += ["--tracking-uri", arguments.tracking_uri]

@@ -30,6 +30,11 @@ class TrainedModel:
     weights_sha256: str
     source: dict[str, str]  # where it came from: the folder, or the run and version
 
+    def describe(self) -> dict[str, str]:
+        """Return what tells this model from all others."""
+        about = {"point": self.config.label(), "weights_sha256": self.weights_sha256, "trained_on": self.corpus_digest}
+        return {**self.source, **about}
+
 
 def save_model(
     folder: Path, weights: dict[str, Tensor], config: TrialConfig, n_mels: int, speakers: tuple[str, ...], digest: str

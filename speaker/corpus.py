@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from speaker.errors import UserError
-from speaker.files import read_bounded
+from speaker.files import parse_json, read_bounded
 from speaker.seeding import permutation
 
 T = TypeVar("T")
@@ -89,7 +89,10 @@ def read_manifests(folder: Path) -> tuple[Corpus, list[UtteranceError]]:
     if not folder.is_dir():
         raise UserError(f"a corpus must be a folder, but {folder} is none; give the folder that holds metadata.json")
     texts = [_read_manifest(folder / name) for name in MANIFESTS]
-    mapping, metadata, testdata = (_parse(text, folder / name) for text, name in zip(texts, MANIFESTS, strict=True))
+    mapping, metadata, testdata = (
+        _as(parse_json(text, folder / name), dict, str(folder / name))
+        for text, name in zip(texts, MANIFESTS, strict=True)
+    )
     speakers = _speakers(mapping, folder / "mapping.json")
     path = folder / "metadata.json"
     n_mels = _field(metadata, "n_mels", int, path)
@@ -205,27 +208,6 @@ def _read_manifest(path: Path) -> bytes:
         return read_bounded(path, MOST_MANIFEST_BYTES)
     except UserError as error:
         raise UserError(f"{error}; a corpus holds {', '.join(MANIFESTS)} and the feature files") from error
-
-
-def _parse(text: bytes, path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} must be JSON, but is not ({str(error)[:200]}); fetch it again") from error
-    return dict(_as(value, dict, str(path)))
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice!r} stands twice")
-    return result
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
 
 
 def _as(value: object, kind: type[T], where: str) -> T:

@@ -73,6 +73,18 @@ def read_bounded(path: Path, most: int) -> bytes:
         raise UserError(f"{path}: must be a file that can be read, but cannot be ({error.strerror})") from error
 
 
+def parse_json(data: bytes, path: Path) -> Any:
+    """Return what a stranger's JSON says; `path` is for the error.
+
+    Raises UserError for what is none, for a key that stands twice in one object (the last would win silently), and for
+    NaN and infinity, which JSON does not have.
+    """
+    try:
+        return json.loads(data, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} must be JSON, but is not ({str(error)[:200]}); fetch it again") from error
+
+
 def sha256_file(path: Path) -> str:
     """Return the sha256 of a file's bytes, in hex."""
     with path.open("rb") as stream:
@@ -98,3 +110,16 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"the key {key[:80]!r} stands twice")
+        result[key] = value
+    return result
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")

@@ -4,17 +4,22 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from speaker.config import TrialConfig
+from speaker.errors import UserError
 from speaker.seeding import generator
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = TrialConfig(
     d_model=16, nhead=2, dim_feedforward=32, batch_size=8, segment_len=24, steps=12, warmup_steps=2, valid_every=4
 )
+
+AA, AB, AC, AD = (f"Dataset.tar.gz.part{suffix}" for suffix in ("aa", "ab", "ac", "ad"))
 
 
 def write_corpus(
@@ -53,6 +58,14 @@ def write_corpus(
     (folder / "metadata.json").write_text(json.dumps({"n_mels": n_mels, "speakers": labelled}))
     (folder / "testdata.json").write_text(json.dumps({"n_mels": n_mels, "utterances": unlabelled}))
     return answers
+
+
+def refused(call: Callable[[], object]) -> str:
+    """Return the one line with which a call refuses its input."""
+    with pytest.raises(UserError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def program(*words: object) -> list[str]:

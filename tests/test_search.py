@@ -296,6 +296,14 @@ def test_help_names_every_flag() -> None:
         (("speaker", "predict", "--data", "corpus", "--model", "corpus"), "a model is a folder with"),
         (("speaker", "predict", "--data", "corpus", "--out", "/"), "--out must be a file"),
         (("speaker", "predict"), "--data"),
+        (("speaker", "predict", "--data", "untested"), "must list utterances to predict, but lists none"),
+        (("speaker", "check", "broken"), "must be JSON"),
+        (("speaker", "check", "corpus", "--figure", "none/x.png"), "--figure must be a file"),
+        (("speaker", "check", "corpus", "--figure", "x.txt"), "--figure must end in"),
+        (("speaker", "prepare", "--audio", "none", "--out", "x"), "--audio must be a folder"),
+        (("speaker", "prepare", "--audio", "corpus", "--out", "x"), "at least 2 speakers"),
+        (("speaker", "prepare", "--audio", "corpus", "--out", "x", "--test-share", "1"), "below 1"),
+        (("speaker", "prepare", "--audio", "corpus", "--out", "x", "--workers", "0"), "at least 1"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, tuple) else "",
 )  # fmt: skip
@@ -305,6 +313,7 @@ def test_bad_input_is_one_clear_line(home: Path, words: tuple[str, ...], rule: s
     shutil.copytree(home / "corpus", home / "broken")
     (home / "broken" / "metadata.json").write_text('{"n_mels": 40,')
     write_corpus(home / "tiny", speakers=2, per_speaker=2)
+    write_corpus(home / "untested", speakers=2, per_speaker=2, test=0)
     done = run(home, *words)
     assert done.returncode == 2, done.stderr
     assert re.search(rule, done.stderr), done.stderr
