@@ -96,13 +96,14 @@ def prepare(audio: Path, out: Path, plan: Plan) -> Prepared:
     What is done survives an interruption, and the next call goes on from there. Raises RecordingsError, with nothing at
     `out`, where recordings cannot be used and are not to be skipped, and UserError for what makes no corpus.
     """
+    audio = audio.resolve()
+    recordings, ignored = find_recordings(audio)
+    chosen = _choose(recordings, plan, audio)
     result: list[Prepared] = []
 
     def create(partial: Path) -> None:
-        recordings, ignored = find_recordings(audio.resolve())
-        chosen = _choose(recordings, plan, audio)
         partial.mkdir(exist_ok=True)
-        outcomes = _extract_all(audio.resolve(), partial, chosen, plan.workers)
+        outcomes = _extract_all(audio, partial, chosen, plan.workers)
         result.append(_finish(partial, outcomes, plan, ignored))
 
     create_once(out, create, resumable=True)

@@ -1,5 +1,6 @@
 """Fixtures: a tiny corpus and its pack, made once."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     folder = tmp_path_factory.mktemp("corpus") / "tiny"
     write_corpus(folder)
     return read_corpus(folder)
+
+
+@pytest.fixture
+def copy(corpus: Corpus, tmp_path: Path) -> Path:
+    """The tiny corpus's files, to be spoilt."""
+    return Path(shutil.copytree(corpus.folder, tmp_path / "copy"))
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,6 +59,13 @@ def write_corpus(
     (folder / "metadata.json").write_text(json.dumps({"n_mels": n_mels, "speakers": labelled}))
     (folder / "testdata.json").write_text(json.dumps({"n_mels": n_mels, "utterances": unlabelled}))
     return answers
+
+
+def change(folder: Path, name: str, edit: Callable[[Any], object]) -> None:
+    """Edit a manifest in place."""
+    value = json.loads((folder / name).read_text())
+    edit(value)
+    (folder / name).write_text(json.dumps(value))
 
 
 def refused(call: Callable[[], object]) -> str:

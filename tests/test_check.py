@@ -1,7 +1,5 @@
-import json
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +10,7 @@ from experiments.material import prepare
 from speaker.check import Findings, check, check_quickly, describe, draw
 from speaker.corpus import Corpus, read_corpus, read_mels
 from speaker.errors import UserError
-from tests.helpers import run, write_corpus
-
-
-@pytest.fixture
-def copy(corpus: Corpus, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(corpus.folder, tmp_path / "copy"))
-
-
-def change(folder: Path, name: str, edit: Callable[[Any], object]) -> None:
-    value = json.loads((folder / name).read_text())
-    edit(value)
-    (folder / name).write_text(json.dumps(value))
+from tests.helpers import change, run, write_corpus
 
 
 def test_a_good_corpus_has_no_findings_and_right_numbers(corpus: Corpus) -> None:

@@ -1,4 +1,3 @@
-import json
 import os
 import shutil
 import zipfile
@@ -20,17 +19,7 @@ from speaker.corpus import (
 )
 from speaker.errors import UserError
 from speaker.seeding import permutation
-
-
-@pytest.fixture
-def copy(corpus: Corpus, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(corpus.folder, tmp_path / "copy"))
-
-
-def change(folder: Path, name: str, edit: Callable[[Any], object]) -> None:
-    value = json.loads((folder / name).read_text())
-    edit(value)
-    (folder / name).write_text(json.dumps(value))
+from tests.helpers import change
 
 
 def rename(mapping: dict[str, Any], old: str, new: str) -> None:
