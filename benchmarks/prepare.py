@@ -85,7 +85,7 @@ def main() -> None:
     """Measure, print and optionally keep."""
     flags = argparse.ArgumentParser(description="Audio to features, against a plain loop over librosa.")
     flags.add_argument("--audio", type=Path, help="folder with a folder of wav and FLAC files for each speaker")
-    flags.add_argument("--count", type=int, default=600, help="recordings to write where no --audio is given")
+    flags.add_argument("--count", type=int, default=1500, help="recordings to write where no --audio is given")
     flags.add_argument("--seconds", type=float, default=8.0, help="length of each")
     flags.add_argument("--workers", type=int, default=2)
     flags.add_argument("--rounds", type=int, default=3, help="each way is run so often, in turn; the fastest counts")

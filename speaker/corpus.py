@@ -150,7 +150,8 @@ def read_mels(corpus: Corpus, utterance: Utterance) -> Tensor:
     if fault := _tensor_fault(mels, wanted):
         raise UtteranceError("tensor of another kind than the entry says", f"{path}: {fault}; fetch this file again")
     mels = mels.detach().to(torch.float32).contiguous()
-    if not bool((mels.abs() < LARGEST_LOG_MEL).all()):
+    least, most = mels.aminmax()  # NaN, if there is one
+    if not (-LARGEST_LOG_MEL < least and most < LARGEST_LOG_MEL):
         text = f"{path}: a log-mel must lie within +-{LARGEST_LOG_MEL}, but one does not; fetch this file again"
         raise UtteranceError("value that is no log-mel", text)
     return mels
