@@ -200,9 +200,16 @@ def _children(process: "subprocess.Popen[str]") -> list[int]:
     return [int(pid) for pid in found.stdout.split()]
 
 
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def _wait_for_the_end_of(pids: list[int]) -> None:
     end = time.monotonic() + 30
-    while any(Path(f"/proc/{pid}/task").exists() for pid in pids):
+    while any(_runs(pid) for pid in pids):
         assert time.monotonic() < end, "workers must not outlive the process that started them"
         time.sleep(0.05)
 
