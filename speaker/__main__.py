@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from speaker.cli import BAD_INPUT, Parser, natural, positive_float, positive_int, run_cli, share
+from speaker.cli import BAD_INPUT, Parser, natural, positive_float, positive_int, printable, run_cli, share
 from speaker.errors import UserError
 
 STATE = Path("mlruns")
@@ -105,10 +105,12 @@ def run_prepare(arguments: argparse.Namespace) -> None:
     try:
         prepared = prepare(arguments.audio, arguments.out, plan)
     except RecordingsError as error:
-        print("\n".join(error.lines), file=sys.stderr)
+        print("\n".join(map(printable, error.lines)), file=sys.stderr)
         raise
     for line in prepared.bad:
-        print(f"left out: {line}", file=sys.stderr)
+        print(f"left out: {printable(line)}", file=sys.stderr)
+    for name in prepared.lost:
+        print(f"left out: speaker {name}, of whom no recording can be used", file=sys.stderr)
     corpus = prepared.corpus
     print(
         f"Prepared {len(corpus.utterances):,} labelled and {len(corpus.test):,} test utterances of "
@@ -120,10 +122,12 @@ def run_prepare(arguments: argparse.Namespace) -> None:
 
 def run_check(arguments: argparse.Namespace) -> None:
     """Say what is wrong with a corpus, and draw it."""
-    from speaker.check import check, describe, draw
+    from speaker.check import PICTURES, check, describe, draw
     from speaker.submission import check_out
 
-    check_out(arguments.figure, "--figure")
+    check_out(arguments.figure, "--figure", arguments.corpus)
+    if arguments.figure.suffix not in PICTURES:
+        raise UserError(f"--figure must end in {', '.join(PICTURES)}, but got {arguments.figure}; name it so")
     report = check(arguments.corpus)
     print(describe(report))
     draw(report, arguments.figure)
@@ -148,7 +152,9 @@ def run_predict(arguments: argparse.Namespace) -> None:
 
     if (arguments.ensemble is None) != (arguments.study is None) or (arguments.ensemble and arguments.model):
         raise UserError("--ensemble N needs --study NAME and no --model; see python -m speaker predict --help")
-    check_out(arguments.out)
+    table, sidecar = _beside(arguments.out, ".parquet"), _beside(arguments.out, ".json")
+    for path in (arguments.out, table, sidecar):
+        check_out(path, corpus=arguments.data)
     device = find_device(arguments.device)
     corpus = read_corpus(arguments.data)
     labels = read_labels(corpus)
@@ -172,10 +178,11 @@ def run_predict(arguments: argparse.Namespace) -> None:
     if labels:
         note["test_accuracy"] = sum(map(str.__eq__, labels, speakers)) / len(labels)
         print(f"Test accuracy {note['test_accuracy']:.4f}, by the {len(labels):,} labels beside the corpus.")
-    write_csv(arguments.out, corpus, speakers)
-    write_sidecar(_beside(arguments.out, ".json"), note)
+    table.unlink(missing_ok=True)  # of an earlier prediction: what lies beside the CSV belongs to it
     if arguments.probabilities:
-        write_probabilities(_beside(arguments.out, ".parquet"), corpus, probabilities)
+        write_probabilities(table, corpus, probabilities)
+    write_sidecar(sidecar, note)
+    write_csv(arguments.out, corpus, speakers)
     by = models[0].config.label() if len(models) == 1 else f"the vote of {len(models)} models"
     print(f"Wrote {len(speakers):,} predictions of {by} to {arguments.out}.")
 

@@ -19,6 +19,11 @@ MOST_CHANNELS = 64
 MISSING = 0.02  # seconds that a decoder may owe to what the header declares: codecs skip their own delay
 LAST_PAGE = 65_307  # bytes of the longest Ogg page
 FULL_SCALE = {"s16": 2**15, "s16p": 2**15, "s32": 2**31, "s32p": 2**31, "flt": 1, "fltp": 1}  # by sample format
+MP3_RATES = {0: 44_100, 1: 48_000, 2: 32_000}  # of MPEG 1; half of it in MPEG 2, a quarter in 2.5
+MP3_KILOBITS = (  # a second, by the header's index: MPEG 2 and 2.5, MPEG 1
+    (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 0),
+    (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 0),
+)
 PROBING = {"probesize": "4096"}  # of a wav: FFmpeg would read half of it to guess what its header says
 STRICT = {"err_detect": "crccheck+explode"}
 
@@ -38,6 +43,10 @@ def read_audio(path: Path) -> Tensor:
     except (av.FFmpegError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0][:100]
         raise UserError(f"{path}: a recording must be decodable, but is not ({reason}); fetch it again") from error
+    if not len(waveform):
+        raise UserError(
+            f"{path}: a recording must hold sound, but holds too little for one sample at 16 kHz; remove it"
+        )
     if not np.isfinite(waveform).all():
         raise UserError(f"{path}: a recording must hold finite samples, but one is none; fetch it again")
     return torch.from_numpy(waveform)
@@ -82,7 +91,7 @@ def _decoded(
     """Yield (one channel float32 (samples,), sampling rate) as it is decoded."""
     converter = None
     for packet in container.demux(track):
-        if packet.is_corrupt:
+        if packet.is_corrupt or (track.codec_context.name.startswith("mp3") and _mp3_is_cut(bytes(packet))):
             raise UserError(f"{path}: a recording must be whole, but is cut off; fetch it again")
         for frame in packet.decode():
             channels = frame.layout.nb_channels
@@ -94,6 +103,18 @@ def _decoded(
             converter = converter or av.AudioResampler(format="flt")  # the number format alone
             for converted in converter.resample(frame):
                 yield converted.to_ndarray().reshape(-1, channels).mean(1), converted.sample_rate
+
+
+def _mp3_is_cut(packet: bytes) -> bool:
+    """Return whether a frame of MPEG layer III is shorter than its own header says, as the last of a cut file is."""
+    if len(packet) < 4 or packet[1] >> 1 & 3 != 1:  # nothing, or another layer
+        return False
+    version, rate = packet[1] >> 3 & 3, MP3_RATES.get(packet[2] >> 2 & 3, 0)
+    kilobits = MP3_KILOBITS[version == 3][packet[2] >> 4]
+    if not rate or not kilobits:
+        return False
+    slots = 144_000 * kilobits // rate if version == 3 else 72_000 * kilobits // (rate // (2 if version == 2 else 4))
+    return len(packet) < slots + (packet[2] >> 1 & 1)
 
 
 def _ogg_ends(path: Path) -> bool:

@@ -18,6 +18,7 @@ from speaker.submission import read_labels
 
 FIRST = 5  # cases of a kind that are kept
 SEGMENT = 128  # frames: the homework's crop
+PICTURES = (".png", ".svg", ".pdf")
 BARS = "▁▂▃▄▅▆▇█"
 KNOWN_EXTRAS = {*MANIFESTS, TEST_LABELS, "log_melspectrogram.pt", "sox_effects.pt", "._Dataset"}
 AT_FLOOR = math.log(FLOOR) + 1e-3
@@ -130,9 +131,9 @@ def describe(report: Report) -> str:
         f"speakers    {each[0]:,} to {each[-1]:,} labelled utterances each, median {each[len(each) // 2]:,}",
         f"lengths     {low:,.0f} to {high:,.0f} frames, median {median:,.0f}, mean {lengths.mean():,.0f}, 5 % below "
         f"{five:,.0f}, 5 % above {most:,.0f}; {int((lengths < SEGMENT).sum()):,} are shorter than {SEGMENT}",
-        f"            {_bars(lengths)}",
+        f"            {_bars(report.lengths)}",
         f"frames      {sum(report.lengths):,}, {hours:,.2f} hours",
-        f"floor       {100 * floor / max(1, sum(report.lengths)):.2f} % of the values are {math.log(FLOOR):.4f}",
+        f"floor       {100 * floor / max(1, sum(report.lengths)):.2f} % of the values lie at {math.log(FLOOR):.4f}",
         f"size        {report.bytes / 1e6:,.1f} MB; packed {2 * labelled * corpus.n_mels / 1e6:,.1f} MB, in about "
         f"{packing:,.0f} s",
     ]
@@ -140,15 +141,12 @@ def describe(report: Report) -> str:
 
 
 def draw(report: Report, path: Path) -> None:
-    """Draw what a corpus looks like into a picture, whose format the name's ending decides.
-
-    Raises UserError for an ending that is no picture's.
-    """
+    """Draw what a corpus looks like into a picture, whose format the name's ending decides: one of PICTURES."""
     from matplotlib.figure import Figure  # late: only this needs it, and it takes a while
 
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots(2, 2)
-    axes[0, 0].hist(report.lengths, bins=40)
+    axes[0, 0].hist(report.lengths, bins=_edges(report.lengths))
     axes[0, 0].set(xlabel="frames", ylabel="utterances")
     axes[0, 1].plot(sorted(report.per_speaker(), reverse=True))
     axes[0, 1].set(xlabel="speakers, most first", ylabel="labelled utterances")
@@ -161,10 +159,7 @@ def draw(report: Report, path: Path) -> None:
     axes[1, 1].hist(report.floor_shares, bins=40, range=(0, 1))
     axes[1, 1].set(xlabel="share of values at the floor", ylabel="utterances")
     figure.suptitle(f"{report.corpus.name}: {len(report.corpus.speakers)} speakers, {len(report.lengths):,} utterances")
-    try:
-        figure.savefig(path, dpi=120)
-    except ValueError as error:
-        raise UserError(f"--figure must end in .png, .svg or .pdf, but got {path}") from error
+    figure.savefig(path, dpi=120)
 
 
 def _check_labels(report: Report) -> None:
@@ -198,6 +193,8 @@ def _check_features(report: Report) -> None:
         report.band_sums += torch.stack((wide.sum(0), wide.square().sum(0)))
         if report.floor_shares[-1] == 1:
             report.warnings.add("utterance of nothing but silence", utterance.feature_path)
+        elif len(mels) > 1 and bool((mels == mels[0]).all()):
+            report.warnings.add("utterance whose frames are all alike", utterance.feature_path)
         before = seen.setdefault(hashlib.blake2b(mels.numpy().data, digest_size=16).digest(), utterance)
         if before is not utterance:
             _add_repetition(report, before, utterance)
@@ -218,7 +215,15 @@ def _add_repetition(report: Report, before: Utterance, utterance: Utterance) -> 
         report.errors.add("the same features under two speakers", case)
 
 
-def _bars(lengths: Tensor) -> str:
+def _edges(lengths: list[int]) -> list[int]:
+    """Return the edges of some forty bins of lengths: whole numbers, so that each holds as many lengths."""
+    low, high = min(lengths, default=0), max(lengths, default=0)
+    return list(range(low, high + 1 + (width := 1 + (high - low) // 40), width))
+
+
+def _bars(lengths: list[int]) -> str:
     """Return a histogram of lengths in one line of text."""
-    counts = torch.histc(lengths, 40)
-    return "".join(BARS[math.ceil(7 * share)] for share in (counts / counts.max()).tolist())
+    edges = _edges(lengths)
+    counts = Counter((length - edges[0]) // (edges[1] - edges[0]) for length in lengths)
+    most = max(counts.values(), default=1)
+    return "".join(BARS[math.ceil(7 * counts[number] / most)] for number in range(len(edges) - 1))

@@ -1,19 +1,25 @@
 """Models on disk: weights as safetensors beside the JSON that is needed to load them. Data, never code."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from speaker.config import TrialConfig
 from speaker.errors import UserError
-from speaker.files import sha256_file, write_atomically
+from speaker.files import parse_json, read_bounded, sha256_file, write_atomically
 from speaker.model import SpeakerClassifier
 
-FORMAT = 1
+T = TypeVar("T")
+
+FORMAT = 2
+MOST_BYTES = 1 << 30
 WEIGHTS, CONFIG, CARD = "weights.safetensors", "config.json", "model.json"
 SOURCE = "source.json"  # beside them in a fetched model: the run and version it came from
 
@@ -28,9 +34,9 @@ class TrainedModel:
     speakers: tuple[str, ...]  # by id
     corpus_digest: str
     weights_sha256: str
-    source: dict[str, str]  # where it came from: the folder, or the run and version
+    source: dict[str, Any]  # where it came from: the folder, or the run and version
 
-    def describe(self) -> dict[str, str]:
+    def describe(self) -> dict[str, Any]:
         """Return what tells this model from all others."""
         about = {"point": self.config.label(), "weights_sha256": self.weights_sha256, "trained_on": self.corpus_digest}
         return {**self.source, **about}
@@ -47,38 +53,79 @@ def save_model(
     write_atomically(folder / WEIGHTS, save(weights))
     write_atomically(folder / CONFIG, config.to_json().encode())
     sha256 = sha256_file(folder / WEIGHTS)
-    card = {"format": FORMAT, "n_mels": n_mels, "speakers": speakers, "corpus": digest, "weights_sha256": sha256}
+    card = {
+        "format": FORMAT,
+        "n_mels": n_mels,
+        "speakers": speakers,
+        "corpus": digest,
+        "config": config.fingerprint(),
+        "weights_sha256": sha256,
+    }
     write_atomically(folder / CARD, json.dumps(card, indent=1).encode())
     return sha256
 
 
 def load_model(folder: Path) -> TrainedModel:
-    """Load what `save_model` wrote, in evaluation mode on the CPU.
+    """Load what `save_model` wrote, in evaluation mode on the CPU. Nothing in the folder is run, or trusted.
 
     Raises UserError when a file is missing, broken, or not the one the model was saved with.
     """
+    card = _read_object(folder / CARD)
+    n_mels = _field(card, "n_mels", int, folder / CARD)
+    speakers = tuple(_field(card, "speakers", list, folder / CARD))
+    if card.get("format") != FORMAT or not all(isinstance(name, str) for name in speakers) or n_mels < 1:
+        raise UserError(f"{folder / CARD} must be a model's of format {FORMAT}, but is not; save the model again")
+    config = _read_config(folder, card)
+    data = read_bounded(folder / WEIGHTS, MOST_BYTES)
+    sha256 = hashlib.sha256(data).hexdigest()
+    if sha256 != card.get("weights_sha256"):
+        raise UserError(f"{folder / WEIGHTS}: its sha256 must be the one in {CARD}, but is not; fetch the model again")
+    source = _read_object(folder / SOURCE) if (folder / SOURCE).exists() else {"folder": str(folder)}
+    model = _build(data, config, n_mels, len(speakers), folder / WEIGHTS)
+    return TrainedModel(model.eval(), config, n_mels, speakers, str(card.get("corpus")), sha256, source)
+
+
+def _read_config(folder: Path, card: dict[str, Any]) -> TrialConfig:
+    """Return the point beside the weights, which must be the one that the card was written with."""
     try:
-        card = json.loads((folder / CARD).read_text())
-        config = TrialConfig.from_dict(json.loads((folder / CONFIG).read_text()))
-        n_mels, speakers = int(card["n_mels"]), tuple(map(str, card["speakers"]))
-        if card["format"] != FORMAT:
-            raise UserError(
-                f"{folder / CARD}: format must be {FORMAT}, but is {card['format']!r}; save the model again"
-            )
-        if sha256_file(folder / WEIGHTS) != card["weights_sha256"]:
-            raise UserError(
-                f"{folder / WEIGHTS}: its sha256 must be the one in {CARD}, but is not; fetch the model again"
-            )
-        source = json.loads((folder / SOURCE).read_text()) if (folder / SOURCE).exists() else {"folder": str(folder)}
-        model = SpeakerClassifier(config, n_mels, len(speakers))
-        model.load_state_dict(load_file(folder / WEIGHTS))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"a model is a folder with {WEIGHTS}, {CONFIG} and {CARD}, but {error.filename} is missing"
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RuntimeError, SafetensorError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{folder}: the model cannot be read ({reason}); fetch it again") from error
-    return TrainedModel(
-        model.eval(), config, n_mels, speakers, str(card["corpus"]), str(card["weights_sha256"]), dict(source)
-    )
+        config = TrialConfig.from_dict(_read_object(folder / CONFIG))
+    except UserError as error:
+        raise UserError(f"{folder / CONFIG}: {error}") from error
+    if config.fingerprint() != card.get("config"):
+        raise UserError(f"{folder / CONFIG} must be the config that {CARD} was written with, but is another")
+    return config
+
+
+def _build(data: bytes, config: TrialConfig, n_mels: int, n_speakers: int, path: Path) -> SpeakerClassifier:
+    """Return the network with these weights. It is laid out without memory, so that a config cannot ask for more."""
+    try:
+        weights = load(data)
+        if config.num_layers > len(weights) or any(tensor.dtype != torch.float32 for tensor in weights.values()):
+            raise UserError(f"{path}: must hold the float32 weights of {config.label()}, but does not; fetch it again")
+        with torch.device("meta"):
+            model = SpeakerClassifier(config, n_mels, n_speakers)
+        model.load_state_dict(weights, assign=True)
+    except (ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise UserError(f"{path}: the model cannot be read ({reason}); fetch it again") from error
+    if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
+        raise UserError(f"{path}: weights must be finite, but one is not; fetch it again")
+    return model
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        data = read_bounded(path, MOST_BYTES)
+    except UserError as error:
+        raise UserError(f"{error}; a model is a folder with {WEIGHTS}, {CONFIG} and {CARD}") from error
+    value = parse_json(data, path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold an object, but holds {type(value).__name__}; fetch the model again")
+    return value
+
+
+def _field(record: dict[str, Any], key: str, kind: type[T], path: Path) -> T:
+    value = record.get(key)
+    if type(value) is not kind:
+        raise UserError(f"{path}: {key} must be {kind.__name__}, but is {type(value).__name__}; fetch the model again")
+    return value

@@ -85,6 +85,11 @@ def share(text: str) -> float:
     return value
 
 
+def printable(value: object) -> str:
+    """Return a text in one line that no terminal obeys: names of files and servers' words come from strangers."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(value))
+
+
 def run_cli(main: Callable[[], None]) -> NoReturn:
     """Run `main` and exit: 0, 2 with one line for a UserError, or 128 + the signal's number for a signal."""
     for signum in (signal.SIGINT, signal.SIGTERM):
@@ -92,7 +97,7 @@ def run_cli(main: Callable[[], None]) -> NoReturn:
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         sys.exit(BAD_INPUT)
     except Interrupted as stop:
         print(f"Stopped by {signal.Signals(stop.signum).name}.", file=sys.stderr)
@@ -101,7 +106,7 @@ def run_cli(main: Callable[[], None]) -> NoReturn:
         sys.stderr.close()  # whoever read our output is gone, and Python would complain about it at exit
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
-        print(f"error: {error}; mend that and run the same command again", file=sys.stderr)
+        print(f"error: {printable(error)}; mend that and run the same command again", file=sys.stderr)
         sys.exit(BAD_INPUT)
     sys.exit(0)
 

@@ -151,7 +151,7 @@ def read_mels(corpus: Corpus, utterance: Utterance) -> Tensor:
         raise UtteranceError("tensor of another kind than the entry says", f"{path}: {fault}; fetch this file again")
     mels = mels.detach().to(torch.float32).contiguous()
     least, most = mels.aminmax()  # NaN, if there is one
-    if not (-LARGEST_LOG_MEL < least and most < LARGEST_LOG_MEL):
+    if not (least > -LARGEST_LOG_MEL and most < LARGEST_LOG_MEL):
         text = f"{path}: a log-mel must lie within +-{LARGEST_LOG_MEL}, but one does not; fetch this file again"
         raise UtteranceError("value that is no log-mel", text)
     return mels

@@ -347,6 +347,8 @@ class _Fetch:
         """Raise UserError for a web page that comes instead of the part: a login, a notice, a proxy's excuse."""
         if response.headers.get("Content-Type", "").lower().startswith("text/html"):
             raise UserError(f"{self._part.url}: must be a file, but the server sends a web page; {ELSEWHERE}")
+        if (coding := response.headers.get("Content-Encoding", "identity")) != "identity":
+            raise UserError(f"{self._part.url}: must be sent as it is, but comes as {coding[:40]!r}; {ELSEWHERE}")
 
 
 def redirect_target(url: str, location: str, asked: str) -> str:
@@ -354,7 +356,10 @@ def redirect_target(url: str, location: str, asked: str) -> str:
 
     `asked` is the URL of the part, for the error.
     """
-    target = urljoin(url, location)
+    try:
+        target = urljoin(url, location)
+    except ValueError:  # an address that is none; check_url says so
+        target = location
     check_url(target, f"{asked}: what it redirects to")
     if url.startswith("https:") and not target.startswith("https:"):
         raise UserError(f"{asked}: https must not redirect to http, but does; {ELSEWHERE}")

@@ -1,5 +1,6 @@
 """A folder of audio to a corpus in the homework's layout: several processes, resumable, the same files every time."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -20,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 from speaker.audio import DEMUXERS, read_audio
+from speaker.cli import uninterrupted
 from speaker.corpus import MANIFESTS, TEST_LABELS, Corpus, read_corpus, write_manifests
 from speaker.errors import UserError
 from speaker.features import N_MELS, log_mel, normalize_peak, trim_silence
@@ -76,6 +78,7 @@ class Prepared:
     frames: int
     clipped: int  # recordings
     bad: tuple[str, ...]  # a line for each recording that was left out
+    lost: tuple[str, ...]  # speakers who were left out with all of theirs
     ignored: int  # other files
 
 
@@ -96,6 +99,8 @@ def prepare(audio: Path, out: Path, plan: Plan) -> Prepared:
     What is done survives an interruption, and the next call goes on from there. Raises RecordingsError, with nothing at
     `out`, where recordings cannot be used and are not to be skipped, and UserError for what makes no corpus.
     """
+    if out.exists() or out.is_symlink():
+        raise UserError(f"--out must be a new folder, but {out} is there; remove it or choose another")
     audio = audio.resolve()
     recordings, ignored = find_recordings(audio)
     chosen = _choose(recordings, plan, audio)
@@ -108,7 +113,7 @@ def prepare(audio: Path, out: Path, plan: Plan) -> Prepared:
 
     create_once(out, create, resumable=True)
     if not result:
-        raise UserError(f"--out must be a new folder, but {out} is there; remove it or choose another")
+        raise UserError(f"--out must be a new folder, but another process has just made {out}; choose another")
     return replace(result[0], corpus=read_corpus(out))
 
 
@@ -122,6 +127,7 @@ def find_recordings(audio: Path) -> tuple[list[Recording], int]:
         raise UserError(f"--audio must be a folder with a folder for each speaker, but {audio} is none")
     found, ignored = [], 0
     for folder, folders, names in os.walk(audio, onerror=_refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
         if links := [name for name in folders if Path(folder, name).is_symlink()]:
             raise UserError(f"{Path(folder, links[0])}: a folder of recordings must be no link; put it there itself")
         for name in names:
@@ -179,12 +185,14 @@ def _extracted(
     """Yield each recording's outcome as it comes, from processes of their own."""
     waiting = iter(recordings)
     running: dict[Future[list[Outcome]], list[Recording]] = {}
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin_worker)
+    with _out_of_reach():
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin_worker)
     try:
         while True:
             while len(running) < 2 * workers and (some := list(islice(waiting, AT_ONCE))):
                 paths = [(audio / recording.path, folder / recording.feature_path) for recording in some]
-                running[pool.submit(_extract_some, paths)] = some
+                with _out_of_reach():
+                    running[pool.submit(_extract_some, paths)] = some
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -221,9 +229,19 @@ def _extract(source: Path, target: Path) -> Outcome:
     return Outcome(len(mels), zlib.crc32(stream.getvalue()), clipped)
 
 
+@contextlib.contextmanager
+def _out_of_reach() -> Iterator[None]:
+    """Start processes that Ctrl-C does not reach, from their first moment: it is for their parent to end them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with uninterrupted():
+            yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin_worker() -> None:
-    """Leave signals to the parent, and end with it, however it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """End with the parent, however it ends."""
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
     assert parent is not None  # noqa: S101  # true of any worker
@@ -260,6 +278,11 @@ def _finish(folder: Path, outcomes: dict[Recording, Outcome], plan: Plan, ignore
     for recording, outcome in outcomes.items():
         if not outcome.error:
             by_speaker[recording.speaker].append(recording)
+    if len(by_speaker) < 2:
+        raise UserError(
+            f"a corpus needs at least 2 speakers, but of only {len(by_speaker)} a recording can be used; the first "
+            f"that cannot: {bad[0]}"
+        )
     held_out = {recording for theirs in by_speaker.values() for recording in _hold_out(theirs, plan)}
     labelled = {
         speaker: [
@@ -284,6 +307,7 @@ def _finish(folder: Path, outcomes: dict[Recording, Outcome], plan: Plan, ignore
         frames=sum(outcome.frames for outcome in outcomes.values()),
         clipped=sum(outcome.clipped for outcome in outcomes.values()),
         bad=bad,
+        lost=tuple(sorted({recording.speaker for recording in outcomes} - set(by_speaker))),
         ignored=ignored,
     )
 

@@ -16,12 +16,16 @@ HEADER = ["Id", "Category"]
 MOST_CSV_BYTES = 256 << 20
 
 
-def check_out(path: Path, flag: str = "--out") -> None:
-    """Raise UserError unless a file can be made at `path`, which came by a flag."""
+def check_out(path: Path, flag: str = "--out", corpus: Path | None = None) -> None:
+    """Raise UserError unless a file can be made at `path`, or one replaced that is no device and not of a corpus."""
     if not path.name or path.is_dir() or not path.parent.is_dir():
         raise UserError(
             f"{flag} must be a file in a folder that is there, but got {str(path)!r}; make the folder first"
         )
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise UserError(f"{flag} must be a new or a regular file, but {path} is none; choose another")
+    if corpus and path.parent.resolve() == corpus.resolve():
+        raise UserError(f"{flag} must lie outside the corpus, but {path} lies in it; choose another")
 
 
 def write_csv(path: Path, corpus: Corpus, speakers: Sequence[str]) -> None:
@@ -46,11 +50,16 @@ def read_csv(path: Path, corpus: Corpus) -> list[str]:
 def read_labels(corpus: Corpus) -> list[str] | None:
     """Return the test utterances' speakers where the corpus knows them; None for the homework's, which does not."""
     path = corpus.folder / TEST_LABELS
-    return read_csv(path, corpus) if path.exists() else None
+    return read_csv(path, corpus) if path.exists() or path.is_symlink() else None
 
 
 def write_probabilities(path: Path, corpus: Corpus, probabilities: Tensor) -> None:
-    """Write class probabilities (test utterances, speakers) in Parquet: `Id`, then a column for each speaker."""
+    """Write class probabilities (test utterances, speakers) in Parquet: `Id`, then a column for each speaker.
+
+    Raises UserError for a speaker who is called `Id`: nothing reads two columns of one name.
+    """
+    if HEADER[0] in corpus.speakers:
+        raise UserError(f"--probabilities needs a column for each speaker beside {HEADER[0]}, but one is called so")
     import pyarrow as pa  # late: only this needs it, and it takes a while
     import pyarrow.parquet as pq
 

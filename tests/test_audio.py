@@ -77,6 +77,22 @@ def test_a_recording_cut_anywhere_is_refused(tmp_path: Path, ending: str) -> Non
         assert str(caught.value).isprintable()
 
 
+def test_an_mp3_without_a_length_is_refused_when_its_last_frame_is_cut(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mp3")
+    data = path.read_bytes()
+    second = data.index(data[:2], 4)  # the first frame holds the length, and no sound
+    assert b"Info" in data[:second] or b"Xing" in data[:second]
+    path.write_bytes(data[second:])
+    whole = len(read_audio(path))
+    assert abs(whole - len(VOICE)) < 3_000
+    ends = [place for place in range(second, len(data)) if data[place : place + 2] == data[second : second + 2]]
+    for cut in range(len(data) // 2, len(data) - 1, 31):
+        path.write_bytes(data[second:cut])
+        if cut not in ends:
+            with pytest.raises(UserError, match="cut off|decodable"):
+                read_audio(path)
+
+
 def special(value: float) -> Callable[[Path], object]:
     return lambda path: soundfile.write(path, np.where(np.arange(VOICE.size) == 99, value, VOICE), 16_000, "FLOAT")
 
@@ -96,6 +112,8 @@ def special(value: float) -> Callable[[Path], object]:
         ("a.wav", lambda path: soundfile.write(path, np.zeros((9, 65)), 16_000), "at most 64 channels"),
         ("a.wav", lambda path: soundfile.write(path, np.zeros(0), 16_000), "decodable|hold sound"),
         ("a.flac", lambda path: soundfile.write(path, np.zeros(8_000 * LONGEST + 8_000), 8_000), "at most 600 s"),
+        ("a.wav", lambda path: soundfile.write(path, np.ones(1), 192_000), "too little"),
+        ("a.wav", lambda path: soundfile.write(path, np.ones(9), 2**31 - 1), "too little"),
         ("a.wav", special(np.nan), "finite"),
         ("a.wav", special(np.inf), "finite"),
         ("a.wav", os.mkfifo, "regular file"),

@@ -100,8 +100,6 @@ def test_the_figure(corpus: Corpus, tmp_path: Path) -> None:
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     draw(report, tmp_path / "a.svg")
     assert all(word in (tmp_path / "a.svg").read_text() for word in ("<svg", "mel band", "share of values"))
-    with pytest.raises(UserError, match="--figure must end in"):
-        draw(report, tmp_path / "a.txt")
 
 
 def test_an_empty_corpus_can_be_described_and_drawn(tmp_path: Path) -> None:
@@ -139,6 +137,12 @@ def test_a_search_warns_of_labels_before_it_packs(
     out = capsys.readouterr().out
     assert "1 x test utterance that is also a training utterance" in out
     assert "warning: 1 utterances stand under two speakers" in out
+
+
+def test_frames_that_are_all_alike_are_warned_of(copy: Path) -> None:
+    utterance = read_corpus(copy).utterances[7]
+    torch.save(torch.arange(40.0).repeat(utterance.frames, 1), copy / utterance.feature_path)
+    assert check(copy).warnings.counts == {"utterance whose frames are all alike": 1}
 
 
 def test_findings_keep_the_first_cases_alone() -> None:

@@ -1,10 +1,11 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from speaker.checkpoint import CARD, CONFIG, WEIGHTS, load_model, save_model
+from speaker.checkpoint import CARD, CONFIG, SOURCE, WEIGHTS, load_model, save_model
 from speaker.errors import UserError
 from speaker.model import SpeakerClassifier
 from tests.helpers import TINY
@@ -53,8 +54,63 @@ def test_other_weights_are_refused(saved: tuple[Path, SpeakerClassifier]) -> Non
         load_model(folder)
 
 
-def test_a_config_of_another_shape_is_refused(saved: tuple[Path, SpeakerClassifier]) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [{"num_layers": 2}, {"activation": "tanh"}, {"d_model": 16_384}, {"num_layers": 10_000_000}, {"nhead": 4}],
+)
+def test_another_config_is_refused_without_building_it(
+    saved: tuple[Path, SpeakerClassifier], changes: dict[str, object]
+) -> None:
     folder, _ = saved
-    (folder / CONFIG).write_text(json.dumps({**TINY.to_dict(), "num_layers": 2}))
-    with pytest.raises(UserError, match="cannot be read"):
+    config = TINY.replace(**changes)
+    (folder / CONFIG).write_text(config.to_json())
+    with pytest.raises(UserError, match=f"{CONFIG} must be the config that"):
         load_model(folder)
+    if changes not in ({"activation": "tanh"}, {"nhead": 4}):  # these have weights of the same shapes
+        edit(folder / CARD, config=config.fingerprint())
+        with pytest.raises(UserError, match="cannot be read|must hold the float32 weights"):
+            load_model(folder)
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"format": 1}, {"format": True}, {"n_mels": 40.5}, {"n_mels": "40"}, {"n_mels": 0}, {"n_mels": 10**9},
+     {"speakers": {"id0": 1}}, {"speakers": [1, 2, 3]}, {"speakers": ["id0"]}, {"weights_sha256": None},
+     {"config": None}],
+)  # fmt: skip
+def test_a_card_that_lies_is_refused(saved: tuple[Path, SpeakerClassifier], changes: dict[str, object]) -> None:
+    folder, _ = saved
+    edit(folder / CARD, **changes)
+    with pytest.raises(UserError):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(saved: tuple[Path, SpeakerClassifier], value: float) -> None:
+    folder, model = saved
+    weights = model.state_dict()
+    weights["hidden.bias"][0] = value
+    save_model(folder, weights, TINY, 40, SPEAKERS, "digest")
+    with pytest.raises(UserError, match="must be finite"):
+        load_model(folder)
+
+
+def test_weights_of_another_precision_are_refused(saved: tuple[Path, SpeakerClassifier]) -> None:
+    folder, model = saved
+    save_model(folder, {key: value.double() for key, value in model.state_dict().items()}, TINY, 40, SPEAKERS, "digest")
+    with pytest.raises(UserError, match="float32 weights"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG, CARD, SOURCE])
+def test_a_file_that_is_none_is_not_waited_for(saved: tuple[Path, SpeakerClassifier], name: str) -> None:
+    folder, _ = saved
+    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.write_text("null")):
+        (folder / name).unlink(missing_ok=True)
+        make(folder / name)
+        with pytest.raises(UserError):
+            load_model(folder)

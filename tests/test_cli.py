@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from speaker import cli
-from speaker.cli import Interrupted, interruptible, uninterrupted
+from speaker.cli import Interrupted, interruptible, printable, uninterrupted
 
 
 @pytest.fixture(autouse=True)
@@ -65,3 +65,7 @@ def test_a_signal_comes_through_in_the_interruptible_part_and_tidying_up_goes_on
             send(signal.SIGTERM)
             tidied.append(True)
     assert tidied == [True]
+
+
+def test_no_terminal_obeys_an_error() -> None:
+    assert printable("a\n\x1b[31m\u202eb é\udcff") == r"a\n\x1b[31m\u202eb é\udcff"

@@ -329,6 +329,16 @@ def test_redirects_to_elsewhere_are_refused(server: FaultServer, out: Path, loca
     assert len(server.asked(AB)) == (6 if location == AB else 1)
 
 
+def test_a_redirect_to_no_address_is_one_clear_line() -> None:
+    message = refused(lambda: redirect_target("http://host/x", "http://h[x", "http://host/x"))
+    assert "what it redirects to must be http://HOST/" in message
+
+
+def test_a_part_in_a_coding_is_refused(server: FaultServer, out: Path) -> None:
+    server.always[AB] = Fault(headers={"Content-Encoding": "gzip"})
+    assert "must be sent as it is, but comes as 'gzip'" in refused(lambda: fetch(server, out))
+
+
 def test_https_does_not_redirect_to_http() -> None:
     asked = "https://host/x"
     assert redirect_target(asked, "https://other/y", asked) == "https://other/y"

@@ -20,7 +20,7 @@ from speaker.errors import UserError
 from speaker.features import log_mel, normalize_peak, trim_silence
 from speaker.prepare import JOURNAL, Plan, RecordingsError, prepare
 from speaker.synthesis import draw_voice, synthesize
-from tests.helpers import run, start
+from tests.helpers import environment, program, run, start
 
 
 def write_audio(folder: Path, speakers: int = 3, each: int = 5, depth: str = "") -> Path:
@@ -152,6 +152,9 @@ def test_what_is_there_stays(audio: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--out must be a new folder"):
         prepare(audio, tmp_path / "corpus", Plan())
     assert [path.name for path in (tmp_path / "corpus").iterdir()] == ["mine"]
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(UserError, match="--out must be a new folder"):
+        prepare(audio, tmp_path / "link", Plan())
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -225,6 +228,34 @@ def test_a_changed_recording_is_read_again(audio: Path, tmp_path: Path) -> None:
     prepare(copy, tmp_path / "corpus", Plan())
     prepare(copy, tmp_path / "anew", Plan())
     assert files(tmp_path / "corpus") == files(tmp_path / "anew")
+
+
+def test_ctrl_c_at_any_moment_leaves_no_traceback(many: Path, tmp_path: Path) -> None:
+    for wait in (0.2, 1.0, 1.6, 2.2, 3.0):
+        process = subprocess.Popen(
+            program("speaker", "prepare", "--audio", many, "--out", "corpus", "--workers", "2"),
+            cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+        time.sleep(wait)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        _, errors = process.communicate(timeout=60)
+        if "run_cli" not in errors and wait > 0.2:  # before that, it is Python itself that stops
+            assert errors in ("Stopped by SIGINT.\n", ""), errors
+
+
+def test_speakers_who_are_lost_are_named(audio: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(audio, tmp_path / "copy"))
+    for path in (copy / "id00001").iterdir():
+        path.write_bytes(b"no sound")
+    (copy / ".hidden").mkdir()
+    shutil.copy(audio / "id00000" / "00000.wav", copy / ".hidden")
+    prepared = prepare(copy, tmp_path / "corpus", Plan(skip_bad=True))
+    assert prepared.lost == ("id00001",)
+    assert prepared.corpus.speakers == ("id00000", "id00002")
+    shutil.rmtree(copy / "id00002")
+    with pytest.raises(UserError, match="of only 1 a recording can be used; the first that cannot: .*id00001"):
+        prepare(copy, tmp_path / "none", Plan(skip_bad=True))
 
 
 def test_the_verb(audio: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ import csv
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -84,6 +85,12 @@ def test_probabilities_as_a_table(corpus: Corpus, tmp_path: Path) -> None:
         assert table[name].to_pylist() == probabilities[:, number].tolist()
 
 
+def test_a_speaker_called_as_the_first_column_has_no_table(corpus: Corpus, tmp_path: Path) -> None:
+    odd = replace(corpus, speakers=("Id", *corpus.speakers[1:]))
+    with pytest.raises(UserError, match="beside Id, but one is called so"):
+        write_probabilities(tmp_path / "x.parquet", odd, torch.rand(6, 4))
+
+
 def test_a_sidecar_is_json(tmp_path: Path) -> None:
     write_sidecar(tmp_path / "x.json", {"models": [{"run": "1"}]})
     assert json.loads((tmp_path / "x.json").read_text()) == {"models": [{"run": "1"}]}
@@ -94,3 +101,14 @@ def test_where_no_file_can_be_made_is_said_first(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none" / "x.csv", Path("/")):
         with pytest.raises(UserError, match="--out must be a file in a folder that is there"):
             check_out(path)
+
+
+def test_what_is_no_regular_file_or_the_corpuss_own_is_not_replaced(corpus: Corpus, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("nowhere")
+    for path in (Path("/dev/null"), tmp_path / "fifo", tmp_path / "link"):
+        with pytest.raises(UserError, match="--out must be a new or a regular file"):
+            check_out(path)
+    for name in ("testdata.json", "submission.csv"):
+        with pytest.raises(UserError, match="--out must lie outside the corpus"):
+            check_out(corpus.folder / name, corpus=corpus.folder)
