@@ -152,9 +152,10 @@ def run_predict(arguments: argparse.Namespace) -> None:
 
     if (arguments.ensemble is None) != (arguments.study is None) or (arguments.ensemble and arguments.model):
         raise UserError("--ensemble N needs --study NAME and no --model; see python -m speaker predict --help")
+    check_out(arguments.out, corpus=arguments.data)
     table, sidecar = _beside(arguments.out, ".parquet"), _beside(arguments.out, ".json")
-    for path in (arguments.out, table, sidecar):
-        check_out(path, corpus=arguments.data)
+    for path in (table, sidecar):
+        check_out(path)
     device = find_device(arguments.device)
     corpus = read_corpus(arguments.data)
     labels = read_labels(corpus)
