@@ -78,9 +78,8 @@ def test_from_corpus_to_predictions(home: Path) -> None:
 
     voted = run(home, "speaker", "predict", "--data", "corpus", "--ensemble", "2", "--study", STUDY, "--out", "two.csv")
     assert voted.returncode == 0, voted.stderr
-    assert re.search(
-        r"5 validation utterances, .*: best [01]\.\d+, vote of 2 [01]\.\d+, a gain of [+-]\d+\.\d\d points", voted.stdout
-    )
+    gain = r"5 validation utterances, .*: best [01]\.\d+, vote of 2 [01]\.\d+, a gain of [+-]\d+\.\d\d points"
+    assert re.search(gain, voted.stdout), voted.stdout
     note = json.loads((home / "two.csv.json").read_text())
     assert [each["run"] for each in note["models"]] == best_runs(Books(f"sqlite:///{home}/mlruns/mlflow.db"), STUDY, 2)
     assert len(note["validation"]["singles"]) == 2
