@@ -9,12 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speaker.corpus import split
+from speaker.devices import Crew
 from speaker.pack import Pack, length_buckets
 from speaker.seeding import uniform
 
 ACCURACY_WHOLE = "valid/accuracy_whole"
 ACCURACY_CROPS = "valid/accuracy_crops"
 OBJECTIVE = ACCURACY_WHOLE
+Part = tuple[Tensor, Tensor, int]  # of an evaluation: rows, first frames, width
 MAX_FRAMES = {"cpu": 4_096, "cuda": 262_144, "mps": 32_768}  # of a batch, padding included; the CPU's caches are small
 
 
@@ -42,45 +44,54 @@ class Protocol:
 class Evaluator:
     """Measures a model on the validation part of a pack. Everything that does not depend on the model is done once."""
 
-    def __init__(self, pack: Pack, protocol: Protocol, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, pack: Pack, protocol: Protocol, crew: Crew | None = None, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self._pack = pack
+        self._crew = crew or Crew(1)
         self._clock = clock
         device = pack.frames.device
         max_frames = MAX_FRAMES[device.type]
         _, valid = protocol.split(pack)
         self._count = len(valid)
         lengths = pack.lengths.cpu()[valid]
-        self._wholes = [(valid[part].to(device), width) for part, width in length_buckets(lengths, max_frames)]
-        self._width = min(protocol.crop_len, pack.longest)
-        starts = pack.crop_starts(valid.to(device), uniform(len(valid), protocol.crop_seed, "crop").to(device),
-                                  self._width)  # fmt: skip
-        size = max(1, max_frames // self._width)
-        self._crops = list(zip(valid.to(device).split(size), starts.split(size), strict=True))
+        self._wholes: list[Part] = [
+            (valid[part].to(device), torch.zeros(len(part), dtype=torch.int64, device=device), width)
+            for part, width in length_buckets(lengths, max_frames)
+        ]
+        width = min(protocol.crop_len, pack.longest)
+        places = uniform(len(valid), protocol.crop_seed, "crop").to(device)
+        rows = valid.to(device)
+        starts = pack.crop_starts(rows, places, width)
+        size = max(1, max_frames // width)
+        parts = zip(rows.split(size), starts.split(size), strict=True)
+        self._crops: list[Part] = [(*part, width) for part in parts]
 
-    @torch.inference_mode()
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        """Return accuracies in [0, 1], the loss on whole utterances in nats, and whole utterances a second."""
+        """Return accuracies in [0, 1], the loss on whole utterances in nats, and utterances a second of both."""
         was_training = model.training
         model.eval()
-        began = self._clock()
-        totals = torch.zeros(3, device=self._pack.frames.device)  # whole hits, whole loss, crop hits
-        for rows, width in self._wholes:
-            logits, labels = self._logits(model, rows, 0, width)
-            totals[0] += (logits.argmax(1) == labels).sum()
-            totals[1] += F.cross_entropy(logits, labels, reduction="sum")
-        hits, loss = totals[:2].tolist()  # waits for the device
-        seconds = self._clock() - began
-        for rows, starts in self._crops:
-            logits, labels = self._logits(model, rows, starts, self._width)
-            totals[2] += (logits.argmax(1) == labels).sum()
+        loss, hits, rate = self._measure(model, self._wholes)
+        _, crop_hits, crop_rate = self._measure(model, self._crops)
         model.train(was_training)
         return {
             ACCURACY_WHOLE: hits / self._count,
-            ACCURACY_CROPS: float(totals[2]) / self._count,
+            ACCURACY_CROPS: crop_hits / self._count,
             "valid/loss_whole": loss / self._count,
-            "speed/valid_uttr_per_s": self._count / max(seconds, 1e-9),
+            "speed/valid_uttr_per_s": rate,
+            "speed/valid_crops_per_s": crop_rate,
         }
 
-    def _logits(self, model: nn.Module, rows: Tensor, starts: Tensor | int, width: int) -> tuple[Tensor, Tensor]:
+    def _measure(self, model: nn.Module, parts: list[Part]) -> tuple[float, float, float]:
+        """Return the sums of loss and hits over some batches, and utterances a second."""
+        began = self._clock()
+        scores = self._crew.map(lambda part: self._score(model, *part), parts)
+        loss, hits = torch.stack(scores).sum(0).tolist()  # waits for the device
+        return loss, hits, self._count / max(self._clock() - began, 1e-9)
+
+    @torch.inference_mode()
+    def _score(self, model: nn.Module, rows: Tensor, starts: Tensor, width: int) -> Tensor:
+        """Return the sums of loss and hits over a batch, (2,)."""
         mels, lengths = self._pack.gather(rows, starts, width)
-        return model(mels, lengths), self._pack.labels[rows]
+        logits, labels = model(mels, lengths).float(), self._pack.labels[rows]
+        return torch.stack((F.cross_entropy(logits, labels, reduction="sum"), (logits.argmax(1) == labels).sum()))

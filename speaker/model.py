@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speaker.config import TrialConfig
+from speaker.dropout import Dropout
 
 ACTIVATION_LAYERS: dict[str, type[nn.Module]] = {
     "sigmoid": nn.Sigmoid,
@@ -23,12 +24,12 @@ class EncoderLayer(nn.Module):
     Written out, because the product's speed lives here and it must also export with both sizes dynamic.
     """
 
-    def __init__(self, config: TrialConfig) -> None:
+    def __init__(self, config: TrialConfig, dropout: Dropout) -> None:
         super().__init__()
         width = config.d_model
         self.nhead = config.nhead
         self.norm_first = config.norm_first
-        self.dropout = config.dropout
+        self.dropout = dropout
         self.qkv = nn.Linear(width, 3 * width)
         self.attention_out = nn.Linear(width, width)
         self.feedforward_in = nn.Linear(width, config.dim_feedforward)
@@ -48,17 +49,18 @@ class EncoderLayer(nn.Module):
         return self.feedforward_norm(x + self._feed_forward(x))
 
     def _attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        heads = self.qkv(x).unflatten(-1, (3, self.nhead, -1)).transpose(1, 3)  # (B, nhead, 3, T, d_model / nhead)
-        query, key, value = heads.unbind(2)
-        dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-        return self._drop(self.attention_out(mixed.transpose(1, 2).flatten(2)))
+        heads = self.qkv(x).unflatten(-1, (3, self.nhead, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = heads.unbind(0)  # each (B, nhead, T, d_model / nhead)
+        if self.training and x.device.type == "cpu":
+            bias = None if mask is None else torch.where(mask, 0.0, -math.inf).to(x.dtype)
+            mixed = self.dropout.attend(query, key, value, bias)
+        else:
+            dropout = self.dropout.p if self.training else 0.0
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        return self.dropout(self.attention_out(mixed.transpose(1, 2).flatten(2)))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        return self._drop(self.feedforward_out(self._drop(F.relu(self.feedforward_in(x)))))
-
-    def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training)
+        return self.dropout(self.feedforward_out(self.dropout(F.relu(self.feedforward_in(x)))))
 
 
 class SpeakerClassifier(nn.Module):
@@ -72,20 +74,21 @@ class SpeakerClassifier(nn.Module):
     def __init__(self, config: TrialConfig, n_mels: int, n_speakers: int) -> None:
         super().__init__()
         self.project = nn.Linear(n_mels, config.d_model)
-        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_layers))
+        self.dropout = Dropout(config.dropout)
+        self.layers = nn.ModuleList(EncoderLayer(config, self.dropout) for _ in range(config.num_layers))
         self.hidden = nn.Linear(config.d_model, config.d_model)
         self.activation = ACTIVATION_LAYERS[config.activation]()
         self.classify = nn.Linear(config.d_model, n_speakers)
 
     def forward(self, mels: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Return logits (B, n_speakers) for mels (B, T, n_mels) whose first lengths[b] frames count (None: all T)."""
-        x = self.project(mels)
+        x = self.project(mels.to(self.project.weight.dtype))
         if lengths is None:
             return self._head(self._encode(x, None).mean(1))
         valid = torch.arange(mels.shape[1], device=mels.device) < lengths[:, None]  # (B, T)
         x = self._encode(x, valid[:, None, None, :])
         x = torch.where(valid[:, :, None], x, 0.0)
-        return self._head(x.sum(1) / lengths[:, None].to(x.dtype))
+        return self._head((x.sum(1, dtype=torch.float32) / lengths[:, None]).to(x.dtype))
 
     def _encode(self, x: Tensor, mask: Tensor | None) -> Tensor:
         for layer in self.layers:

@@ -1,0 +1,140 @@
+"""Checkpoints: a training's whole state on disk, so that after any kill it goes on to the same end, bit for bit."""
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from speaker.config import TrialConfig
+from speaker.errors import UserError
+from speaker.evaluation import OBJECTIVE, Protocol
+from speaker.files import canonical_json, parse_json, write_atomically
+from speaker.pack import Pack
+
+MOST_OFTEN_S = 1.0  # between two checkpoints
+SHARE = 0.02  # of a training's time that writing them may take
+DECIDING = ("config", "dropout", "evaluation", "learner", "model", "pack", "seeding", "training")  # modules
+ABOUT = "about"  # the tensor that holds what is not a tensor, as JSON
+
+
+class OtherTrainingError(UserError):
+    """A checkpoint is of another training; the message names each difference."""
+
+
+@dataclass
+class Course:
+    """How far a training has come, apart from its learner."""
+
+    step: int = 0  # steps done
+    last: int = 0  # step of the last evaluation
+    seconds: float = 0.0
+    best_step: int = 0
+    rows: list[tuple[int, dict[str, float]]] = field(default_factory=list)  # all evaluations: step and metrics
+    weights: dict[str, Tensor] = field(default_factory=dict, repr=False)  # at best_step, on the CPU
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The metrics at best_step."""
+        return dict(self.rows).get(self.best_step, {})
+
+    def add(self, metrics: dict[str, float], copy_weights: Callable[[], dict[str, Tensor]]) -> None:
+        """Add an evaluation after the last step; the weights of the best, the first of equals, are kept."""
+        if not self.rows or metrics[OBJECTIVE] > self.best[OBJECTIVE]:
+            self.best_step, self.weights = self.step, copy_weights()
+        self.rows.append((self.step, metrics))
+        self.last = self.step
+
+
+class Checkpoint:
+    """One training's checkpoint file. With no path nothing is kept."""
+
+    def __init__(
+        self, path: Path | None = None, identity: dict[str, str] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:  # fmt: skip
+        self._path, self._identity, self._clock = path, identity or {}, clock
+        self._due_at = clock() + MOST_OFTEN_S
+
+    def due(self) -> bool:
+        """Tell whether it is time to save: seldom enough that writing takes its share of the time and no more."""
+        return self._path is not None and self._clock() >= self._due_at
+
+    def save(self, course: Course, learner: dict[str, Tensor]) -> None:
+        """Write the state in place of the last one, whole or not at all."""
+        if self._path is None:
+            return
+        began = self._clock()
+        plain = {item.name: getattr(course, item.name) for item in dataclasses.fields(course) if item.name != "weights"}
+        about = canonical_json({"identity": self._identity, "course": plain}).encode()
+        tensors = {f"learner/{name}": tensor for name, tensor in learner.items()}
+        tensors |= {f"best/{name}": tensor for name, tensor in course.weights.items()}
+        data = save({ABOUT: torch.frombuffer(bytearray(about), dtype=torch.uint8), **tensors})
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self._path, hashlib.sha256(data).digest() + data)
+        now = self._clock()
+        self._due_at = now + max(MOST_OFTEN_S, (now - began) / SHARE)
+
+    def load(self) -> tuple[Course, dict[str, Tensor]] | None:
+        """Return what was saved last, or None. Raises UserError for a damaged file or one of another training."""
+        if self._path is None or not self._path.exists():
+            return None
+        about, tensors = _read(self._path)
+        written = about["identity"]
+        keys = [key for key in (*self._identity, *written) if self._identity.get(key) != written.get(key)]
+        if keys:
+            changes = "; ".join(
+                f"{key} is {written.get(key)} there and {self._identity.get(key)} here" for key in dict.fromkeys(keys)
+            )
+            raise OtherTrainingError(f"{self._path} must be of this training, but is of another: {changes}")
+        course = Course(**about["course"], weights=_under("best/", tensors))
+        course.rows = [(step, metrics) for step, metrics in course.rows]
+        return course, _under("learner/", tensors)
+
+    def remove(self) -> None:
+        """Remove the file of a training that has ended."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+
+def identity(config: TrialConfig, pack: Pack, protocol: Protocol, precision: torch.dtype) -> dict[str, str]:
+    """Return what a training must have in common with its checkpoint, by name, in words."""
+    return {
+        **{f"config.{name}": str(value) for name, value in config.to_dict().items()},
+        **{f"protocol.{name}": str(value) for name, value in vars(protocol).items()},
+        "corpus": pack.digest,
+        "precision": str(precision).removeprefix("torch."),
+        "torch": torch.__version__,
+        "code": _code(),
+    }
+
+
+def _code() -> str:
+    """Return the identity of the code that decides what a training learns."""
+    folder = Path(__file__).parent
+    sources = b"".join((folder / f"{name}.py").read_bytes() for name in DECIDING)
+    return hashlib.sha256(sources).hexdigest()[:12]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    data = path.read_bytes()
+    digest, data = data[:32], data[32:]
+    damaged = UserError(f"{path} must be a whole checkpoint, but is damaged; delete it to start over")
+    if hashlib.sha256(data).digest() != digest:
+        raise damaged
+    try:
+        tensors = load(data)
+        return parse_json(bytes(tensors[ABOUT].numpy()), path), tensors
+    except (SafetensorError, KeyError) as error:
+        raise damaged from error
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
