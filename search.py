@@ -33,6 +33,9 @@ def parser() -> Parser:
     flags.add_argument("--timeout", type=positive_float, metavar="SECONDS", help="start no new trial after this time")
     flags.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     flags.add_argument(
+        "--precision", default="auto", choices=("auto", "bf16", "fp32"), help="auto: bf16 where the hardware has it"
+    )
+    flags.add_argument(
         "--storage", metavar="URL", help="Optuna's database; else $OPTUNA_STORAGE, else mlruns/optuna.db"
     )
     flags.add_argument(
@@ -62,7 +65,7 @@ def main() -> None:
     space = find_space(arguments.space)
     storage_url = arguments.storage or default_storage(STATE)
     tracking_uri = arguments.tracking_uri or default_tracking_uri(STATE)
-    material = prepare(arguments.data, arguments.device, STATE)
+    material = prepare(arguments.data, arguments.device, arguments.precision, STATE)
     base = HOMEWORK_BASELINE if arguments.data else DEMO_BUDGET
     plan = Plan(
         name=arguments.study or f"{space.name}-{material.corpus.name}",

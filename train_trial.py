@@ -1,13 +1,20 @@
 """Train one given point, tracked exactly like a trial of a study. `python train_trial.py --help` lists the flags."""
 
 import argparse
+import contextlib
 import dataclasses
+import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from speaker.cli import Parser, interruptible, run_cli, uninterrupted
 from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE, PRESETS, TrialConfig
+
+if TYPE_CHECKING:  # they bring torch and mlflow, which --help does without
+    from experiments.tracking import TrackedRun
+    from speaker.training import Report
 
 STATE = Path("mlruns")
 
@@ -18,6 +25,10 @@ def parser() -> Parser:
     flags.add_argument("--preset", choices=tuple(PRESETS), help="start from one of the homework's points")
     flags.add_argument("--data", type=Path, metavar="FOLDER", help="corpus; without one, the built-in demo corpus")
     flags.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    flags.add_argument(
+        "--precision", default="auto", choices=("auto", "bf16", "fp32"), help="auto: bf16 where the hardware has it"
+    )
+    flags.add_argument("--resume", metavar="RUN", help="go on with a run that was stopped, to the same end")
     flags.add_argument(
         "--tracking-uri", metavar="URL", help="MLflow's store; else $MLFLOW_TRACKING_URI, else mlruns/mlflow.db"
     )
@@ -62,45 +73,82 @@ def main() -> None:
 
     from experiments.material import prepare
     from experiments.tracking import Books, default_tracking_uri
-    from speaker.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, OBJECTIVE
-    from speaker.training import Metrics, check_batch, train
+    from speaker.training import check_batch, train
 
-    material = prepare(arguments.data, arguments.device, STATE)
+    material = prepare(arguments.data, arguments.device, arguments.precision, STATE)
     check_batch(config, material.pack, material.protocol)
     books = Books(arguments.tracking_uri or default_tracking_uri(STATE))
-    is_preset = arguments.preset and not given_fields(arguments).keys() - {"steps", "seed"}
-    run = books.open_run(config.label(), {"preset": arguments.preset} if is_preset else {})
-    best = -1.0
-
-    with tqdm(total=config.steps, desc=config.label(), unit="step", disable=None) as bar:
-
-        def report(step: int, metrics: Metrics) -> bool:
-            nonlocal best
-            with uninterrupted():
-                run.log(step, metrics)
-            tqdm.write(
-                f"Train  {metrics['speed/steps_per_s']:6.1f} step/s   accuracy={metrics['train/accuracy']:.2f}, "
-                f"loss={metrics['train/loss']:.2f}, step={step}\n"
-                f"Valid  {metrics['speed/valid_uttr_per_s']:6.0f} uttr/s   accuracy={metrics[ACCURACY_WHOLE]:.2f}, "
-                f"loss={metrics['valid/loss_whole']:.2f}, by crops {metrics[ACCURACY_CROPS]:.2f}"
-            )
-            if metrics[OBJECTIVE] > best:
-                best = metrics[OBJECTIVE]
-                tqdm.write(f"Step {step}, best model saved. (accuracy={best:.4f})")
-            return False
-
+    if arguments.resume:
+        material.checkpoint(arguments.resume, config).load()  # refuses what it cannot go on from
+        run = books.reopen_run(arguments.resume, config)
+    else:
+        is_preset = arguments.preset and not given_fields(arguments).keys() - {"steps", "seed"}
+        run = books.open_run(config.label(), {"preset": arguments.preset} if is_preset else {})
+    with only_process(run.run_id), tqdm(total=config.steps, desc=config.label(), unit="step", disable=None) as bar:
+        print(f"Run {run.run_id}. Should it be stopped, go on with: {resuming_command(run.run_id)}", flush=True)
+        checkpoint = material.checkpoint(run.run_id, config)
         with uninterrupted(), run.guarded():
             run.log_setup(config, material)
             with interruptible():
-                result = train(config, material.pack, material.protocol, report, bar)
+                result = train(
+                    config, material.pack, material.protocol, reporter(run), material.compute, checkpoint, bar
+                )
             run.log_result(result, config, material)
-    run.close(result.state, result.reason)
+        run.close(result.state, result.reason)
+        checkpoint.remove()
     whole, crops = (f"{value:.4f}" if value is not None else "-" for value in result.scores())
     print(f"{result.state}: whole {whole}, crops {crops}, {result.parameters:,} parameters, {result.seconds:.1f} s"
           + (f" ({result.reason})" if result.reason else ""))  # fmt: skip
     if result.state != "complete":
         sys.exit(1)
     print(f"Run {run.run_id}; promote it with: python -m experiments promote --run {run.run_id}")
+
+
+def reporter(run: "TrackedRun") -> "Report":
+    """Return what hears of each evaluation: it logs it and says what the homework's notebook says."""
+    from tqdm import tqdm
+
+    from speaker.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, OBJECTIVE
+
+    best = -1.0
+
+    def report(step: int, metrics: dict[str, float]) -> bool:
+        nonlocal best
+        with uninterrupted():
+            run.log(step, metrics)
+        tqdm.write(
+            f"Train  {metrics['speed/steps_per_s']:6.1f} step/s   accuracy={metrics['train/accuracy']:.2f}, "
+            f"loss={metrics['train/loss']:.2f}, step={step}\n"
+            f"Valid  {metrics['speed/valid_uttr_per_s']:6.0f} uttr/s   accuracy={metrics[ACCURACY_WHOLE]:.2f}, "
+            f"loss={metrics['valid/loss_whole']:.2f}, by crops {metrics[ACCURACY_CROPS]:.2f}"
+        )
+        if metrics[OBJECTIVE] > best:
+            best = metrics[OBJECTIVE]
+            tqdm.write(f"Step {step}, best model saved. (accuracy={best:.4f})")
+        return False
+
+    return report
+
+
+@contextlib.contextmanager
+def only_process(run_id: str) -> Iterator[None]:
+    """Keep a second process from going on with a run that this one trains. Raises UserError when one does already."""
+    from experiments.locks import FileLocks
+    from speaker.errors import UserError
+
+    release = FileLocks(STATE / "locks" / "runs").try_take(run_id)
+    if release is None:
+        raise UserError(f"--resume must name a run that no process trains, but one trains {run_id}; let it end")
+    try:
+        yield
+    finally:
+        release()
+
+
+def resuming_command(run_id: str) -> str:
+    """Return this command as it goes on with a run."""
+    words = ["python", *sys.argv] if "--resume" in sys.argv else ["python", *sys.argv, "--resume", run_id]
+    return shlex.join(words)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 import soundfile
 import torch
 
+from speaker.devices import Compute
 from speaker.origin import ROOT, origin
 from speaker.prepare import find_recordings
 from speaker.synthesis import draw_voice, synthesize
@@ -114,7 +115,11 @@ def main() -> None:
         print(f"{name:<40} {value:>10,.2f}")
     if arguments.out:
         settings = {name: str(value) for name, value in vars(arguments).items() if name != "out"}
-        result = {"measured": measured, "settings": settings, "origin": origin(torch.device("cpu"))}
+        result = {
+            "measured": measured,
+            "settings": settings,
+            "origin": origin(Compute(threads=torch.get_num_threads())),
+        }
         arguments.out.write_text(json.dumps(result, indent=2) + "\n")
 
 

@@ -4,11 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from speaker.check import check_quickly
+from speaker.config import TrialConfig
 from speaker.corpus import Corpus, read_corpus
-from speaker.devices import find_device
+from speaker.devices import Compute, claim, find_compute
 from speaker.evaluation import Protocol
 from speaker.origin import origin
 from speaker.pack import Pack, open_pack
+from speaker.resume import Checkpoint, identity
 from speaker.synthesis import build_demo
 
 
@@ -19,6 +21,8 @@ class Material:
     corpus: Corpus
     pack: Pack
     protocol: Protocol
+    compute: Compute
+    checkpoints: Path  # folder
     origin: dict[str, str]
 
     def tags(self) -> dict[str, str]:
@@ -26,13 +30,19 @@ class Material:
         protocols = {f"protocol.{name.rpartition('_')[2]}": text for name, text in self.protocol.describe().items()}
         return {"corpus": self.corpus.name, "corpus.digest": self.pack.digest, **protocols, **self.origin}
 
+    def checkpoint(self, run_id: str, config: TrialConfig) -> Checkpoint:
+        """Return where a run's training keeps what it needs to go on after a kill."""
+        which = identity(config, self.pack, self.protocol, self.compute.precision)
+        return Checkpoint(self.checkpoints / f"{run_id}.checkpoint", which)
 
-def prepare(data: Path | None, device_name: str, state: Path) -> Material:
+
+def prepare(data: Path | None, device_name: str, precision_name: str, state: Path) -> Material:
     """Read a corpus, or make the demo corpus in the folder `state`, and put its pack on a device.
 
     Raises UserError for a corpus or a device that cannot be used.
     """
-    device = find_device(device_name)
+    compute = find_compute(device_name, precision_name)
+    claim(compute)
     folder = data or state / "demo"
     if data is None and not folder.exists():
         print(f"No --data given: making the demo corpus of invented speakers in {folder}, once.")
@@ -42,4 +52,5 @@ def prepare(data: Path | None, device_name: str, state: Path) -> Material:
     if warnings.counts:
         print("\n".join(warnings.lines("warnings")))
     pack = open_pack(corpus, state / "packs")
-    return Material(corpus, pack.to(device), Protocol(), origin(device))
+    pack = pack.to(compute.device)
+    return Material(corpus, pack, Protocol(), compute, state / "checkpoints", origin(compute))

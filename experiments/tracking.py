@@ -181,6 +181,26 @@ class Books:
         self.client.set_tag(run_id, "state", "running")
         return TrackedRun(self.client, run_id, name, self._clock)
 
+    def reopen_run(self, run_id: str, config: TrialConfig) -> TrackedRun:
+        """Open a run that was stopped, to go on with it. Raises UserError for one that ended or is of another point."""
+        try:
+            run = self.client.get_run(run_id)
+        except MlflowException:
+            raise UserError(f"--resume must name a run, but {run_id} is none in {self.shown}; look in the UI") from None
+        if run.data.tags.get("kind") != "trial" or "study" in run.data.tags:
+            raise UserError(f"--resume goes on with runs of train_trial.py, but {run_id} is none; run search.py again")
+        if (state := run.data.tags.get("state")) not in ("running", "interrupted"):
+            raise UserError(f"--resume must name a run that was stopped, but {run_id} has ended: {state}")
+        fields = config.to_dict().items()
+        changes = [
+            f"{name} is {run.data.params[name]} there and {value} here"
+            for name, value in fields
+            if run.data.params.get(name, str(value)) != str(value)
+        ]
+        if changes:
+            raise UserError(f"run {run_id} is of another point: {'; '.join(changes)}; give the flags it began with")
+        return self.open_run(config.label(), {}, run_id=run_id)
+
     def find_run(self, study: str, number: int) -> str | None:
         """Return the id of a trial's run: a worker may have died before the trial knew of it."""
         found = self.runs(f"tags.study = '{study}' and tags.kind = 'trial' and tags.trial = '{number}'")

@@ -12,7 +12,9 @@ from experiments.space import Space
 from experiments.tracking import STORE_ERRORS, Books, TrackedRun, describe_error
 from speaker.cli import interruptible, uninterrupted
 from speaker.config import TrialConfig
+from speaker.errors import UserError
 from speaker.evaluation import OBJECTIVE
+from speaker.resume import Checkpoint
 from speaker.seeding import derive_seed
 from speaker.training import Metrics, Report, TrialResult, train
 
@@ -47,21 +49,27 @@ def run_trial(job: Job, trial: optuna.trial.Trial, bar: "tqdm[int]") -> tuple[Tr
     """
     config = job.config(trial)
     run = _open_run(job, trial, config)
+    checkpoint = _checkpoint(job, trial, run, config)
     try:
         with run.guarded():
             run.log_setup(config, job.material)
             bar.reset(config.steps)
             bar.set_description_str(f"#{trial.number} {config.label()}", refresh=False)
+            material = job.material
             with interruptible():
-                result = train(config, job.material.pack, job.material.protocol, _report(trial, run), bar)
+                result = train(
+                    config, material.pack, material.protocol, _report(trial, run), material.compute, checkpoint, bar
+                )
             run.log_result(result, config, job.material)
     except (*STORE_ERRORS, StorageInternalError):
         raise
     except Exception as error:
         _end(job, trial, TrialResult("failed", describe_error(error)))
+        checkpoint.remove()
         raise
     _end(job, trial, result)
     run.close(result.state, result.reason)
+    checkpoint.remove()
     return config, result
 
 
@@ -80,6 +88,17 @@ def _open_run(job: Job, trial: optuna.trial.Trial, config: TrialConfig) -> Track
     run = job.books.open_run(run_name(trial.number, config), tags, job.parent, run_id)
     trial.set_user_attr(RUN_ID, run.run_id)
     return run
+
+
+def _checkpoint(job: Job, trial: optuna.trial.Trial, run: TrackedRun, config: TrialConfig) -> Checkpoint:
+    """Return the trial's checkpoint. One that cannot be gone on from, of other code say, must not stop the search."""
+    checkpoint = job.material.checkpoint(run.run_id, config)
+    try:
+        checkpoint.load()
+    except UserError as error:
+        tqdm.write(f"#{trial.number} starts over: {error}")
+        checkpoint.remove()
+    return checkpoint
 
 
 def _report(trial: optuna.trial.Trial, run: TrackedRun) -> Report:

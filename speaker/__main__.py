@@ -143,7 +143,7 @@ def run_predict(arguments: argparse.Namespace) -> None:
     """Predict the test utterances of a corpus with a model, or with the vote of several."""
     from speaker.checkpoint import load_model
     from speaker.corpus import read_corpus
-    from speaker.devices import find_device
+    from speaker.devices import Compute, find_device
     from speaker.evaluation import Protocol
     from speaker.origin import origin
     from speaker.pack import open_pack
@@ -168,7 +168,7 @@ def run_predict(arguments: argparse.Namespace) -> None:
     note: dict[str, object] = {
         "models": [trained.describe() for trained in models],
         "corpus": {"folder": str(corpus.folder), "manifests_sha256": corpus.key},
-        "code": origin(device),
+        "code": origin(Compute(device)),
     }
     if arguments.ensemble:
         gain = validation_gain(models, corpus, open_pack(corpus, STATE / "packs").digest, device, Protocol())

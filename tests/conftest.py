@@ -9,6 +9,7 @@ import pytest
 
 from experiments.material import Material
 from speaker.corpus import Corpus, read_corpus
+from speaker.devices import Compute
 from speaker.evaluation import Protocol
 from speaker.pack import Pack, open_pack
 from tests.helpers import write_corpus
@@ -33,8 +34,8 @@ def pack(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Pack:
 
 
 @pytest.fixture(scope="session")
-def material(corpus: Corpus, pack: Pack) -> Material:
-    return Material(corpus, pack, Protocol(), {"device": "cpu"})
+def material(corpus: Corpus, pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Material:
+    return Material(corpus, pack, Protocol(), Compute(), tmp_path_factory.mktemp("checkpoints"), {"device": "cpu"})
 
 
 @pytest.fixture

@@ -1,16 +1,14 @@
-import itertools
-import math
-
 import pytest
 import torch
 from torch import Tensor
 
-from speaker.config import HOMEWORK_BASELINE, TrialConfig
+from speaker.config import TrialConfig
 from speaker.errors import UserError
 from speaker.evaluation import OBJECTIVE, Evaluator, Protocol
+from speaker.learner import learning_rate
 from speaker.model import SpeakerClassifier
 from speaker.pack import Pack
-from speaker.training import Metrics, TrialResult, batches, learning_rate, train
+from speaker.training import Metrics, TrialResult, train
 from tests.helpers import TINY
 
 
@@ -28,56 +26,6 @@ def without_speeds(rows: list[tuple[int, Metrics]]) -> list[tuple[int, Metrics]]
     return [(step, {key: value for key, value in row.items() if "speed" not in key}) for step, row in rows]
 
 
-@pytest.mark.parametrize(
-    ("step", "share"),
-    [
-        (0, 0.0),
-        (1, 0.001),
-        (500, 0.5),
-        (1_000, 1.0),
-        (35_000, 0.5 * (1 + math.cos(math.pi * 34_000 / 69_000))),
-        (70_000, 0.0),
-    ],
-)
-def test_the_schedule_is_the_homeworks(step: int, share: float) -> None:
-    assert learning_rate(HOMEWORK_BASELINE, step) == pytest.approx(1e-3 * share, abs=1e-18)
-
-
-def test_the_schedule_without_warm_up_starts_at_its_peak() -> None:
-    assert learning_rate(HOMEWORK_BASELINE.replace(warmup_steps=0), 0) == 1e-3
-
-
-def test_batches_see_every_utterance_once_an_epoch(pack: Pack) -> None:
-    rows, _ = Protocol().split(pack)
-    by_content = {pack.frames[o].sum().item() for o in pack.offsets[rows]}
-    assert len(by_content) == len(rows) == 54
-    whole = TINY.replace(segment_len=1_000, batch_size=9)
-    first = list(itertools.islice(batches(whole, pack, rows), 6))
-    starts = [mels[i, 0].half().sum().item() for mels, _, _ in first for i in range(9)]
-    assert set(starts) == by_content
-    second = list(itertools.islice(batches(whole, pack, rows), 6, 12))
-    assert not torch.equal(first[0][2], second[0][2])
-
-
-def test_batches_drop_the_last_partial_one_and_need_a_whole_one(pack: Pack) -> None:
-    rows, _ = Protocol().split(pack)
-    sizes = [len(labels) for _, _, labels in itertools.islice(batches(TINY.replace(batch_size=50), pack, rows), 3)]
-    assert sizes == [50, 50, 50]
-    with pytest.raises(UserError, match="batch_size must be at most the number of training utterances, 54, but got 55"):
-        train_and_record(TINY.replace(batch_size=55), pack)
-
-
-def test_crops_are_fresh_and_lengths_come_only_where_needed(pack: Pack) -> None:
-    rows, _ = Protocol().split(pack)
-    (mels, lengths, _), *_ = itertools.islice(batches(TINY.replace(segment_len=24), pack, rows), 1)
-    assert mels.shape == (8, 24, 40)
-    assert lengths is not None
-    assert lengths.min() < 24
-    (mels, lengths, _), *_ = itertools.islice(batches(TINY.replace(segment_len=10), pack, rows), 1)
-    assert mels.shape == (8, 10, 40)
-    assert lengths is None
-
-
 def test_the_same_seed_gives_the_same_losses_and_weights_bit_for_bit(pack: Pack) -> None:
     one, rows_one = train_and_record(TINY, pack)
     torch.rand(7)  # whatever else draws from the global generator does not matter
@@ -86,6 +34,11 @@ def test_the_same_seed_gives_the_same_losses_and_weights_bit_for_bit(pack: Pack)
     assert without_speeds(rows_one) == without_speeds(rows_two)
     assert all(torch.equal(one.weights[name], two.weights[name]) for name in one.weights)
     assert without_speeds(rows_one) != without_speeds(rows_other)
+
+
+def test_batches_need_enough_utterances(pack: Pack) -> None:
+    with pytest.raises(UserError, match="batch_size must be at most the number of training utterances, 54, but got 55"):
+        train_and_record(TINY.replace(batch_size=55), pack)
 
 
 def test_it_learns(pack: Pack) -> None:
