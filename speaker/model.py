@@ -3,7 +3,6 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speaker.config import TrialConfig
@@ -40,27 +39,20 @@ class EncoderLayer(nn.Module):
         nn.init.zeros_(self.qkv.bias)
         nn.init.zeros_(self.attention_out.bias)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Map x (B, T, d_model) to the same shape; mask (B, 1, 1, T) is True where a frame may be attended."""
+    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Map x (B, T, d_model) to the same shape; bias (B, 1, 1, T) is 0 where a frame may be attended, else -inf."""
         if self.norm_first:
-            x = x + self._attend(self.attention_norm(x), mask)
-            return x + self._feed_forward(self.feedforward_norm(x))
-        x = self.attention_norm(x + self._attend(x, mask))
-        return self.feedforward_norm(x + self._feed_forward(x))
+            x = self.dropout.add(x, self._attend(self.attention_norm(x), bias))
+            return self.dropout.add(x, self._feed_forward(self.feedforward_norm(x)))
+        x = self.attention_norm(self.dropout.add(x, self._attend(x, bias)))
+        return self.feedforward_norm(self.dropout.add(x, self._feed_forward(x)))
 
-    def _attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        heads = self.qkv(x).unflatten(-1, (3, self.nhead, -1)).permute(2, 0, 3, 1, 4)
-        query, key, value = heads.unbind(0)  # each (B, nhead, T, d_model / nhead)
-        if self.training and x.device.type == "cpu":
-            bias = None if mask is None else torch.where(mask, 0.0, -math.inf).to(x.dtype)
-            mixed = self.dropout.attend(query, key, value, bias)
-        else:
-            dropout = self.dropout.p if self.training else 0.0
-            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-        return self.dropout(self.attention_out(mixed.transpose(1, 2).flatten(2)))
+    def _attend(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        heads = self.qkv(x).unflatten(-1, (3, self.nhead, -1))
+        return self.attention_out(self.dropout.attend(heads, bias))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.feedforward_out(self.dropout(F.relu(self.feedforward_in(x)))))
+        return self.feedforward_out(self.dropout.relu(self.feedforward_in(x)))
 
 
 class SpeakerClassifier(nn.Module):
@@ -86,13 +78,13 @@ class SpeakerClassifier(nn.Module):
         if lengths is None:
             return self._head(self._encode(x, None).mean(1))
         valid = torch.arange(mels.shape[1], device=mels.device) < lengths[:, None]  # (B, T)
-        x = self._encode(x, valid[:, None, None, :])
+        x = self._encode(x, torch.where(valid, 0.0, -math.inf).to(x.dtype)[:, None, None, :])
         x = torch.where(valid[:, :, None], x, 0.0)
         return self._head((x.sum(1, dtype=torch.float32) / lengths[:, None]).to(x.dtype))
 
-    def _encode(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def _encode(self, x: Tensor, bias: Tensor | None) -> Tensor:
         for layer in self.layers:
-            x = layer(x, mask)
+            x = layer(x, bias)
         return x
 
     def _head(self, pooled: Tensor) -> Tensor:

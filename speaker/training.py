@@ -97,7 +97,7 @@ def _train(
     clock: Callable[[], float],
 ) -> TrialResult:
     rows, _ = protocol.split(pack)
-    with Crew(compute.shards) as crew, _open_learner(config, pack, rows, compute, crew) as learner:
+    with Crew(compute.shards) as crew, open_learner(config, pack, rows, compute, crew) as learner:
         evaluate = Evaluator(pack, protocol, crew, clock)
         course = _go_on(checkpoint, learner)
         bar.update(course.step)
@@ -138,7 +138,8 @@ def _train(
         )  # fmt: skip
 
 
-def _open_learner(config: TrialConfig, pack: Pack, rows: Tensor, compute: Compute, crew: Crew) -> Learner:
+def open_learner(config: TrialConfig, pack: Pack, rows: Tensor, compute: Compute, crew: Crew) -> Learner:
+    """Return what does the steps on a device."""
     if compute.device.type == "cpu":
         return ShardedLearner(config, pack, rows, compute, crew)
     return DeviceLearner(config, pack, rows, compute)

@@ -65,25 +65,37 @@ def test_gradients_pass_where_numbers_did(dtype: torch.dtype) -> None:
     assert torch.allclose(result, x.grad * x, rtol=0.01)
 
 
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_relu_and_residual_are_the_textbooks(p: float) -> None:
+    torch.manual_seed(0)
+    x, residual, gradient = torch.randn(SHAPE).requires_grad_(), torch.randn(SHAPE).requires_grad_(), torch.randn(SHAPE)
+    for ours, plain in (
+        (lambda dropout: dropout.relu(x) + 0 * residual, lambda dropout: dropout(F.relu(x)) + 0 * residual),
+        (lambda dropout: dropout.add(residual, x), lambda dropout: residual + dropout(x)),
+    ):
+        one, other = ours(seeded(p)), plain(seeded(p))
+        assert torch.allclose(one, other, atol=1e-6)
+        for got, wanted in zip(*(torch.autograd.grad(y, (x, residual), gradient) for y in (one, other)), strict=True):
+            assert torch.allclose(got, wanted, atol=1e-6)
+
+
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("p", [0.0, 0.3])
 def test_attention_and_its_gradients_are_the_textbooks(p: float, masked: bool) -> None:
     torch.manual_seed(0)
-    query, key, value, gradient = (torch.randn(2, 3, 9, 4).requires_grad_(i < 3) for i in range(4))
-    mask = torch.arange(9) < torch.tensor([9, 5])[:, None]
-    bias = torch.where(mask, 0.0, -math.inf)[:, None, None, :] if masked else None
-    mixed = seeded(p).attend(query, key, value, bias)
-    mixed.backward(gradient)
-    got = [tensor.grad.clone() for tensor in (query, key, value) if tensor.grad is not None]
+    heads = torch.randn(2, 9, 3, 5, 4).requires_grad_()
+    gradient = torch.randn(2, 9, 20)
+    valid = torch.arange(9) < torch.tensor([9, 5])[:, None]
+    bias = torch.where(valid, 0.0, -math.inf)[:, None, None, :] if masked else None
+    mixed = seeded(p).attend(heads, bias)
 
+    query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)
     shares = (query @ key.mT / 2 + (0 if bias is None else bias)).softmax(-1)
     dropout = seeded(p)
-    kept = (dropout.draw_kept(torch.Size((6, 9, 9)), torch.float32) != 0).view(2, 3, 9, 9) if p else 1
-    plain = (shares * kept * dropout.scale) @ value
-    wanted = torch.autograd.grad(plain, (query, key, value), gradient)
+    kept = (dropout.draw_kept(torch.Size((10, 9, 9)), torch.float32) != 0).view(2, 5, 9, 9) if p else 1
+    plain = ((shares * kept * dropout.scale) @ value).transpose(1, 2).flatten(2)
     assert torch.allclose(mixed, plain, atol=1e-6)
-    for one, other in zip(got, wanted, strict=True):
-        assert torch.allclose(one, other, atol=1e-5)
+    (got,), (wanted,) = (torch.autograd.grad(y, heads, gradient) for y in (mixed, plain))
+    assert torch.allclose(got, wanted, atol=1e-5)
     if p == 0:
-        theirs = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        assert torch.allclose(mixed, theirs, atol=1e-6)
+        assert torch.allclose(mixed, Dropout(0.0).eval().attend(heads, bias), atol=1e-6)

@@ -1,0 +1,87 @@
+"""The least time a training step can take on a device: its operations and its bytes, over what the device can do."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from speaker.config import TrialConfig
+from speaker.devices import Compute
+
+N_MELS, SPEAKERS = 40, 600
+
+
+@dataclass(frozen=True)
+class Floor:
+    """A step's least time, in seconds."""
+
+    operations: float  # floating-point, a product and a sum each counted
+    traffic: float  # bytes, where each operation reads and writes memory
+    peak: float  # operations a second
+    bandwidth: float  # bytes a second
+
+    @classmethod
+    def of(cls, config: TrialConfig, peak: float, bandwidth: float) -> "Floor":
+        """Return a point's floor on a device with these rates."""
+        return cls(count_operations(config), count_traffic(config), peak, bandwidth)
+
+    @property
+    def seconds(self) -> float:
+        """The larger of both: products and memory can be busy at once."""
+        return max(self.operations / self.peak, self.traffic / self.bandwidth)
+
+    def describe(self) -> dict[str, float | str]:
+        """Return it by name."""
+        bound = "operations" if self.operations / self.peak > self.traffic / self.bandwidth else "bytes"
+        return {
+            "GFLOP": self.operations / 1e9,
+            "GB": self.traffic / 1e9,
+            "TFLOP/s": self.peak / 1e12,
+            "GB/s": self.bandwidth / 1e9,
+            "seconds": self.seconds,
+            "bound by": bound,
+        }
+
+
+def count_operations(config: TrialConfig) -> float:
+    """Return the floating-point operations of a step: the products' alone, twice as many backward as forward."""
+    width, frames = config.d_model, config.segment_len
+    layer = 2 * (width * 3 * width + width * width + 2 * width * config.dim_feedforward) + 4 * frames * width
+    frame = 2 * N_MELS * width + config.num_layers * layer
+    head = 2 * (width * width + width * SPEAKERS)
+    return 3.0 * config.batch_size * (frames * frame + head)
+
+
+def count_traffic(config: TrialConfig) -> float:
+    """Return the bytes of a step in bf16 where no two operations are fused.
+
+    Each of a layer's results is written and read once forward, and its gradient written and read, and it read, once
+    backward: eleven as wide as the model, three as wide as the feed-forward block, three of attention's shares.
+    """
+    frames = config.segment_len
+    numbers = 11 * config.d_model + 3 * config.dim_feedforward + 3 * config.nhead * frames
+    return 5 * 2.0 * config.batch_size * frames * config.num_layers * numbers
+
+
+def measure_peaks(compute: Compute) -> tuple[float, float]:
+    """Return what the device reaches: operations a second in a large product, bytes a second in a large copy."""
+    torch.set_num_threads(compute.threads)
+    size = 8192 if compute.device.type == "cuda" else 2048
+    one = torch.randn(size, size, device=compute.device).to(compute.precision)
+    large = torch.empty(1 << 28, dtype=torch.uint8, device=compute.device)
+    target = torch.empty_like(large)
+    return 2 * size**3 / _fastest(compute, lambda: one @ one), 2 * len(large) / _fastest(
+        compute, lambda: target.copy_(large)
+    )
+
+
+def _fastest(compute: Compute, call: Callable[[], object]) -> float:
+    seconds = []
+    for _ in range(8):
+        began = time.perf_counter()
+        call()
+        if compute.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
