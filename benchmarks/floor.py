@@ -59,9 +59,20 @@ def count_traffic(config: TrialConfig) -> float:
     Each of a layer's results is written and read once forward, and its gradient written and read, and it read, once
     backward: eleven as wide as the model, three as wide as the feed-forward block, three of attention's shares.
     """
+    return 5 * 2 * _count_results(config)
+
+
+def count_memory(config: TrialConfig) -> float:
+    """Return the bytes that a step keeps: a layer's results in bf16, and 20 for each weight, with its moments."""
+    width = config.d_model
+    layer = 4 * width * width + 2 * width * config.dim_feedforward
+    return 2 * _count_results(config) + 20.0 * (config.num_layers * layer + width * (width + SPEAKERS))
+
+
+def _count_results(config: TrialConfig) -> float:
     frames = config.segment_len
     numbers = 11 * config.d_model + 3 * config.dim_feedforward + 3 * config.nhead * frames
-    return 5 * 2.0 * config.batch_size * frames * config.num_layers * numbers
+    return float(config.batch_size * frames * config.num_layers * numbers)
 
 
 def measure_peaks(compute: Compute) -> tuple[float, float]:

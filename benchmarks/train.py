@@ -278,8 +278,8 @@ def table(results: dict[str, dict[str, Any]]) -> str:
             )
         both = (f"{statistics.median(result['crops a second'][name]):,.0f}" for name in ("ours", "homework"))
         lines.append(
-            f"  validation by crops, utterances/s: ours {', homework '.join(both)}, x {result['crops over homework']:.2f}; "
-            f"whole, ours: {result['whole utterances a second']:,.0f}"
+            f"  validation by crops, utterances/s: ours {', homework '.join(both)}, "
+            f"x {result['crops over homework']:.2f}; whole, ours: {result['whole utterances a second']:,.0f}"
         )
         for name, parts in result["milliseconds of a step's parts"].items():
             shares = ", ".join(f"{part} {value:.1f}" for part, value in parts.items())

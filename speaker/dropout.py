@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+SLICE = 1 << 21  # numbers of attention's scores at a time
 WORDS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}  # integers as wide
 
 
@@ -62,6 +63,8 @@ class Dropout(nn.Module):
             batch, frames, _, nhead, _ = heads.shape
             kept = self.draw_kept(torch.Size((batch * nhead, frames, frames)), heads.dtype) if self.p else None
             return _Attend.apply(heads, bias, kept, self.scale)  # type: ignore[no-untyped-call]
+        if heads.device.type == "cpu" and heads.dtype == torch.bfloat16:
+            return _attend_in_slices(heads, bias)
         query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, nhead, T, d)
         dropped = self.p if self.training else 0.0
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropped)
@@ -133,6 +136,25 @@ class _Attend(torch.autograd.Function):
         heads[:, :, 1] = _unfold(_multiply(score.mT, query, width**-0.5), batch)
         heads[:, :, 2] = _unfold(_multiply(dropped.mT, mixed, ctx.scale), batch)
         return heads, None, None, None
+
+
+def _attend_in_slices(heads: Tensor, bias: Tensor | None) -> Tensor:
+    """Attend as many frames at a time as stay in a core's cache; in bf16 that beats PyTorch's fused attention."""
+    batch, frames, _, nhead, width = heads.shape
+    query, key, value = (_fold(part) for part in heads.unbind(2))
+    if bias is not None:
+        bias = bias.expand(batch, nhead, 1, frames).reshape(-1, 1, frames)
+    most = max(1, SLICE // frames)  # frames that attend at once
+    mixed = torch.empty_like(query)
+    for start in range(0, len(query), rows := max(1, most // frames)):
+        part = slice(start, start + rows)
+        for first in range(0, frames, most):
+            some = slice(first, first + most)
+            scores = _multiply(query[part, some], key[part].mT, width**-0.5)
+            if bias is not None:
+                scores += bias[part]
+            mixed[part, some] = scores.softmax(-1) @ value[part]
+    return _unfold(mixed, batch).flatten(2)
 
 
 def _and(x: Tensor, kept: Tensor) -> Tensor:

@@ -107,6 +107,53 @@ def test_one_point_is_tracked_like_a_trial_and_promotes(home: Path) -> None:
     assert "d32 h16 L2 relu" in promoted.stdout
 
 
+def test_a_killed_training_goes_on_to_the_same_end(home: Path) -> None:
+    """Kill one training three times with SIGKILL, let it end, and compare it with one that nothing disturbed."""
+    wait = random.Random(0)  # noqa: S311  # moments, not secrets
+    words = ["train_trial.py", "--data", "corpus", "--steps", "2000", "--valid-every", "150"]
+    assert run(home, *words).returncode == 0
+    run_id = ""
+    for _ in range(3):
+        process = start(home, *words, *(["--resume", run_id] if run_id else []))
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        run_id = run_id or line.split()[1].rstrip(".")
+        assert line.rstrip().endswith(f"--resume {run_id}"), line
+        while "step=" not in process.stdout.readline():
+            pass
+        time.sleep(wait.uniform(0.5, 1.5))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -9, "it ended before it could be killed"
+    (checkpoint,) = (home / "mlruns" / "checkpoints").iterdir()
+    other = run(home, *words, "--resume", run_id, "--lr", "0.5")
+    assert other.returncode == 2
+    assert "must be of this training, but is of another: config.lr is 0.001 there and 0.5 here" in other.stderr
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[:1000])
+    cut = run(home, *words, "--resume", run_id)
+    assert cut.returncode == 2
+    assert "must be a whole checkpoint, but is damaged" in cut.stderr
+    checkpoint.write_bytes(whole)
+    done = run(home, *words, "--resume", run_id)
+    assert done.returncode == 0, done.stderr
+    assert not checkpoint.exists()
+
+    books = Books(f"sqlite:///{home}/mlruns/mlflow.db")
+    one, other = books.runs("tags.kind = 'trial'")
+    assert other.info.run_id == run_id
+    assert one.data.tags["weights.sha256"] == other.data.tags["weights.sha256"]
+    for key in (name for name in one.data.metrics if not name.startswith("speed/")):
+        rows = [
+            sorted((row.step, row.value) for row in books.client.get_metric_history(each.info.run_id, key))
+            for each in (one, other)
+        ]
+        assert rows[0] == rows[1], key
+    again = run(home, *words, "--resume", run_id)
+    assert again.returncode == 2
+    assert "must name a run that was stopped, but" in again.stderr
+
+
 def test_a_point_that_fails_says_so(home: Path) -> None:
     done = run(home, "train_trial.py", "--data", "corpus", "--steps", "2", "--batch-size", "8", "--lr", "1e30")
     assert done.returncode == 1, done.stderr
@@ -286,6 +333,9 @@ def test_help_names_every_flag() -> None:
         (("train_trial.py", "--lr", "nan"), "lr must be above 0"),
         (("train_trial.py", "--steps", "0"), "steps must be at least 1"),
         (("train_trial.py", "--preset", "mine"), "--preset: invalid choice"),
+        (("train_trial.py", "--data", "corpus", "--batch-size", "8", "--resume", "f0"), "--resume must name a run, but f0"),
+        (("train_trial.py", "--data", "corpus", "--batch-size", "8", "--resume", "../x"), "--resume must name a run"),
+        (("search.py", "--precision", "fp8"), "--precision: invalid choice"),
         (("experiments", "promote", "--study", "none"), "there are no runs yet|there is no study"),
         (("experiments", "compare", "--study", "it's"), "--study: must be of letters"),
         (("experiments", "ui", "--port", "70000"), "--port: must be from 1 to 65535"),
