@@ -333,7 +333,7 @@ def test_help_names_every_flag() -> None:
         (("train_trial.py", "--lr", "nan"), "lr must be above 0"),
         (("train_trial.py", "--steps", "0"), "steps must be at least 1"),
         (("train_trial.py", "--preset", "mine"), "--preset: invalid choice"),
-        (("train_trial.py", "--data", "corpus", "--batch-size", "8", "--resume", "f0"), "--resume must name a run, but f0"),
+        (("train_trial.py", "--data", "corpus", "--batch-size", "8", "--resume", "f0"), "--resume must name a run"),
         (("train_trial.py", "--data", "corpus", "--batch-size", "8", "--resume", "../x"), "--resume must name a run"),
         (("search.py", "--precision", "fp8"), "--precision: invalid choice"),
         (("experiments", "promote", "--study", "none"), "there are no runs yet|there is no study"),
