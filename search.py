@@ -35,6 +35,7 @@ def parser() -> Parser:
     flags.add_argument(
         "--precision", default="auto", choices=("auto", "bf16", "fp32"), help="auto: bf16 where the hardware has it"
     )
+    flags.add_argument("--jobs", type=positive_int, default=1, help="how many trials this machine trains at once")
     flags.add_argument(
         "--storage", metavar="URL", help="Optuna's database; else $OPTUNA_STORAGE, else mlruns/optuna.db"
     )
@@ -48,16 +49,15 @@ def main() -> None:
     """Run the search and print its table."""
     arguments = parser().parse_args()
     # Late: torch, optuna and mlflow take seconds to import, and --help needs none of them.
-    from optuna.exceptions import StorageInternalError
-
+    from experiments.jobs import run_at_once
     from experiments.leaderboard import ranked, table
-    from experiments.locks import masked, open_locks
+    from experiments.locks import masked
     from experiments.material import prepare
     from experiments.progress import Progress
     from experiments.space import find_space
-    from experiments.study import Plan, Search, default_storage, open_storage
-    from experiments.tracking import STORE_ERRORS, Books, default_tracking_uri
-    from experiments.trial import run_trial
+    from experiments.study import Order, Plan, default_storage
+    from experiments.tracking import default_tracking_uri
+    from experiments.trial import STORE_FAILURES, run_trial, store_failed
     from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE
     from speaker.errors import UserError
     from speaker.training import check_batch
@@ -65,7 +65,7 @@ def main() -> None:
     space = find_space(arguments.space)
     storage_url = arguments.storage or default_storage(STATE)
     tracking_uri = arguments.tracking_uri or default_tracking_uri(STATE)
-    material = prepare(arguments.data, arguments.device, arguments.precision, STATE)
+    material = prepare(arguments.data, arguments.device, arguments.precision, STATE, arguments.jobs)
     base = HOMEWORK_BASELINE if arguments.data else DEMO_BUDGET
     plan = Plan(
         name=arguments.study or f"{space.name}-{material.corpus.name}",
@@ -78,22 +78,24 @@ def main() -> None:
         timeout=arguments.timeout,
     )
     check_batch(plan.base, material.pack, material.protocol)
-    locks = open_locks(storage_url, plan.name)
-    tags = {"storage": masked(storage_url), "sampler": plan.sampler, "pruner": plan.pruner}
-    books = Books(tracking_uri)
-    search = Search(plan, open_storage(storage_url), locks, material, books, tags)
+    order = Order(plan, material, storage_url, tracking_uri)
+    search = order.open()
     try:
         device = material.origin["device"]
         print(f"Study {plan.name}: {plan.trials} trials of {plan.base.steps:,} steps on {device}.", flush=True)
-        with uninterrupted(), Progress(search.job, plan.trials, search.finished()) as progress:
-            for trial in search.trials():
-                config, result = run_trial(search.job, trial, progress.steps)
-                progress.ended(trial.number, config, result)
-    except (*STORE_ERRORS, StorageInternalError) as error:
-        with contextlib.suppress(*STORE_ERRORS, StorageInternalError):
+        done = search.finished()
+        at_once = max(1, min(arguments.jobs, plan.trials - len(done)))
+        with uninterrupted(), Progress(search.job, plan.trials, done, at_once) as progress:
+            if at_once > 1:
+                run_at_once(order, at_once, progress)
+            else:
+                for trial in search.trials():
+                    config, result = run_trial(search.job, trial, progress.running[0])
+                    progress.ended(trial.number, config, result)
+    except (UserError, *STORE_FAILURES) as error:
+        with contextlib.suppress(*STORE_FAILURES):
             search.close()
-        reason = str(error).partition("\n")[0][:200]
-        raise UserError(f"a store or disk failed ({reason}); mend it and run the same command to go on") from error
+        raise error if isinstance(error, UserError) else store_failed(error) from error
     except BaseException:
         search.close()
         print(f"{len(search.finished())} trials finished; run the same command to go on.", file=sys.stderr)
@@ -103,7 +105,7 @@ def main() -> None:
     if finished < plan.trials:
         print(f"Time is up with {finished} of {plan.trials} trials finished; run the same command to go on.")
     elsewhere = ["--tracking-uri", masked(tracking_uri)] if arguments.tracking_uri else []
-    print(f"\n{table(ranked(books, plan.name), best=5)}\n\nNext:")
+    print(f"\n{table(ranked(search.job.books, plan.name), best=5)}\n\nNext:")
     print(next_commands(plan.name, material.corpus.folder, elsewhere))
 
 

@@ -36,12 +36,12 @@ class Material:
         return Checkpoint(self.checkpoints / f"{run_id}.checkpoint", which)
 
 
-def prepare(data: Path | None, device_name: str, precision_name: str, state: Path) -> Material:
+def prepare(data: Path | None, device_name: str, precision_name: str, state: Path, jobs: int = 1) -> Material:
     """Read a corpus, or make the demo corpus in the folder `state`, and put its pack on a device.
 
-    Raises UserError for a corpus or a device that cannot be used.
+    It will be computed on by `jobs` processes. Raises UserError for a corpus or a device that cannot be used.
     """
-    compute = find_compute(device_name, precision_name)
+    compute = find_compute(device_name, precision_name, jobs)
     claim(compute)
     folder = data or state / "demo"
     if data is None and not folder.exists():

@@ -1,4 +1,4 @@
-"""What a search shows while it runs: a bar of trials with the best so far, and a bar of the running trial's steps."""
+"""What a search shows while it runs: a bar of trials with the best so far, and a bar of each running trial's steps."""
 
 from typing import Self
 
@@ -11,11 +11,15 @@ from speaker.training import TrialResult
 
 
 class Progress:
-    """Two bars on a terminal; elsewhere only the line that each trial leaves when it ends."""
+    """Bars on a terminal; elsewhere only the line that each trial leaves when it ends."""
 
-    def __init__(self, job: Job, planned: int, finished: list[FrozenTrial]) -> None:
+    def __init__(self, job: Job, planned: int, finished: list[FrozenTrial], at_once: int = 1) -> None:
         self._trials = tqdm(total=max(planned, len(finished)), initial=len(finished), desc="trials", disable=None)
-        self.steps: tqdm[int] = tqdm(total=job.base.steps, position=1, leave=False, unit="step", disable=None)
+        shown = None if at_once == 1 else "{desc}"  # other processes make the text
+        self.running: list[tqdm[int]] = [
+            tqdm(total=job.base.steps, position=1 + place, leave=False, unit="step", disable=None, bar_format=shown)
+            for place in range(at_once)
+        ]
         self._best = -1.0
         for trial in finished:
             if trial.state == TrialState.COMPLETE and trial.value is not None:
@@ -25,7 +29,8 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.steps.close()
+        for bar in self.running:
+            bar.close()
         self._trials.close()
 
     def ended(self, number: int, config: TrialConfig, result: TrialResult) -> None:

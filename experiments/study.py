@@ -64,6 +64,24 @@ class Plan:
     timeout: float | None  # seconds
 
 
+@dataclass(frozen=True)
+class Order:
+    """All that a process needs to take part in a search."""
+
+    plan: Plan
+    material: Material
+    storage_url: str
+    tracking_uri: str
+
+    def open(self) -> "Search":
+        """Open the stores and the study in them, or make them. Raises UserError for what cannot be opened."""
+        plan, url = self.plan, self.storage_url
+        locks = open_locks(url, plan.name)
+        tags = {"storage": masked(url), "sampler": plan.sampler, "pruner": plan.pruner}
+        books = Books(self.tracking_uri)
+        return Search(plan, open_storage(url), locks, self.material, books, tags)
+
+
 class Search:
     """One worker of a study."""
 

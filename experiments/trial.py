@@ -19,6 +19,7 @@ from speaker.seeding import derive_seed
 from speaker.training import Metrics, Report, TrialResult, train
 
 RUN_ID, PRESET = "mlflow.run_id", "preset"  # attributes of an Optuna trial
+STORE_FAILURES = (*STORE_ERRORS, StorageInternalError)  # of MLflow's, Optuna's or a disk
 END = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
@@ -61,7 +62,7 @@ def run_trial(job: Job, trial: optuna.trial.Trial, bar: "tqdm[int]") -> tuple[Tr
                     config, material.pack, material.protocol, _report(trial, run), material.compute, checkpoint, bar
                 )
             run.log_result(result, config, job.material)
-    except (*STORE_ERRORS, StorageInternalError):
+    except STORE_FAILURES:
         raise
     except Exception as error:
         _end(job, trial, TrialResult("failed", describe_error(error)))
@@ -71,6 +72,12 @@ def run_trial(job: Job, trial: optuna.trial.Trial, bar: "tqdm[int]") -> tuple[Tr
     run.close(result.state, result.reason)
     checkpoint.remove()
     return config, result
+
+
+def store_failed(error: Exception) -> UserError:
+    """Return what to tell the user of one of STORE_FAILURES."""
+    reason = str(error).partition("\n")[0][:200]
+    return UserError(f"a store or disk failed ({reason}); mend it and run the same command to go on")
 
 
 def run_name(trial_number: int, config: TrialConfig) -> str:

@@ -92,8 +92,7 @@ def printable(value: object) -> str:
 
 def run_cli(main: Callable[[], None]) -> NoReturn:
     """Run `main` and exit: 0, 2 with one line for a UserError, or 128 + the signal's number for a signal."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, _interrupt)
+    heed_signals()
     try:
         main()
     except UserError as error:
@@ -109,6 +108,12 @@ def run_cli(main: Callable[[], None]) -> NoReturn:
         print(f"error: {printable(error)}; mend that and run the same command again", file=sys.stderr)
         sys.exit(BAD_INPUT)
     sys.exit(0)
+
+
+def heed_signals() -> None:
+    """Let Ctrl-C and SIGTERM raise Interrupted in this process, the first time that one comes."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _interrupt)
 
 
 @contextlib.contextmanager

@@ -30,6 +30,7 @@ class Compute:
     device: torch.device = CPU
     precision: torch.dtype = torch.float32
     threads: int = 1  # of this process, on a CPU
+    share: float = 1.0  # of a GPU's memory that this process may take
 
     @property
     def shards(self) -> int:
@@ -41,7 +42,7 @@ class Compute:
         name = next(name for name, dtype in PRECISIONS.items() if dtype == self.precision)
         if self.device.type == "cuda":
             return f"cuda: {torch.cuda.get_device_name(self.device)}, {name}"
-        threads = f", {self.threads} threads" if self.device.type == "cpu" else ""
+        threads = f", {self.threads} thread{'s' * (self.threads > 1)}" if self.device.type == "cpu" else ""
         return f"{self.device.type}, {name}{threads}"
 
 
@@ -69,7 +70,10 @@ class Crew:
 def find_compute(device_name: str, precision_name: str, jobs: int = 1) -> Compute:
     """Return what one of `jobs` processes computes with. Raises UserError for what this machine does not have."""
     device = find_device(device_name)
-    return Compute(device, find_precision(precision_name, device), max(1, usable_cores() // jobs))
+    cores = usable_cores()
+    if device.type == "cpu" and jobs > cores:
+        raise UserError(f"--jobs must be at most the number of cores, {cores}, on a CPU, but got {jobs}; use fewer")
+    return Compute(device, find_precision(precision_name, device), max(1, cores // jobs), 1 / jobs)
 
 
 def find_device(name: str) -> torch.device:
@@ -109,6 +113,8 @@ def claim(compute: Compute) -> None:
     torch.set_num_threads(max(1, compute.threads // compute.shards))  # of each shard
     if compute.device.type == "cuda":
         torch.cuda.set_device(compute.device)
+        if compute.share < 1:
+            torch.cuda.set_per_process_memory_fraction(compute.share)
     if compute.device.type == "cpu":
         with contextlib.suppress(OSError, AttributeError):  # another C library
             tune = ctypes.CDLL(None).mallopt

@@ -3,8 +3,9 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,8 +23,12 @@ PADDING = -20.0  # the homework's padding value; masked wherever the model could
 
 @dataclass(frozen=True)
 class Pack:
-    """All labelled utterances, end to end. Row i is utterance i of the corpus."""
+    """All labelled utterances, end to end. Row i is utterance i of the corpus.
 
+    Sent to another process, it is not copied: that process maps the same file, or shares the memory of the GPU.
+    """
+
+    folder: Path  # where it lies on disk
     frames: Tensor  # (total frames, n_mels), float16
     offsets: Tensor  # (n,), int64: where utterance i starts
     lengths: Tensor  # (n,), int64: its number of frames
@@ -35,6 +40,11 @@ class Pack:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.frames.device.type != "cuda":  # PyTorch would copy what it shares
+            return _open_on, (self.folder, self.frames.device)
+        return Pack, tuple(getattr(self, field.name) for field in fields(self))
 
     @property
     def n_mels(self) -> int:
@@ -136,6 +146,7 @@ def _open(folder: Path) -> Pack:
         raise UserError(f"{folder} must be a whole pack of format {FORMAT}, but is not; delete it and run again")
     frames = torch.from_file(str(path), shared=False, size=total * n_mels, dtype=torch.float16).view(total, n_mels)
     return Pack(
+        folder=folder,
         frames=frames,
         offsets=ends - lengths,
         lengths=lengths,
@@ -145,3 +156,7 @@ def _open(folder: Path) -> Pack:
         shortest=int(lengths.min()),
         longest=int(lengths.max()),
     )
+
+
+def _open_on(folder: Path, device: torch.device) -> Pack:
+    return _open(folder).to(device)

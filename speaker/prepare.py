@@ -1,13 +1,10 @@
 """A folder of audio to a corpus in the homework's layout: several processes, resumable, the same files every time."""
 
-import contextlib
 import hashlib
 import io
 import json
 import multiprocessing
 import os
-import signal
-import threading
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator
@@ -21,13 +18,13 @@ import torch
 from tqdm import tqdm
 
 from speaker.audio import DEMUXERS, read_audio
-from speaker.cli import uninterrupted
 from speaker.corpus import MANIFESTS, TEST_LABELS, Corpus, read_corpus, write_manifests
 from speaker.errors import UserError
 from speaker.features import N_MELS, log_mel, normalize_peak, trim_silence
 from speaker.files import create_once
 from speaker.seeding import permutation
 from speaker.submission import write_csv
+from speaker.workers import follow_parent, out_of_reach
 
 JOURNAL = "prepared.jsonl"
 AT_ONCE = 8  # recordings that a process takes at a time
@@ -185,13 +182,13 @@ def _extracted(
     """Yield each recording's outcome as it comes, from processes of their own."""
     waiting = iter(recordings)
     running: dict[Future[list[Outcome]], list[Recording]] = {}
-    with _out_of_reach():
+    with out_of_reach():
         pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin_worker)
     try:
         while True:
             while len(running) < 2 * workers and (some := list(islice(waiting, AT_ONCE))):
                 paths = [(audio / recording.path, folder / recording.feature_path) for recording in some]
-                with _out_of_reach():
+                with out_of_reach():
                     running[pool.submit(_extract_some, paths)] = some
             if not running:
                 return
@@ -229,28 +226,9 @@ def _extract(source: Path, target: Path) -> Outcome:
     return Outcome(len(mels), zlib.crc32(stream.getvalue()), clipped)
 
 
-@contextlib.contextmanager
-def _out_of_reach() -> Iterator[None]:
-    """Start processes that Ctrl-C does not reach, from their first moment: it is for their parent to end them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        with uninterrupted():
-            yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _begin_worker() -> None:
-    """End with the parent, however it ends."""
     torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-    assert parent is not None  # noqa: S101  # true of any worker
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+    follow_parent()
 
 
 def _read_journal(folder: Path, recordings: list[Recording]) -> dict[Recording, Outcome]:

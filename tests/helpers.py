@@ -8,9 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import torch
 
+from experiments.study import open_storage
+from experiments.tracking import Books
+from experiments.trial import RUN_ID
 from speaker.config import TrialConfig
 from speaker.errors import UserError
 from speaker.seeding import generator
@@ -19,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TINY = TrialConfig(
     d_model=16, nhead=2, dim_feedforward=32, batch_size=8, segment_len=24, steps=12, warmup_steps=2, valid_every=4
 )
+STUDY = "homework-corpus"  # as a search of a folder named corpus calls it
 
 AA, AB, AC, AD = (f"Dataset.tar.gz.part{suffix}" for suffix in ("aa", "ab", "ac", "ad"))
 
@@ -100,6 +105,20 @@ def run(folder: Path, *words: object) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         program(*words), cwd=folder, env=environment(), capture_output=True, text=True, timeout=300, check=False
     )
+
+
+def assert_whole(home: Path, count: int, storage: str = "") -> None:
+    """Both stores hold exactly `count` finished trials of one run each; nothing is left running."""
+    database = open_storage(storage or f"sqlite:///{home}/mlruns/optuna.db")
+    trials = optuna.load_study(study_name=STUDY, storage=database).get_trials()
+    database.engine.dispose()
+    assert [trial.number for trial in trials] == list(range(count))
+    assert all(trial.state.is_finished() for trial in trials)
+    books = Books(f"sqlite:///{home}/mlruns/mlflow.db")
+    assert books.runs("attributes.status = 'RUNNING'") == []
+    runs = books.runs("tags.kind = 'trial'")
+    assert sorted(run.info.run_id for run in runs) == sorted(trial.user_attrs[RUN_ID] for trial in trials)
+    assert len(books.runs("tags.kind = 'study'")) == 1
 
 
 def _path(word: str) -> str:

@@ -133,7 +133,7 @@ def test_a_search_warns_of_labels_before_it_packs(
         "metadata.json",
         lambda m: m["speakers"]["id00002"][10].update(mel_len=corpus.utterances[3].frames),
     )
-    prepare(copy, "cpu", tmp_path)
+    prepare(copy, "cpu", "auto", tmp_path)
     out = capsys.readouterr().out
     assert "1 x test utterance that is also a training utterance" in out
     assert "warning: 1 utterances stand under two speakers" in out

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from speaker.devices import MOST_SHARDS, Compute, Crew, claim, find_compute, find_precision, usable_cores
+from speaker.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -21,7 +22,9 @@ def test_precision_is_what_the_processor_has_or_what_is_asked() -> None:
 def test_cores_are_those_this_process_may_use_and_jobs_share_them() -> None:
     assert usable_cores() == len(os.sched_getaffinity(0))
     assert find_compute("cpu", "fp32").threads == usable_cores()
-    assert find_compute("cpu", "fp32", jobs=10**6).threads == 1
+    assert find_compute("cpu", "fp32", jobs=usable_cores()).threads == 1
+    with pytest.raises(UserError, match="--jobs must be at most the number of cores"):
+        find_compute("cpu", "fp32", jobs=usable_cores() + 1)
 
 
 @pytest.mark.parametrize(("threads", "shards", "each"), [(1, 1, 1), (2, 2, 1), (4, 4, 1), (16, MOST_SHARDS, 4)])
@@ -58,3 +61,7 @@ def test_a_crew_works_side_by_side_and_keeps_the_order() -> None:
 def test_an_error_in_a_crew_reaches_who_asked() -> None:
     with Crew(2) as crew, pytest.raises(ZeroDivisionError):
         crew.map(lambda item: 1 // item, [1, 0])
+
+
+def test_one_thread_is_one() -> None:
+    assert Compute().describe() == "cpu, fp32, 1 thread"

@@ -1,3 +1,5 @@
+import pickle
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import pytest
@@ -95,3 +97,11 @@ def test_buckets_hold_each_once_within_the_bound() -> None:
         seen += positions.tolist()
     assert sorted(seen) == list(range(500))
     assert list(length_buckets(torch.tensor([], dtype=torch.int64), 10)) == []
+
+
+def test_another_process_maps_the_same_file(pack: Pack) -> None:
+    sent = ForkingPickler.dumps(pack)
+    assert len(sent) < 1_000, "what is sent is a path, not frames"
+    again = pickle.loads(sent)  # noqa: S301  # our own
+    assert again.digest == pack.digest
+    assert torch.equal(again.frames, pack.frames)

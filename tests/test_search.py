@@ -15,16 +15,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import optuna
 import pytest
 
 from experiments.registry import best_runs
-from experiments.study import open_storage
 from experiments.tracking import Books
-from experiments.trial import RUN_ID
-from tests.helpers import environment, run, start, write_corpus
+from tests.helpers import STUDY, assert_whole, environment, run, start, write_corpus
 
-STUDY = "homework-corpus"
 SEARCH = ("search.py", "--data", "corpus", "--steps", "5", "--trials")
 
 
@@ -33,20 +29,6 @@ def home(tmp_path: Path) -> Path:
     """A folder with a corpus, where a user stands. Utterances are short, so that wide points train in seconds."""
     write_corpus(tmp_path / "corpus", speakers=3, per_speaker=14, test=5, frames=(4, 9))
     return tmp_path
-
-
-def assert_whole(home: Path, count: int, storage: str = "") -> None:
-    """Both stores hold exactly `count` finished trials of one run each; nothing is left running."""
-    database = open_storage(storage or f"sqlite:///{home}/mlruns/optuna.db")
-    trials = optuna.load_study(study_name=STUDY, storage=database).get_trials()
-    database.engine.dispose()
-    assert [trial.number for trial in trials] == list(range(count))
-    assert all(trial.state.is_finished() for trial in trials)
-    books = Books(f"sqlite:///{home}/mlruns/mlflow.db")
-    assert books.runs("attributes.status = 'RUNNING'") == []
-    runs = books.runs("tags.kind = 'trial'")
-    assert sorted(run.info.run_id for run in runs) == sorted(trial.user_attrs[RUN_ID] for trial in trials)
-    assert len(books.runs("tags.kind = 'study'")) == 1
 
 
 def test_from_corpus_to_predictions(home: Path) -> None:

@@ -1,0 +1,147 @@
+"""Trials at once on one machine: processes that each work at the study, started and ended by the one that was called.
+
+Each is a worker like any other: who dies leaves its trial to the others. They share the pack's memory and nothing else.
+"""
+
+import contextlib
+import multiprocessing
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import cast
+
+from tqdm import tqdm
+
+from experiments.progress import Progress
+from experiments.study import Order
+from experiments.trial import STORE_FAILURES, run_trial, store_failed
+from speaker.cli import Interrupted, heed_signals, interruptible, uninterrupted
+from speaker.config import TrialConfig
+from speaker.devices import claim
+from speaker.errors import UserError
+from speaker.training import TrialResult
+from speaker.workers import follow_parent, out_of_reach
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A worker's bar as it looks now."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A trial has ended. Its weights are in the books, not here."""
+
+    number: int
+    config: TrialConfig
+    result: TrialResult
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A worker's last word: why it cannot go on."""
+
+    reason: str
+    is_bug: bool = False
+
+
+def run_at_once(order: Order, jobs: int, progress: Progress) -> None:
+    """Work at a study with `jobs` processes until it is finished or time is up, and show what they say.
+
+    One that fails ends them all: UserError says why, or RuntimeError where that is a bug. One that is killed does not;
+    UserError when all are.
+    """
+    with _started(order, jobs) as workers:
+        places = {connection: place for place, connection in enumerate(workers)}
+        while workers:
+            with interruptible():
+                ready = cast("list[Connection]", wait(workers))
+            for connection in ready:
+                try:
+                    said: Moved | Ended | Failed = connection.recv()
+                except (EOFError, ConnectionResetError):
+                    _see_off(workers.pop(connection), len(workers))
+                    continue
+                if isinstance(said, Moved):
+                    progress.running[places[connection]].set_description_str(said.text)
+                elif isinstance(said, Ended):
+                    progress.ended(said.number, said.config, said.result)
+                elif said.is_bug:
+                    raise RuntimeError(f"a worker met a bug:\n{said.reason}")
+                else:
+                    raise UserError(said.reason)
+
+
+@contextlib.contextmanager
+def _started(order: Order, jobs: int) -> Iterator[dict[Connection, SpawnProcess]]:
+    """Start workers, and stop at the end of a `with` block those that still run; their trials can be gone on with."""
+    context = multiprocessing.get_context("spawn")
+    workers: dict[Connection, SpawnProcess] = {}
+    try:
+        for number in range(jobs):
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(target=_work, args=(order, theirs), name=f"worker {number + 1}")
+            with out_of_reach():
+                process.start()
+            theirs.close()
+            workers[ours] = process
+        yield workers
+    finally:
+        for process in workers.values():
+            process.terminate()
+        for process in workers.values():
+            process.join()
+
+
+def _see_off(process: SpawnProcess, others: int) -> None:
+    """Wait for a worker that says no more to end. Raises UserError when it was killed and no other is left."""
+    process.join()
+    code = process.exitcode or 0
+    if code == 0:
+        return
+    end = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    if not others:
+        raise UserError(
+            f"one worker must live to the end, but all were killed, {process.name} by {end}; if memory is short, use "
+            "fewer --jobs; run the same command to go on"
+        )
+    tqdm.write(f"{process.name} was killed ({end}); the other {others} go on")
+
+
+def _work(order: Order, connection: Connection) -> None:
+    """Be a worker."""
+    follow_parent()
+    heed_signals()
+    try:
+        claim(order.material.compute)
+        search = order.open()
+        with uninterrupted(), _DistantBar(connection, unit="step", disable=None) as bar:
+            for trial in search.trials():
+                config, result = run_trial(search.job, trial, bar)
+                connection.send(Ended(trial.number, config, replace(result, weights={})))
+    except Interrupted as stop:
+        sys.exit(128 + stop.signum)
+    except UserError as error:
+        connection.send(Failed(str(error)))
+    except STORE_FAILURES as error:
+        connection.send(Failed(str(store_failed(error))))
+    except Exception:
+        connection.send(Failed(traceback.format_exc(), is_bug=True))
+
+
+class _DistantBar(tqdm):  # type: ignore[misc]  # tqdm has no types
+    """A bar that is shown by another process."""
+
+    def __init__(self, connection: Connection, **options: object) -> None:
+        self._connection = connection
+        super().__init__(**options)
+
+    def display(self, *_: object, **__: object) -> None:
+        """Send what would be shown."""
+        self._connection.send(Moved(str(self)))

@@ -1,0 +1,33 @@
+"""Processes of our own: Ctrl-C is for their parent alone, and they are gone when it is."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+from speaker.cli import uninterrupted
+
+
+@contextlib.contextmanager
+def out_of_reach() -> Iterator[None]:
+    """Start processes that Ctrl-C does not reach, from their first moment: it is for their parent to end them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with uninterrupted():
+            yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def follow_parent() -> None:
+    """End this process with its parent, however that ends. What a worker had not finished can be gone on from."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # noqa: S101  # true of any worker
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

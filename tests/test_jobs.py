@@ -1,0 +1,132 @@
+"""search.py --jobs: several trials at once, in processes that may die like any other."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import pytest
+
+from experiments.jobs import run_at_once
+from experiments.material import Material
+from experiments.progress import Progress
+from experiments.space import HOMEWORK
+from experiments.study import Order, Plan
+from speaker.devices import usable_cores
+from speaker.errors import UserError
+from speaker.evaluation import Protocol
+from tests.helpers import TINY, assert_whole, run, start, write_corpus
+
+SEARCH = ("search.py", "--data", "corpus", "--steps", "5", "--jobs", "2", "--trials")
+PLAN = Plan("s", HOMEWORK, TINY.replace(steps=4, warmup_steps=1, valid_every=2), 0, "random", "none", 4, None)
+
+pytestmark = pytest.mark.skipif(usable_cores() < 2, reason="two jobs need two cores")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A folder with a corpus, where a user stands. Utterances are short, so that wide points train in seconds."""
+    write_corpus(tmp_path / "corpus", speakers=3, per_speaker=14, test=5, frames=(4, 9))
+    return tmp_path
+
+
+@pytest.fixture
+def order(state: Path, material: Material) -> Order:
+    return Order(PLAN, material, f"sqlite:///{state}/optuna.db", f"sqlite:///{state}/mlflow.db")
+
+
+def workers_of(process: "subprocess.Popen[str]", count: int = 2) -> list[int]:
+    """Return the process ids of a search's workers, once it has started so many."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        found = [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        if len(found) == count:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"it has no {count} workers")
+
+
+def is_alive(process_id: int) -> bool:
+    """Tell whether a process runs: one that has ended and was not reaped does not."""
+    try:
+        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_two_at_once_finish_the_study_though_one_is_killed(home: Path) -> None:
+    process = start(home, *SEARCH, 5)
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("#"):
+        pass
+    os.kill(workers_of(process)[0], signal.SIGKILL)
+    output, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert re.search(r"^worker 1 was killed \(SIGKILL\); the other 1 go on$", output, re.MULTILINE), output
+    assert len(re.findall(r"^ +\d+ +#\d", output, re.MULTILINE)) == 5
+    assert_whole(home, 5)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL], ids=lambda signum: signum.name)
+def test_stopped_they_stop_and_go_on(home: Path, signum: signal.Signals) -> None:
+    wait = random.Random(int(signum))  # noqa: S311  # moments, not secrets
+    for _ in range(2):
+        process = start(home, *SEARCH, 6)
+        workers = workers_of(process)
+        time.sleep(wait.uniform(0, 6))
+        process.send_signal(signum)
+        _, errors = process.communicate(timeout=60)
+        if process.returncode == 0:
+            break  # it was done before the signal came
+        assert process.returncode == (-9 if signum == signal.SIGKILL else 128 + signum), errors
+        assert "Traceback" not in errors
+        deadline = time.monotonic() + 10
+        while any(map(is_alive, workers)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not any(map(is_alive, workers)), "a worker outlived the search"
+    done = run(home, *SEARCH, 6)
+    assert done.returncode == 0, done.stderr
+    assert_whole(home, 6)
+
+
+def test_when_all_are_killed_it_says_so_and_goes_on_later(home: Path) -> None:
+    process = start(home, *SEARCH, 4)
+    for worker in workers_of(process):
+        os.kill(worker, signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2, errors
+    assert "error: one worker must live to the end, but all were killed" in errors
+    assert run(home, *SEARCH, 4).returncode == 0
+    assert_whole(home, 4)
+
+
+def test_a_bug_in_a_worker_stops_all_and_shows_where(order: Order) -> None:
+    order = replace(order, material=replace(order.material, protocol=Protocol(crop_len=-1)))
+    search = order.open()
+    with pytest.raises(RuntimeError, match=r"a worker met a bug:\n(.*\n)+.*experiments/trial.py"):
+        run_at_once(order, 2, Progress(search.job, 4, [], 2))
+    states = [trial.state for trial in search.study.get_trials()]
+    assert optuna.trial.TrialState.FAIL in states
+
+
+def test_what_a_worker_cannot_mend_is_one_line(order: Order) -> None:
+    search = order.open()
+    other = replace(order, plan=replace(PLAN, seed=1))
+    with pytest.raises(UserError, match="seed is 0 there and 1 here"):
+        run_at_once(other, 2, Progress(search.job, 4, [], 2))
+    assert search.study.get_trials() == []
+
+
+def test_more_jobs_than_cores_are_refused(home: Path) -> None:
+    done = run(home, "search.py", "--data", "corpus", "--device", "cpu", "--jobs", usable_cores() + 1)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: --jobs must be at most the number of cores, {usable_cores()}, on a CPU, but got {usable_cores() + 1}; "
+        "use fewer\n"
+    )
