@@ -16,7 +16,7 @@ from speaker.seeding import uniform
 ACCURACY_WHOLE = "valid/accuracy_whole"
 ACCURACY_CROPS = "valid/accuracy_crops"
 OBJECTIVE = ACCURACY_WHOLE
-Part = tuple[Tensor, Tensor, int]  # of an evaluation: rows, first frames, width
+Part = tuple[Tensor, Tensor, int, bool]  # of an evaluation: rows, first frames, width, whether none ends before it
 MAX_FRAMES = {"cpu": 4_096, "cuda": 262_144, "mps": 32_768}  # of a batch, padding included; the CPU's caches are small
 
 
@@ -56,16 +56,19 @@ class Evaluator:
         self._count = len(valid)
         lengths = pack.lengths.cpu()[valid]
         self._wholes: list[Part] = [
-            (valid[part].to(device), torch.zeros(len(part), dtype=torch.int64, device=device), width)
+            (valid[part].to(device), torch.zeros(len(part), dtype=torch.int64, device=device), width,
+             bool((lengths[part] == width).all()))
             for part, width in length_buckets(lengths, max_frames)
-        ]
+        ]  # fmt: skip
         width = min(protocol.crop_len, pack.longest)
         places = uniform(len(valid), protocol.crop_seed, "crop").to(device)
-        rows = valid.to(device)
-        starts = pack.crop_starts(rows, places, width)
-        size = max(1, max_frames // width)
-        parts = zip(rows.split(size), starts.split(size), strict=True)
-        self._crops: list[Part] = [(*part, width) for part in parts]
+        starts = pack.crop_starts(valid.to(device), places, width)
+        self._crops: list[Part] = [
+            (valid[part].to(device), starts[part.to(device)], width, whole)
+            for whole in (True, False)  # a batch in which none is padded needs no mask
+            for part in ((lengths >= width) == whole).nonzero().flatten().split(max(1, max_frames // width))
+            if len(part)
+        ]
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """Return accuracies in [0, 1], the loss on whole utterances in nats, and utterances a second of both."""
@@ -90,8 +93,8 @@ class Evaluator:
         return loss, hits, self._count / max(self._clock() - began, 1e-9)
 
     @torch.inference_mode()
-    def _score(self, model: nn.Module, rows: Tensor, starts: Tensor, width: int) -> Tensor:
+    def _score(self, model: nn.Module, rows: Tensor, starts: Tensor, width: int, whole: bool) -> Tensor:
         """Return the sums of loss and hits over a batch, (2,)."""
-        mels, lengths = self._pack.gather(rows, starts, width)
+        mels, lengths = self._pack.gather(rows, starts, width, whole)
         logits, labels = model(mels, lengths).float(), self._pack.labels[rows]
         return torch.stack((F.cross_entropy(logits, labels, reduction="sum"), (logits.argmax(1) == labels).sum()))

@@ -65,14 +65,10 @@ class Batches:
     def gather(self, rows: Tensor, places: Tensor, whole: bool) -> tuple[Tensor, Tensor | None, Tensor]:
         """Return (mels, lengths, labels) of crops; lengths is None where all are `whole`, else mels is padded.
 
-        mels is (B, T, n_mels), float16 or float32.
+        mels is float32 (B, T, n_mels).
         """
         starts = self._pack.crop_starts(rows, places, self._width)
-        labels = self._pack.labels[rows]
-        if whole:
-            index = (self._pack.offsets[rows] + starts)[:, None] + torch.arange(self._width, device=rows.device)
-            return self._pack.frames[index], None, labels
-        return *self._pack.gather(rows, starts, self._width), labels
+        return *self._pack.gather(rows, starts, self._width, whole), self._pack.labels[rows]
 
 
 class Learner(ABC):

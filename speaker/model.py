@@ -52,7 +52,7 @@ class EncoderLayer(nn.Module):
         return self.attention_out(self.dropout.attend(heads, bias))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        return self.feedforward_out(self.dropout.relu(self.feedforward_in(x)))
+        return self.dropout.feed_forward(x, self.feedforward_in, self.feedforward_out)
 
 
 class SpeakerClassifier(nn.Module):

@@ -56,23 +56,31 @@ class Pack:
         tensors = ("frames", "offsets", "lengths", "labels")
         return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
 
-    def gather(self, rows: Tensor, starts: Tensor | int, width: int) -> tuple[Tensor, Tensor]:
+    def gather(
+        self, rows: Tensor, starts: Tensor | int, width: int, whole: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """Return frames starts[i] to starts[i] + width of the utterances `rows`.
 
         Returns (mels float32 (B, width, n_mels), lengths int64 (B,)): frames past an utterance's end hold PADDING, and
-        lengths counts the others. `rows` and `starts` are int64 (B,) on the pack's device.
+        lengths counts the others. With `whole` the caller knows that there are none past an end, and lengths is None.
+        `rows` and `starts` are int64 (B,) on the pack's device.
         """
         steps = torch.arange(width, device=rows.device)
+        first = (self.offsets[rows] + starts)[:, None]
+        if whole:
+            return self._frames_at(first + steps), None
         lengths = (self.lengths[rows] - starts).clamp_(max=width)
-        inside = steps < lengths[:, None]
-        index = (self.offsets[rows] + starts)[:, None] + torch.minimum(steps, lengths[:, None] - 1)
-        mels = self.frames[index].to(torch.float32)
-        return mels.masked_fill_(~inside[:, :, None], PADDING), lengths
+        mels = self._frames_at(first + torch.minimum(steps, lengths[:, None] - 1))
+        return mels.masked_fill_((steps >= lengths[:, None])[:, :, None], PADDING), lengths
 
     def crop_starts(self, rows: Tensor, uniform: Tensor, width: int) -> Tensor:
         """Turn numbers from [0, 1) into the first frames of crops: each legal start is equally likely."""
         slack = (self.lengths[rows] - width).clamp_(min=0)
         return torch.minimum((uniform * (slack + 1)).long(), slack)
+
+    def _frames_at(self, index: Tensor) -> Tensor:
+        """Return frames by their numbers, (B, T), as float32 (B, T, n_mels)."""
+        return self.frames.index_select(0, index.flatten()).view(*index.shape, -1).float()
 
 
 def length_buckets(lengths: Tensor, max_frames: int, most: int | None = None) -> Iterator[tuple[Tensor, int]]:

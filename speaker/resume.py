@@ -21,7 +21,7 @@ from speaker.pack import Pack
 
 MOST_OFTEN_S = 1.0  # between two checkpoints
 SHARE = 0.02  # of a training's time that writing them may take
-DECIDING = ("config", "dropout", "evaluation", "learner", "model", "pack", "seeding", "training")  # modules
+DECIDING = ("config", "dropout", "evaluation", "fused", "graph", "learner", "model", "pack", "seeding", "training")
 ABOUT = "about"  # the tensor that holds what is not a tensor, as JSON
 
 
@@ -117,7 +117,7 @@ def identity(config: TrialConfig, pack: Pack, protocol: Protocol, precision: tor
 
 
 def _code() -> str:
-    """Return the identity of the code that decides what a training learns."""
+    """Return the identity of the modules that decide what a training learns."""
     folder = Path(__file__).parent
     sources = b"".join((folder / f"{name}.py").read_bytes() for name in DECIDING)
     return hashlib.sha256(sources).hexdigest()[:12]

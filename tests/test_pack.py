@@ -105,3 +105,14 @@ def test_another_process_maps_the_same_file(pack: Pack) -> None:
     again = pickle.loads(sent)  # noqa: S301  # our own
     assert again.digest == pack.digest
     assert torch.equal(again.frames, pack.frames)
+
+
+def test_whole_crops_are_gathered_alike_without_lengths(pack: Pack) -> None:
+    rows = (pack.lengths >= 20).nonzero().flatten()
+    starts = pack.crop_starts(rows, uniform(len(rows), "test"), 20)
+    mels, lengths = pack.gather(rows, starts, 20)
+    assert lengths is not None
+    assert bool((lengths == 20).all())
+    whole, none = pack.gather(rows, starts, 20, whole=True)
+    assert none is None
+    assert torch.equal(whole, mels)
