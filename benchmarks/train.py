@@ -39,6 +39,7 @@ POINTS = tuple(
         (80, 2, 1, "sigmoid"), (128, 4, 2, "relu"), (256, 8, 4, "relu"), (512, 16, 6, "relu"),
     )
 )  # fmt: skip
+VALID, VALID_EVERY = 5_667, 2_000  # the homework's: utterances of an evaluation, and steps between two
 PARTS = ("data", "forward", "backward", "optimizer")
 WARM_UP = 5  # steps
 
@@ -71,13 +72,12 @@ class Homeworks:
         sizes = self._loop.validate()
         for _ in range(8):  # fetched ahead while the workers started
             next(sizes)
-        count = 0
-
-        def score_rest() -> None:
-            nonlocal count
-            count = sum(sizes)
-
-        return 1 / _timed(score_rest, self._synchronize) * count
+        count, began = 0, time.perf_counter()
+        while time.perf_counter() < began + 2:
+            count += next(sizes)
+        seconds = time.perf_counter() - began
+        sizes.close()
+        return count / seconds
 
     def parts(self, count: int) -> dict[str, float]:
         """Return the milliseconds of a step's parts."""
@@ -249,6 +249,8 @@ def measure(config: TrialConfig, folder: Path, arguments: argparse.Namespace) ->
     for team in teams.values():
         team.close()
     floor = Floor.of(config, *measure_peaks(compute))
+    evaluating = VALID / wholes + VALID / statistics.median(crops["ours"])
+    learning = VALID_EVERY / statistics.median(rates["ours"])
     return {
         "steps a second": rates,
         "over homework": {name: _ratio(rates[name], rates["homework"]) for name in rates},
@@ -256,6 +258,7 @@ def measure(config: TrialConfig, folder: Path, arguments: argparse.Namespace) ->
         "crops over homework": _ratio(crops["ours"], crops["homework"]),
         "whole utterances a second": wholes,
         "frames of an utterance": frames,
+        "share of a training's time in evaluations": evaluating / (evaluating + learning),
         "milliseconds of a step's parts": parts,
         "peak memory, MiB": memory,
         "floor": floor.describe(),
@@ -287,6 +290,10 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         for name, parts in result["milliseconds of a step's parts"].items():
             shares = ", ".join(f"{part} {value:.1f}" for part, value in parts.items())
             lines.append(f"  ms of a step's parts, {name} (one process of them): {shares}")
+        share = result["share of a training's time in evaluations"]
+        lines.append(
+            f"  evaluations take {share:.0%} of a training's time, as often and as many utterances as the homework's"
+        )
         lines.append(f"  floor: {result['floor']['seconds'] * 1000:.2f} ms, {result['floor']['bound by']}")
     return "\n".join(lines)
 

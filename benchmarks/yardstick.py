@@ -8,7 +8,7 @@ loop's is left out: the progress bar, and saving the best model to disk.
 import json
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import torch
@@ -125,14 +125,17 @@ class Homework:
         loss.backward()
         self.update()
 
-    def validate(self) -> Iterator[int]:
-        """Score crops of all utterances as the homework does its validation part; yield each batch's size when done."""
+    def validate(self) -> Generator[int, None, None]:
+        """Score crops as the homework does its validation part, over and over; yield each batch's size when done."""
         self.model.eval()
-        with torch.no_grad():
-            for batch in load(self._data, self._config, self._workers, shuffle=False):
-                self.forward(batch)
-                yield len(batch[1])
-        self.model.train()
+        try:
+            while True:
+                for batch in load(self._data, self._config, self._workers, shuffle=False):
+                    with torch.no_grad():
+                        self.forward(batch)
+                    yield len(batch[1])
+        finally:
+            self.model.train()
 
     def _rate(self, step: int) -> float:
         config = self._config

@@ -4,6 +4,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from speaker.config import TrialConfig
 from speaker.devices import Compute
@@ -31,6 +32,8 @@ class DeviceLearner(Learner):
         self._epoch, self._drawn = 0, self._batches.draw_epoch(0)
         self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}  # by whether a batch is whole: others need masks
         self.reason = self._capture() if device.type == "cuda" else f"{device.type} has none"
+        if device.type == "cuda" and self.reason:
+            tqdm.write(f"no CUDA graph, so each operation is started by itself: {self.reason}")
 
     def step(self, number: int) -> None:
         """Do a step, counted from 0."""

@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TINY = TrialConfig(
     d_model=16, nhead=2, dim_feedforward=32, batch_size=8, segment_len=24, steps=12, warmup_steps=2, valid_every=4
 )
+KILLS = int(os.environ.get("KILLS", "3"))  # how often a test of kills kills; 20 takes minutes
 STUDY = "homework-corpus"  # as a search of a folder named corpus calls it
 
 AA, AB, AC, AD = (f"Dataset.tar.gz.part{suffix}" for suffix in ("aa", "ab", "ac", "ad"))

@@ -20,7 +20,7 @@ from experiments.study import Order, Plan
 from speaker.devices import usable_cores
 from speaker.errors import UserError
 from speaker.evaluation import Protocol
-from tests.helpers import TINY, assert_whole, run, start, write_corpus
+from tests.helpers import KILLS, TINY, assert_whole, run, start, write_corpus
 
 SEARCH = ("search.py", "--data", "corpus", "--steps", "5", "--jobs", "2", "--trials")
 PLAN = Plan("s", HOMEWORK, TINY.replace(steps=4, warmup_steps=1, valid_every=2), 0, "random", "none", 4, None)
@@ -76,8 +76,8 @@ def test_two_at_once_finish_the_study_though_one_is_killed(home: Path) -> None:
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL], ids=lambda signum: signum.name)
 def test_stopped_they_stop_and_go_on(home: Path, signum: signal.Signals) -> None:
     wait = random.Random(int(signum))  # noqa: S311  # moments, not secrets
-    for _ in range(2):
-        process = start(home, *SEARCH, 6)
+    for _ in range(KILLS):
+        process = start(home, *SEARCH, 2 * KILLS)
         workers = workers_of(process)
         time.sleep(wait.uniform(0, 6))
         process.send_signal(signum)
@@ -90,9 +90,9 @@ def test_stopped_they_stop_and_go_on(home: Path, signum: signal.Signals) -> None
         while any(map(is_alive, workers)) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not any(map(is_alive, workers)), "a worker outlived the search"
-    done = run(home, *SEARCH, 6)
+    done = run(home, *SEARCH, 2 * KILLS)
     assert done.returncode == 0, done.stderr
-    assert_whole(home, 6)
+    assert_whole(home, 2 * KILLS)
 
 
 def test_when_all_are_killed_it_says_so_and_goes_on_later(home: Path) -> None:

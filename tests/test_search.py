@@ -19,7 +19,7 @@ import pytest
 
 from experiments.registry import best_runs
 from experiments.tracking import Books
-from tests.helpers import STUDY, assert_whole, environment, run, start, write_corpus
+from tests.helpers import KILLS, STUDY, assert_whole, environment, run, start, write_corpus
 
 SEARCH = ("search.py", "--data", "corpus", "--steps", "5", "--trials")
 
@@ -90,12 +90,12 @@ def test_one_point_is_tracked_like_a_trial_and_promotes(home: Path) -> None:
 
 
 def test_a_killed_training_goes_on_to_the_same_end(home: Path) -> None:
-    """Kill one training three times with SIGKILL, let it end, and compare it with one that nothing disturbed."""
+    """Kill one training again and again with SIGKILL, let it end, and compare it with one that nothing disturbed."""
     wait = random.Random(0)  # noqa: S311  # moments, not secrets
-    words = ["train_trial.py", "--data", "corpus", "--steps", "2000", "--valid-every", "150"]
+    words = ["train_trial.py", "--data", "corpus", "--steps", str(700 * KILLS), "--valid-every", "150"]
     assert run(home, *words).returncode == 0
     run_id = ""
-    for _ in range(3):
+    for _ in range(KILLS):
         process = start(home, *words, *(["--resume", run_id] if run_id else []))
         assert process.stdout is not None
         line = process.stdout.readline()
