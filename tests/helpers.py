@@ -104,7 +104,7 @@ def start(folder: Path, *words: object) -> "subprocess.Popen[str]":
 def run(folder: Path, *words: object) -> "subprocess.CompletedProcess[str]":
     """Run a command of this project in a folder to its end."""
     return subprocess.run(
-        program(*words), cwd=folder, env=environment(), capture_output=True, text=True, timeout=300, check=False
+        program(*words), cwd=folder, env=environment(), capture_output=True, text=True, timeout=600, check=False
     )
 
 

@@ -92,7 +92,7 @@ def test_one_point_is_tracked_like_a_trial_and_promotes(home: Path) -> None:
 def test_a_killed_training_goes_on_to_the_same_end(home: Path) -> None:
     """Kill one training again and again with SIGKILL, let it end, and compare it with one that nothing disturbed."""
     wait = random.Random(0)  # noqa: S311  # moments, not secrets
-    words = ["train_trial.py", "--data", "corpus", "--steps", str(700 * KILLS), "--valid-every", "150"]
+    words = ["train_trial.py", "--data", "corpus", "--steps", str(1000 + 300 * KILLS), "--valid-every", "150"]
     assert run(home, *words).returncode == 0
     run_id = ""
     for _ in range(KILLS):
