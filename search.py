@@ -92,6 +92,9 @@ def main() -> None:
                 for trial in search.trials():
                     config, result = run_trial(search.job, trial, progress.running[0])
                     progress.ended(trial.number, config, result)
+    except BrokenPipeError:  # whoever read our output is gone; no store failed
+        search.close()
+        raise
     except (UserError, *STORE_FAILURES) as error:
         with contextlib.suppress(*STORE_FAILURES):
             search.close()

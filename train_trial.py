@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speaker.cli import Parser, interruptible, run_cli, uninterrupted
+from speaker.cli import Parser, interruptible, plain_name, run_cli, uninterrupted
 from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE, PRESETS, TrialConfig
 
 if TYPE_CHECKING:  # they bring torch and mlflow, which --help does without
@@ -28,7 +28,9 @@ def parser() -> Parser:
     flags.add_argument(
         "--precision", default="auto", choices=("auto", "bf16", "fp32"), help="auto: bf16 where the hardware has it"
     )
-    flags.add_argument("--resume", metavar="RUN", help="go on with a run that was stopped, to the same end")
+    flags.add_argument(
+        "--resume", type=plain_name, metavar="RUN", help="go on with a run that was stopped, to the same end"
+    )
     flags.add_argument(
         "--tracking-uri", metavar="URL", help="MLflow's store; else $MLFLOW_TRACKING_URI, else mlruns/mlflow.db"
     )
@@ -78,13 +80,18 @@ def main() -> None:
     material = prepare(arguments.data, arguments.device, arguments.precision, STATE)
     check_batch(config, material.pack, material.protocol)
     books = Books(arguments.tracking_uri or default_tracking_uri(STATE))
-    if arguments.resume:
-        material.checkpoint(arguments.resume, config).load()  # refuses what it cannot go on from
-        run = books.reopen_run(arguments.resume, config)
-    else:
-        is_preset = arguments.preset and not given_fields(arguments).keys() - {"steps", "seed"}
-        run = books.open_run(config.label(), {"preset": arguments.preset} if is_preset else {})
-    with only_process(run.run_id), tqdm(total=config.steps, desc=config.label(), unit="step", disable=None) as bar:
+    with contextlib.ExitStack() as stack:
+        if arguments.resume:
+            stack.enter_context(only_process(arguments.resume))
+            found = material.checkpoint(arguments.resume, config).load()  # refuses what it cannot go on from
+            run = books.reopen_run(arguments.resume, config, material)
+            if not found:
+                print("It has no checkpoint yet, so it starts over.")
+        else:
+            is_preset = arguments.preset and not given_fields(arguments).keys() - {"steps", "seed"}
+            run = books.open_run(config.label(), {"preset": arguments.preset} if is_preset else {})
+            stack.enter_context(only_process(run.run_id))
+        bar = stack.enter_context(tqdm(total=config.steps, desc=config.label(), unit="step", disable=None))
         print(f"Run {run.run_id}. Should it be stopped, go on with: {resuming_command(run.run_id)}", flush=True)
         checkpoint = material.checkpoint(run.run_id, config)
         with uninterrupted(), run.guarded():

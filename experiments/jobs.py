@@ -7,6 +7,8 @@ import contextlib
 import multiprocessing
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -25,6 +27,8 @@ from speaker.devices import claim
 from speaker.errors import UserError
 from speaker.training import TrialResult
 from speaker.workers import follow_parent, out_of_reach
+
+PATIENCE_S = 30  # with workers that are told to stop: a store may be slow
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,10 @@ def _started(order: Order, jobs: int) -> Iterator[dict[Connection, SpawnProcess]
     finally:
         for process in workers.values():
             process.terminate()
+        deadline = time.monotonic() + PATIENCE_S
         for process in workers.values():
+            process.join(max(0, deadline - time.monotonic()))
+            process.kill()  # one that hangs or was stopped: what it did can be gone on from all the same
             process.join()
 
 
@@ -118,10 +125,11 @@ def _work(order: Order, connection: Connection) -> None:
     """Be a worker."""
     follow_parent()
     heed_signals()
+    tqdm.set_lock(threading.RLock())  # instead of one between processes, which a kill would leave behind
     try:
         claim(order.material.compute)
         search = order.open()
-        with uninterrupted(), _DistantBar(connection, unit="step", disable=None) as bar:
+        with uninterrupted(), _DistantBar(connection, unit="step", leave=False, disable=None) as bar:
             for trial in search.trials():
                 config, result = run_trial(search.job, trial, bar)
                 connection.send(Ended(trial.number, config, replace(result, weights={})))
@@ -142,6 +150,6 @@ class _DistantBar(tqdm):  # type: ignore[misc]  # tqdm has no types
         self._connection = connection
         super().__init__(**options)
 
-    def display(self, *_: object, **__: object) -> None:
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:  # noqa: ARG002  # tqdm's names
         """Send what would be shown."""
-        self._connection.send(Moved(str(self)))
+        self._connection.send(Moved(str(self) if msg is None else msg))

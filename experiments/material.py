@@ -28,7 +28,8 @@ class Material:
     def tags(self) -> dict[str, str]:
         """Return the tags of a run on this material."""
         protocols = {f"protocol.{name.rpartition('_')[2]}": text for name, text in self.protocol.describe().items()}
-        return {"corpus": self.corpus.name, "corpus.digest": self.pack.digest, **protocols, **self.origin}
+        data = {"corpus": self.corpus.name, "corpus.digest": self.pack.digest, "precision": self.compute.precision_name}
+        return {**data, **protocols, **self.origin}
 
     def checkpoint(self, run_id: str, config: TrialConfig) -> Checkpoint:
         """Return where a run's training keeps what it needs to go on after a kill."""

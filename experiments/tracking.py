@@ -181,8 +181,11 @@ class Books:
         self.client.set_tag(run_id, "state", "running")
         return TrackedRun(self.client, run_id, name, self._clock)
 
-    def reopen_run(self, run_id: str, config: TrialConfig) -> TrackedRun:
-        """Open a run that was stopped, to go on with it. Raises UserError for one that ended or is of another point."""
+    def reopen_run(self, run_id: str, config: TrialConfig, material: Material) -> TrackedRun:
+        """Open a run that was stopped, to go on with it.
+
+        Raises UserError for one that ended, and for one of another point, corpus, protocol or precision.
+        """
         try:
             run = self.client.get_run(run_id)
         except MlflowException:
@@ -191,14 +194,16 @@ class Books:
             raise UserError(f"--resume goes on with runs of train_trial.py, but {run_id} is none; run search.py again")
         if (state := run.data.tags.get("state")) not in ("running", "interrupted"):
             raise UserError(f"--resume must name a run that was stopped, but {run_id} has ended: {state}")
-        fields = config.to_dict().items()
+        must_be = {name: value for name, value in material.tags().items() if name not in {"corpus", *material.origin}}
+        must_be |= {name: str(value) for name, value in config.to_dict().items()}
+        was = {**run.data.params, **run.data.tags}
         changes = [
-            f"{name} is {run.data.params[name]} there and {value} here"
-            for name, value in fields
-            if run.data.params.get(name, str(value)) != str(value)
+            f"{name} is {was[name]} there and {value} here"
+            for name, value in must_be.items()
+            if was.get(name, value) != value
         ]
         if changes:
-            raise UserError(f"run {run_id} is of another point: {'; '.join(changes)}; give the flags it began with")
+            raise UserError(f"run {run_id} is of another training: {'; '.join(changes)}; give the flags it began with")
         return self.open_run(config.label(), {}, run_id=run_id)
 
     def find_run(self, study: str, number: int) -> str | None:

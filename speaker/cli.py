@@ -114,6 +114,8 @@ def heed_signals() -> None:
     """Let Ctrl-C and SIGTERM raise Interrupted in this process, the first time that one comes."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _interrupt)
+    signal.signal(signal.SIGALRM, _interrupt_again)
+    sys.unraisablehook = _keep_interruption
 
 
 @contextlib.contextmanager
@@ -139,6 +141,7 @@ class _Signals:
 
     deferred: bool = False
     pending: int | None = None
+    seen: bool = False  # a second signal must not break the tidying up after the first
 
 
 _signals = _Signals()
@@ -164,8 +167,20 @@ def _raise_pending() -> None:
 
 
 def _interrupt(signum: int, _frame: FrameType | None) -> None:
-    """Raise once, or when it may; a second signal must not break the tidying up after the first."""
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
-    _signals.pending = signum
+    """Raise once, or when it may."""
+    if not _signals.seen:
+        _signals.seen, _signals.pending = True, signum
+        _raise_pending()
+
+
+def _interrupt_again(_signum: int, _frame: FrameType | None) -> None:
     _raise_pending()
+
+
+def _keep_interruption(lost: "sys.UnraisableHookArgs") -> None:
+    """Raise an interruption again a moment later: where it struck in a destructor or a callback, Python drops it."""
+    if isinstance(lost.exc_value, Interrupted):
+        _signals.pending = lost.exc_value.signum
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+    else:
+        sys.__unraisablehook__(lost)

@@ -37,13 +37,17 @@ class Compute:
         """Into how many parts a batch is cut, each computed by a thread of its own."""
         return min(self.threads, MOST_SHARDS) if self.device.type == "cpu" else 1
 
+    @property
+    def precision_name(self) -> str:
+        """The precision by the name that a user gives it."""
+        return next(name for name, dtype in PRECISIONS.items() if dtype == self.precision)
+
     def describe(self) -> str:
         """Return it in words. On a CPU results are bit-equal only for the same number of threads."""
-        name = next(name for name, dtype in PRECISIONS.items() if dtype == self.precision)
         if self.device.type == "cuda":
-            return f"cuda: {torch.cuda.get_device_name(self.device)}, {name}"
+            return f"cuda: {torch.cuda.get_device_name(self.device)}, {self.precision_name}"
         threads = f", {self.threads} thread{'s' * (self.threads > 1)}" if self.device.type == "cpu" else ""
-        return f"{self.device.type}, {name}{threads}"
+        return f"{self.device.type}, {self.precision_name}{threads}"
 
 
 class Crew:

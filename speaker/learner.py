@@ -114,6 +114,10 @@ class Learner(ABC):
         """Return the sum of the losses since the last `take_totals`. This waits for the device."""
         return float(self._totals[0])
 
+    def is_finite(self) -> bool:
+        """Tell whether all weights are numbers. This waits for the device."""
+        return bool(self.weights.isfinite().all())
+
     def named_weights(self) -> dict[str, Tensor]:
         """Return a copy of the float32 weights by name, on the CPU."""
         flat = self.weights.detach().to("cpu", copy=True)

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,12 +15,16 @@ from torch import Tensor
 from speaker.config import TrialConfig
 from speaker.errors import UserError
 from speaker.evaluation import OBJECTIVE, Protocol
-from speaker.files import canonical_json, parse_json, write_atomically
+from speaker.files import canonical_json, parse_json, read_bounded, write_atomically
 from speaker.pack import Pack
 
 MOST_OFTEN_S = 1.0  # between two checkpoints
 SHARE = 0.02  # of a training's time that writing them may take
-DECIDING = ("config", "dropout", "evaluation", "fused", "graph", "learner", "model", "pack", "seeding", "training")
+DECIDING = (
+    "config", "corpus", "devices", "dropout", "evaluation", "fused", "graph", "learner", "model", "pack", "resume",
+    "seeding", "training",
+)  # fmt: skip
+MOST_BYTES = 16 << 30
 ABOUT = "about"  # the tensor that holds what is not a tensor, as JSON
 
 
@@ -86,22 +89,20 @@ class Checkpoint:
         """Return what was saved last, or None. Raises UserError for a damaged file or one of another training."""
         if self._path is None or not self._path.exists():
             return None
-        about, tensors = _read(self._path)
-        written = about["identity"]
+        written, course, learner = _read(self._path)
         keys = [key for key in (*self._identity, *written) if self._identity.get(key) != written.get(key)]
         if keys:
             changes = "; ".join(
                 f"{key} is {written.get(key)} there and {self._identity.get(key)} here" for key in dict.fromkeys(keys)
             )
             raise OtherTrainingError(f"{self._path} must be of this training, but is of another: {changes}")
-        course = Course(**about["course"], weights=_under("best/", tensors))
-        course.rows = [(step, metrics) for step, metrics in course.rows]
-        return course, _under("learner/", tensors)
+        return course, learner
 
     def remove(self) -> None:
         """Remove the file of a training that has ended."""
         if self._path is not None:
-            self._path.unlink(missing_ok=True)
+            for path in (self._path, *self._path.parent.glob(f".{self._path.name}.*.partial")):  # left by kills
+                path.unlink(missing_ok=True)
 
 
 def identity(config: TrialConfig, pack: Pack, protocol: Protocol, precision: torch.dtype) -> dict[str, str]:
@@ -123,16 +124,20 @@ def _code() -> str:
     return hashlib.sha256(sources).hexdigest()[:12]
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    data = path.read_bytes()
+def _read(path: Path) -> tuple[dict[str, str], Course, dict[str, Tensor]]:
+    """Return a checkpoint's identity and what it holds."""
+    data = read_bounded(path, MOST_BYTES)
     digest, data = data[:32], data[32:]
     damaged = UserError(f"{path} must be a whole checkpoint, but is damaged; delete it to start over")
     if hashlib.sha256(data).digest() != digest:
         raise damaged
     try:
         tensors = load(data)
-        return parse_json(bytes(tensors[ABOUT].numpy()), path), tensors
-    except (SafetensorError, KeyError) as error:
+        about = parse_json(bytes(tensors[ABOUT].numpy()), path)
+        course = Course(**about["course"], weights=_under("best/", tensors))
+        course.rows = [(step, metrics) for step, metrics in course.rows]
+        return dict(about["identity"]), course, _under("learner/", tensors)
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise damaged from error
 
 

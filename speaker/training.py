@@ -118,8 +118,9 @@ def _train(
                 metrics = _measure(config, course, learner)
                 metrics["speed/steps_per_s"] = (course.step - first) / max(clock() - since, 1e-9)
                 metrics |= evaluate(learner.model)
-                if not (math.isfinite(metrics["train/loss"]) and math.isfinite(metrics["valid/loss_whole"])):
-                    reason = f"diverged: a loss is not finite any more at step {course.step}"
+                losses = metrics["train/loss"], metrics["valid/loss_whole"]
+                if not (all(map(math.isfinite, losses)) and learner.is_finite()):
+                    reason = f"diverged: a loss or a weight is not finite any more at step {course.step}"
                     break
                 course.add(metrics, learner.named_weights)
             if checkpoint.due():

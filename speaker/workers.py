@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 
 from speaker.cli import uninterrupted
 
@@ -13,6 +14,7 @@ from speaker.cli import uninterrupted
 @contextlib.contextmanager
 def out_of_reach() -> Iterator[None]:
     """Start processes that Ctrl-C does not reach, from their first moment: it is for their parent to end them."""
+    resource_tracker.ensure_running()  # when the first process starts this one, it lets signals through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         with uninterrupted():

@@ -94,11 +94,12 @@ def environment() -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
-def start(folder: Path, *words: object) -> "subprocess.Popen[str]":
-    """Start a command of this project in a folder."""
+def start(folder: Path, *words: object, start_new_session: bool = False) -> "subprocess.Popen[str]":
+    """Start a command of this project in a folder, and if asked as the head of a process group."""
     return subprocess.Popen(
-        program(*words), cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        program(*words), cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=start_new_session,
+    )  # fmt: skip
 
 
 def run(folder: Path, *words: object) -> "subprocess.CompletedProcess[str]":

@@ -1,22 +1,26 @@
 import os
 import signal
+import sys
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from speaker import cli
-from speaker.cli import Interrupted, interruptible, printable, uninterrupted
+from speaker.cli import Interrupted, heed_signals, interruptible, printable, uninterrupted
 
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
     """Install the program's handlers, as run_cli does, and put the others back."""
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
-    for signum in before:
-        signal.signal(signum, cli._interrupt)
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    hook = sys.unraisablehook
+    heed_signals()
     yield
+    sys.unraisablehook = hook
     for signum, handler in before.items():
         signal.signal(signum, handler)
+    cli._signals.seen, cli._signals.pending = False, None
 
 
 def send(signum: signal.Signals) -> None:
@@ -65,6 +69,37 @@ def test_a_signal_comes_through_in_the_interruptible_part_and_tidying_up_goes_on
             send(signal.SIGTERM)
             tidied.append(True)
     assert tidied == [True]
+
+
+class Struck:
+    """Is hit by a signal while it is being destroyed, where Python drops what is raised."""
+
+    def __del__(self) -> None:
+        send(signal.SIGTERM)
+
+
+def test_a_signal_that_strikes_in_a_destructor_is_not_lost() -> None:
+    with pytest.raises(Interrupted):
+        outlive(Struck())
+
+
+def outlive(struck: Struck) -> None:
+    del struck
+    time.sleep(5)
+    pytest.fail("it should have been interrupted")
+
+
+def test_both_signals_at_once_are_one() -> None:
+    with pytest.raises(Interrupted):
+        send_both()
+    time.sleep(0.01)
+
+
+def send_both() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    send(signal.SIGINT)
+    send(signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
 
 
 def test_no_terminal_obeys_an_error() -> None:

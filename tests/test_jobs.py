@@ -52,6 +52,13 @@ def workers_of(process: "subprocess.Popen[str]", count: int = 2) -> list[int]:
     raise AssertionError(f"it has no {count} workers")
 
 
+def blocked_signals(process_id: int) -> set[int]:
+    """Return the signals that do not reach a process."""
+    status = Path(f"/proc/{process_id}/status").read_text()
+    mask = int(next(line.split()[1] for line in status.splitlines() if line.startswith("SigBlk")), 16)
+    return {number for number in range(1, 65) if mask >> (number - 1) & 1}
+
+
 def is_alive(process_id: int) -> bool:
     """Tell whether a process runs: one that has ended and was not reaped does not."""
     try:
@@ -73,14 +80,19 @@ def test_two_at_once_finish_the_study_though_one_is_killed(home: Path) -> None:
     assert_whole(home, 5)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL], ids=lambda signum: signum.name)
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda signum: signum.name)
 def test_stopped_they_stop_and_go_on(home: Path, signum: signal.Signals) -> None:
+    """Ctrl-C goes to the workers, too, as a terminal sends it; it is for their parent alone."""
     wait = random.Random(int(signum))  # noqa: S311  # moments, not secrets
     for _ in range(KILLS):
-        process = start(home, *SEARCH, 2 * KILLS)
+        process = start(home, *SEARCH, 2 * KILLS, start_new_session=True)
         workers = workers_of(process)
+        assert all(signal.SIGINT in blocked_signals(worker) for worker in workers)
         time.sleep(wait.uniform(0, 6))
-        process.send_signal(signum)
+        if signum == signal.SIGINT:
+            os.killpg(process.pid, signum)
+        else:
+            process.send_signal(signum)
         _, errors = process.communicate(timeout=60)
         if process.returncode == 0:
             break  # it was done before the signal came

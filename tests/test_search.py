@@ -16,9 +16,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 from experiments.registry import best_runs
 from experiments.tracking import Books
+from speaker.devices import find_precision
 from tests.helpers import KILLS, STUDY, assert_whole, environment, run, start, write_corpus
 
 SEARCH = ("search.py", "--data", "corpus", "--steps", "5", "--trials")
@@ -111,7 +113,18 @@ def test_a_killed_training_goes_on_to_the_same_end(home: Path) -> None:
     other = run(home, *words, "--resume", run_id, "--lr", "0.5")
     assert other.returncode == 2
     assert "must be of this training, but is of another: config.lr is 0.001 there and 0.5 here" in other.stderr
+    other_precision = "bf16" if find_precision("auto", torch.device("cpu")) == torch.float32 else "fp32"
+    lower = run(home, *words, "--resume", run_id, "--precision", other_precision)
+    assert lower.returncode == 2
+    assert "precision is " in lower.stderr
     whole = checkpoint.read_bytes()
+    partial = checkpoint.with_name(f".{checkpoint.name}.12345.partial")
+    partial.write_bytes(whole[:500])  # as a kill in the middle of writing leaves it
+    checkpoint.unlink()
+    write_corpus(home / "other", speakers=3, per_speaker=14, frames=(4, 9), seed=1)
+    foreign = run(home, *words[:2], "other", *words[3:], "--resume", run_id)
+    assert foreign.returncode == 2
+    assert "is of another training: corpus.digest is " in foreign.stderr
     checkpoint.write_bytes(whole[:1000])
     cut = run(home, *words, "--resume", run_id)
     assert cut.returncode == 2
@@ -120,6 +133,7 @@ def test_a_killed_training_goes_on_to_the_same_end(home: Path) -> None:
     done = run(home, *words, "--resume", run_id)
     assert done.returncode == 0, done.stderr
     assert not checkpoint.exists()
+    assert not partial.exists()
 
     books = Books(f"sqlite:///{home}/mlruns/mlflow.db")
     one, other = books.runs("tags.kind = 'trial'")
@@ -316,7 +330,8 @@ def test_help_names_every_flag() -> None:
         (("train_trial.py", "--steps", "0"), "steps must be at least 1"),
         (("train_trial.py", "--preset", "mine"), "--preset: invalid choice"),
         (("train_trial.py", "--data", "corpus", "--batch-size", "8", "--resume", "f0"), "--resume must name a run"),
-        (("train_trial.py", "--data", "corpus", "--batch-size", "8", "--resume", "../x"), "--resume must name a run"),
+        (("train_trial.py", "--data", "corpus", "--resume", "../x"), "--resume: must be of letters"),
+        (("train_trial.py", "--data", "corpus", "--resume", ""), "--resume: must be of letters"),
         (("search.py", "--precision", "fp8"), "--precision: invalid choice"),
         (("experiments", "promote", "--study", "none"), "there are no runs yet|there is no study"),
         (("experiments", "compare", "--study", "it's"), "--study: must be of letters"),
