@@ -163,3 +163,11 @@ def test_weights_have_the_models_names_and_are_copies(pack: Pack) -> None:
     learner.step(1)
     assert all(torch.equal(value, before[name]) for name, value in named.items())
     assert all(torch.equal(value, learner.model.state_dict()[name]) for name, value in learner.named_weights().items())
+
+
+def test_a_weight_that_is_no_number_is_noticed(pack: Pack) -> None:
+    learner = learned(TINY, pack, Compute(), 1)
+    assert learner.is_finite()
+    with torch.no_grad():
+        learner.weights[-1] = -math.nan
+    assert not learner.is_finite()

@@ -1,3 +1,4 @@
+import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -179,3 +180,20 @@ def test_a_full_disk_leaves_the_last_one(written: Path, pack: Pack, monkeypatch:
         run(pack, open_checkpoint(written, pack), {})
     assert written.read_bytes() == before
     assert [path.name for path in written.parent.iterdir()] == ["c"]
+
+
+def test_what_is_no_file_is_refused_and_not_waited_for(pack: Pack, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("/dev/zero")
+    for name in ("pipe", "folder", "link"):
+        with pytest.raises(UserError, match="must be a"):
+            open_checkpoint(tmp_path / name, pack).load()
+
+
+def test_a_writer_that_was_killed_leaves_nothing_behind_the_end(pack: Pack, tmp_path: Path) -> None:
+    (tmp_path / ".c.99.partial").write_bytes(b"half")
+    checkpoint = open_checkpoint(tmp_path / "c", pack)
+    run(pack, checkpoint, {})
+    checkpoint.remove()
+    assert list(tmp_path.iterdir()) == []
