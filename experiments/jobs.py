@@ -72,9 +72,11 @@ def run_at_once(order: Order, jobs: int, progress: Progress) -> None:
                 except (EOFError, ConnectionResetError):
                     _see_off(workers.pop(connection), len(workers))
                     continue
+                bar = progress.running[places[connection]]
                 if isinstance(said, Moved):
-                    progress.running[places[connection]].set_description_str(said.text)
+                    bar.set_description_str(said.text)
                 elif isinstance(said, Ended):
+                    bar.set_description_str("")
                     progress.ended(said.number, said.config, said.result)
                 elif said.is_bug:
                     raise RuntimeError(f"a worker met a bug:\n{said.reason}")
