@@ -41,30 +41,36 @@ def order(state: Path, material: Material) -> Order:
 
 
 def workers_of(process: "subprocess.Popen[str]", count: int = 2) -> list[int]:
-    """Return the process ids of a search's workers, once it has started so many."""
+    """Return the process ids of a search's workers, once it has started so many; none when it ends without them."""
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
+    while process.poll() is None:
+        assert time.monotonic() < deadline, f"it has no {count} workers"
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        found = [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        found = [int(child) for child in children if "spawn_main" in read_about(child, "cmdline")]
         if len(found) == count:
             return found
         time.sleep(0.05)
-    raise AssertionError(f"it has no {count} workers")
+    return []
+
+
+def read_about(process_id: int | str, name: str) -> str:
+    """Return what the kernel says of a process; nothing when it is gone."""
+    try:
+        return Path(f"/proc/{process_id}/{name}").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def blocked_signals(process_id: int) -> set[int]:
     """Return the signals that do not reach a process."""
-    status = Path(f"/proc/{process_id}/status").read_text()
+    status = read_about(process_id, "status")
     mask = int(next(line.split()[1] for line in status.splitlines() if line.startswith("SigBlk")), 16)
     return {number for number in range(1, 65) if mask >> (number - 1) & 1}
 
 
 def is_alive(process_id: int) -> bool:
     """Tell whether a process runs: one that has ended and was not reaped does not."""
-    try:
-        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    return read_about(process_id, "stat").rpartition(")")[2].split()[:1] not in ([], ["Z"])
 
 
 def test_two_at_once_finish_the_study_though_one_is_killed(home: Path) -> None:
@@ -85,11 +91,11 @@ def test_stopped_they_stop_and_go_on(home: Path, signum: signal.Signals) -> None
     """Ctrl-C goes to the workers, too, as a terminal sends it; it is for their parent alone."""
     wait = random.Random(int(signum))  # noqa: S311  # moments, not secrets
     for _ in range(KILLS):
-        process = start(home, *SEARCH, 2 * KILLS, start_new_session=True)
+        process = start(home, *SEARCH, 3 * KILLS, start_new_session=True)
         workers = workers_of(process)
         assert all(signal.SIGINT in blocked_signals(worker) for worker in workers)
         time.sleep(wait.uniform(0, 6))
-        if signum == signal.SIGINT:
+        if signum == signal.SIGINT and process.poll() is None:
             os.killpg(process.pid, signum)
         else:
             process.send_signal(signum)
@@ -102,9 +108,9 @@ def test_stopped_they_stop_and_go_on(home: Path, signum: signal.Signals) -> None
         while any(map(is_alive, workers)) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not any(map(is_alive, workers)), "a worker outlived the search"
-    done = run(home, *SEARCH, 2 * KILLS)
+    done = run(home, *SEARCH, 3 * KILLS)
     assert done.returncode == 0, done.stderr
-    assert_whole(home, 2 * KILLS)
+    assert_whole(home, 3 * KILLS)
 
 
 def test_when_all_are_killed_it_says_so_and_goes_on_later(home: Path) -> None:
