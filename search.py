@@ -33,7 +33,7 @@ def parser() -> Parser:
     flags.add_argument("--timeout", type=positive_float, metavar="SECONDS", help="start no new trial after this time")
     flags.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     flags.add_argument(
-        "--precision", default="auto", choices=("auto", "bf16", "fp32"), help="auto: bf16 where the hardware has it"
+        "--precision", default="auto", choices=("auto", "bf16", "fp16", "fp32"), help="auto: the fastest there is"
     )
     flags.add_argument("--jobs", type=positive_int, default=1, help="how many trials this machine trains at once")
     flags.add_argument(
@@ -52,14 +52,15 @@ def main() -> None:
     from experiments.jobs import run_at_once
     from experiments.leaderboard import ranked, table
     from experiments.locks import masked
-    from experiments.material import prepare
+    from experiments.material import prepare, settle
     from experiments.progress import Progress
     from experiments.space import find_space
     from experiments.study import Order, Plan, default_storage
     from experiments.tracking import default_tracking_uri
     from experiments.trial import STORE_FAILURES, run_trial, store_failed
     from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE
-    from speaker.errors import UserError
+    from speaker.errors import DeviceLostError, UserError
+    from speaker.lookahead import describe
     from speaker.training import check_batch
 
     space = find_space(arguments.space)
@@ -78,16 +79,20 @@ def main() -> None:
         timeout=arguments.timeout,
     )
     check_batch(plan.base, material.pack, material.protocol)
-    order = Order(plan, material, storage_url, tracking_uri)
-    search = order.open()
+    search = Order(plan, material, storage_url, tracking_uri).open()
     try:
-        device = material.origin["device"]
-        print(f"Study {plan.name}: {plan.trials} trials of {plan.base.steps:,} steps on {device}.", flush=True)
         done = search.finished()
+        if len(done) < plan.trials:
+            points = space.points(plan.base)
+            material, costs = settle(material, (points[0], points[-1]), arguments.jobs)
+            search.use(material)
+            device = material.origin["device"]
+            print(f"Study {plan.name}: {plan.trials} trials of {plan.base.steps:,} steps on {device}.")
+            print(describe(points, costs, plan.trials - len(done), material.compute, arguments.jobs), flush=True)
         at_once = max(1, min(arguments.jobs, plan.trials - len(done)))
         with uninterrupted(), Progress(search.job, plan.trials, done, at_once) as progress:
             if at_once > 1:
-                run_at_once(order, at_once, progress)
+                run_at_once(Order(plan, material, storage_url, tracking_uri), at_once, progress)
             else:
                 for trial in search.trials():
                     config, result = run_trial(search.job, trial, progress.running[0])
@@ -98,6 +103,8 @@ def main() -> None:
     except (UserError, *STORE_FAILURES) as error:
         with contextlib.suppress(*STORE_FAILURES):
             search.close()
+        if isinstance(error, DeviceLostError):
+            raise DeviceLostError(f"{error}; run the same command to go on") from error
         raise error if isinstance(error, UserError) else store_failed(error) from error
     except BaseException:
         search.close()

@@ -26,7 +26,7 @@ def parser() -> Parser:
     flags.add_argument("--data", type=Path, metavar="FOLDER", help="corpus; without one, the built-in demo corpus")
     flags.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     flags.add_argument(
-        "--precision", default="auto", choices=("auto", "bf16", "fp32"), help="auto: bf16 where the hardware has it"
+        "--precision", default="auto", choices=("auto", "bf16", "fp16", "fp32"), help="auto: the fastest there is"
     )
     flags.add_argument(
         "--resume", type=plain_name, metavar="RUN", help="go on with a run that was stopped, to the same end"
@@ -73,12 +73,15 @@ def main() -> None:
     # Late: torch and mlflow take seconds to import, and --help needs neither.
     from tqdm import tqdm
 
-    from experiments.material import prepare
+    from experiments.material import prepare, settle
     from experiments.tracking import Books, default_tracking_uri
+    from speaker.lookahead import describe
     from speaker.training import check_batch, train
 
     material = prepare(arguments.data, arguments.device, arguments.precision, STATE)
     check_batch(config, material.pack, material.protocol)
+    material, costs = settle(material, [config])
+    print(f"On {material.origin['device']}. {describe([config], costs, 1, material.compute)}")
     books = Books(arguments.tracking_uri or default_tracking_uri(STATE))
     with contextlib.ExitStack() as stack:
         if arguments.resume:

@@ -8,8 +8,9 @@ import torch
 
 from speaker.config import TrialConfig
 from speaker.devices import Compute
+from speaker.model import count_operations
 
-N_MELS, SPEAKERS = 40, 600
+SPEAKERS = 600
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,6 @@ class Floor:
             "seconds": self.seconds,
             "bound by": bound,
         }
-
-
-def count_operations(config: TrialConfig) -> float:
-    """Return the floating-point operations of a step: the products' alone, twice as many backward as forward."""
-    width, frames = config.d_model, config.segment_len
-    layer = 2 * (width * 3 * width + width * width + 2 * width * config.dim_feedforward) + 4 * frames * width
-    frame = 2 * N_MELS * width + config.num_layers * layer
-    head = 2 * (width * width + width * SPEAKERS)
-    return 3.0 * config.batch_size * (frames * frame + head)
 
 
 def count_traffic(config: TrialConfig) -> float:

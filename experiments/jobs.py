@@ -23,8 +23,9 @@ from experiments.study import Order
 from experiments.trial import STORE_FAILURES, run_trial, store_failed
 from speaker.cli import Interrupted, heed_signals, interruptible, uninterrupted
 from speaker.config import TrialConfig
+from speaker.cuda import noticing_loss
 from speaker.devices import claim
-from speaker.errors import UserError
+from speaker.errors import DeviceLostError, UserError
 from speaker.training import TrialResult
 from speaker.workers import follow_parent, out_of_reach
 
@@ -53,13 +54,14 @@ class Failed:
 
     reason: str
     is_bug: bool = False
+    is_lost: bool = False  # its device is, for this process alone
 
 
 def run_at_once(order: Order, jobs: int, progress: Progress) -> None:
     """Work at a study with `jobs` processes until it is finished or time is up, and show what they say.
 
-    One that fails ends them all: UserError says why, or RuntimeError where that is a bug. One that is killed does not;
-    UserError when all are.
+    One that fails ends them all: UserError says why, or RuntimeError where that is a bug. One that is killed, or loses
+    its device, does not; UserError when all are.
     """
     with _started(order, jobs) as workers:
         places = {connection: place for place, connection in enumerate(workers)}
@@ -80,6 +82,8 @@ def run_at_once(order: Order, jobs: int, progress: Progress) -> None:
                     progress.ended(said.number, said.config, said.result)
                 elif said.is_bug:
                     raise RuntimeError(f"a worker met a bug:\n{said.reason}")
+                elif said.is_lost:
+                    _see_off(workers.pop(connection), len(workers), said.reason)
                 else:
                     raise UserError(said.reason)
 
@@ -108,19 +112,25 @@ def _started(order: Order, jobs: int) -> Iterator[dict[Connection, SpawnProcess]
             process.join()
 
 
-def _see_off(process: SpawnProcess, others: int) -> None:
-    """Wait for a worker that says no more to end. Raises UserError when it was killed and no other is left."""
+def _see_off(process: SpawnProcess, others: int, lost: str = "") -> None:
+    """Wait for a worker that says no more to end; `lost` says how it lost its device.
+
+    Raises UserError when it was killed and no other is left, DeviceLostError when it lost its device.
+    """
     process.join()
     code = process.exitcode or 0
-    if code == 0:
-        return
-    end = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    if not others:
-        raise UserError(
-            f"one worker must live to the end, but all were killed, {process.name} by {end}; if memory is short, use "
-            "fewer --jobs; run the same command to go on"
-        )
-    tqdm.write(f"{process.name} was killed ({end}); the other {others} go on")
+    if lost:
+        if not others:
+            raise DeviceLostError(lost)
+        tqdm.write(f"{process.name} ended: {lost}; the other {others} go on")
+    elif code:
+        end = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        if not others:
+            raise UserError(
+                f"one worker must live to the end, but all were killed, {process.name} by {end}; if memory is short, "
+                "use fewer --jobs; run the same command to go on"
+            )
+        tqdm.write(f"{process.name} was killed ({end}); the other {others} go on")
 
 
 def _work(order: Order, connection: Connection) -> None:
@@ -129,7 +139,8 @@ def _work(order: Order, connection: Connection) -> None:
     heed_signals()
     tqdm.set_lock(threading.RLock())  # instead of one between processes, which a kill would leave behind
     try:
-        claim(order.material.compute)
+        with noticing_loss(order.material.compute.device):
+            claim(order.material.compute)
         search = order.open()
         with uninterrupted(), _DistantBar(connection, unit="step", leave=False, disable=None) as bar:
             for trial in search.trials():
@@ -138,7 +149,7 @@ def _work(order: Order, connection: Connection) -> None:
     except Interrupted as stop:
         sys.exit(128 + stop.signum)
     except UserError as error:
-        connection.send(Failed(str(error)))
+        connection.send(Failed(str(error), is_lost=isinstance(error, DeviceLostError)))
     except STORE_FAILURES as error:
         connection.send(Failed(str(store_failed(error))))
     except Exception:

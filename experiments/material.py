@@ -1,13 +1,20 @@
 """What every trial of a search shares: the data on its device, how it is scored, and where the numbers come from."""
 
-from dataclasses import dataclass
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+from speaker import lookahead
 from speaker.check import check_quickly
 from speaker.config import TrialConfig
 from speaker.corpus import Corpus, read_corpus
-from speaker.devices import Compute, claim, find_compute
+from speaker.cuda import is_out_of_memory, release_memory, share_memory
+from speaker.devices import Compute, find_compute
+from speaker.errors import UserError
 from speaker.evaluation import Protocol
+from speaker.lookahead import Cost
 from speaker.origin import origin
 from speaker.pack import Pack, open_pack
 from speaker.resume import Checkpoint, identity
@@ -38,12 +45,11 @@ class Material:
 
 
 def prepare(data: Path | None, device_name: str, precision_name: str, state: Path, jobs: int = 1) -> Material:
-    """Read a corpus, or make the demo corpus in the folder `state`, and put its pack on a device.
+    """Read a corpus, or make the demo corpus in the folder `state`, and open its pack, on the CPU for the time being.
 
     It will be computed on by `jobs` processes. Raises UserError for a corpus or a device that cannot be used.
     """
     compute = find_compute(device_name, precision_name, jobs)
-    claim(compute)
     folder = data or state / "demo"
     if data is None and not folder.exists():
         print(f"No --data given: making the demo corpus of invented speakers in {folder}, once.")
@@ -53,5 +59,32 @@ def prepare(data: Path | None, device_name: str, precision_name: str, state: Pat
     if warnings.counts:
         print("\n".join(warnings.lines("warnings")))
     pack = open_pack(corpus, state / "packs")
-    pack = pack.to(compute.device)
     return Material(corpus, pack, Protocol(), compute, state / "checkpoints", origin(compute))
+
+
+def settle(material: Material, points: Sequence[TrialConfig], jobs: int = 1) -> tuple[Material, list[Cost]]:
+    """Put the pack on the device and look ahead: do a few steps of some points, and take what works from then on.
+
+    Prints what does not. Returns the material to compute with in each of `jobs` processes, and what the points cost.
+    Raises UserError when the device cannot compute, or has too little memory.
+    """
+    compute, pack, costs = lookahead.settle(points, partial(_put, material.pack), material.protocol, material.compute)
+    for fallback in compute.fallbacks:
+        print(f"warning: {fallback}", file=sys.stderr)
+    if compute.device.type == "cuda" and jobs > 1:
+        release_memory()
+        compute = replace(compute, memory_fraction=share_memory(compute.device, jobs))
+    return replace(material, pack=pack, compute=compute, origin={**material.origin, **origin(compute)}), costs
+
+
+def _put(pack: Pack, compute: Compute) -> Pack:
+    try:
+        return pack.to(compute.device, compute.precision)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        size = pack.frames.nbytes / 2**30
+        raise UserError(
+            f"the corpus must fit into the memory of {compute.device}, but takes {size:.1f} GiB there; free some, or "
+            "use --device cpu"
+        ) from error

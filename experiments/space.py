@@ -1,5 +1,6 @@
 """The only file with ranges: named search spaces, and the homework's points in them."""
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,6 +8,7 @@ import optuna
 
 from speaker.config import ACTIVATIONS, PRESETS, TrialConfig
 from speaker.errors import UserError
+from speaker.model import count_operations
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,13 @@ class Space:
         for name, (low, high) in self.log_floats.items():
             values[name] = trial.suggest_float(name, low, high, log=True)
         return base.replace(**values)
+
+    def points(self, base: TrialConfig) -> list[TrialConfig]:
+        """Return every combination of the values that can be counted, over those of `base`, smallest models first."""
+        counted = {**self.choices, **{name: range(low, high + 1) for name, (low, high) in self.integers.items()}}
+        combinations = itertools.product(*counted.values())
+        points = [base.replace(**dict(zip(counted, values, strict=True))) for values in combinations]
+        return sorted(points, key=count_operations)
 
     def presets(self) -> list[tuple[str, dict[str, Any]]]:
         """Return the homework's points by name, as values of the fields that this space varies."""

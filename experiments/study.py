@@ -9,7 +9,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,11 @@ class Search:
             self.study.set_user_attr(PARENT, parent)
         self.job = Job(self.study, plan.space, plan.base, plan.seed, material, books, parent)
         self._close_ended_runs()
+
+    def use(self, material: Material) -> None:
+        """Compute with this material from now on: the same data, on the device that they were put on."""
+        self.job = replace(self.job, material=material)
+        self._books.tag_run(self.job.parent, material.tags())
 
     def finished(self) -> list[FrozenTrial]:
         """Return the trials that have ended: complete, pruned or failed."""

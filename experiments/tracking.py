@@ -25,7 +25,7 @@ from experiments.locks import masked
 from experiments.material import Material
 from speaker.checkpoint import save_model
 from speaker.config import TrialConfig
-from speaker.errors import UserError
+from speaker.errors import DeviceLostError, UserError
 from speaker.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, OBJECTIVE
 from speaker.files import canonical_json, create_once
 from speaker.training import Metrics, TrialResult
@@ -81,6 +81,8 @@ class TrackedRun:
                 )
                 self._client.log_artifacts(self.run_id, folder, MODEL_FOLDER)
             self._client.set_tag(self.run_id, SHA256, sha256)
+        if result.fallback:
+            self._client.set_tag(self.run_id, "device.fallback", result.fallback)
         self._log_once(SECONDS, summary, result.steps)
 
     @contextlib.contextmanager
@@ -94,6 +96,9 @@ class TrackedRun:
             raise
         except KeyboardInterrupt:
             self.close("interrupted", "stopped by the user")
+            raise
+        except DeviceLostError as error:
+            self.close("interrupted", str(error))
             raise
         except Exception as error:
             self.close("failed", describe_error(error))
@@ -162,6 +167,10 @@ class Books:
         self.client.log_batch(run_id, params=batch, tags=_tags({**tags, **material.tags(), "state": "running"}))
         self.client.log_inputs(run_id, [_dataset(material)])
         return run_id
+
+    def tag_run(self, run_id: str, tags: dict[str, str]) -> None:
+        """Set tags of a run."""
+        self.client.log_batch(run_id, tags=_tags(tags))
 
     def close_study(self, run_id: str, state: str, best_so_far: list[tuple[int, int, float]]) -> None:
         """End a study's parent run; `best_so_far` is (trial number, milliseconds, best accuracy)."""

@@ -12,13 +12,14 @@ from experiments.space import Space
 from experiments.tracking import STORE_ERRORS, Books, TrackedRun, describe_error
 from speaker.cli import interruptible, uninterrupted
 from speaker.config import TrialConfig
-from speaker.errors import UserError
+from speaker.errors import DeviceLostError, UserError
 from speaker.evaluation import OBJECTIVE
 from speaker.resume import Checkpoint
 from speaker.seeding import derive_seed
 from speaker.training import Metrics, Report, TrialResult, train
 
-RUN_ID, PRESET = "mlflow.run_id", "preset"  # attributes of an Optuna trial
+RUN_ID, PRESET, LOSSES = "mlflow.run_id", "preset", "device.losses"  # attributes of an Optuna trial
+MOST_LOSSES = 2  # a trial that has lost its device so often ends as failed
 STORE_FAILURES = (*STORE_ERRORS, StorageInternalError)  # of MLflow's, Optuna's or a disk
 END = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
@@ -44,9 +45,10 @@ class Job:
 def run_trial(job: Job, trial: optuna.trial.Trial, bar: "tqdm[int]") -> tuple[TrialConfig, TrialResult]:
     """Run a trial that its caller holds the lock of, for the first time or again after a crash, and end it.
 
-    A point that cannot be trained ends as failed and the search goes on. An interruption, or a store that stops
-    answering, leaves the trial running, to be resumed. Any other exception is a bug: the trial and its run are closed
-    as failed, and it passes through.
+    A point that cannot be trained ends as failed and the search goes on. An interruption, a store that stops answering
+    or a device that is lost leaves the trial running, to be resumed; DeviceLostError passes through, and the second
+    time the trial ends as failed. Any other exception is a bug: the trial and its run are closed as failed, and it
+    passes through.
     """
     config = job.config(trial)
     run = _open_run(job, trial, config)
@@ -64,6 +66,15 @@ def run_trial(job: Job, trial: optuna.trial.Trial, bar: "tqdm[int]") -> tuple[Tr
             run.log_result(result, config, job.material)
     except STORE_FAILURES:
         raise
+    except DeviceLostError as error:
+        losses = trial.user_attrs.get(LOSSES, 0) + 1
+        trial.set_user_attr(LOSSES, losses)
+        if losses == MOST_LOSSES:
+            reason = f"{error}, for the second time"
+            _end(job, trial, TrialResult("failed", reason))
+            run.close("failed", reason)
+            checkpoint.remove()
+        raise DeviceLostError(f"{error} in trial #{trial.number}") from error
     except Exception as error:
         _end(job, trial, TrialResult("failed", describe_error(error)))
         checkpoint.remove()

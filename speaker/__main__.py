@@ -141,9 +141,10 @@ def run_check(arguments: argparse.Namespace) -> None:
 
 def run_predict(arguments: argparse.Namespace) -> None:
     """Predict the test utterances of a corpus with a model, or with the vote of several."""
+    from speaker import cuda
     from speaker.checkpoint import load_model
     from speaker.corpus import read_corpus
-    from speaker.devices import Compute, find_device
+    from speaker.devices import find_compute
     from speaker.evaluation import Protocol
     from speaker.origin import origin
     from speaker.pack import open_pack
@@ -156,7 +157,12 @@ def run_predict(arguments: argparse.Namespace) -> None:
     table, sidecar = _beside(arguments.out, ".parquet"), _beside(arguments.out, ".json")
     for path in (table, sidecar):
         check_out(path)
-    device = find_device(arguments.device)
+    compute = find_compute(arguments.device, "fp32")
+    for fallback in compute.fallbacks:
+        print(f"warning: {fallback}", file=sys.stderr)
+    device = compute.device
+    if device.type == "cuda":
+        cuda.use(device)
     corpus = read_corpus(arguments.data)
     labels = read_labels(corpus)
     if not corpus.test:
@@ -168,7 +174,7 @@ def run_predict(arguments: argparse.Namespace) -> None:
     note: dict[str, object] = {
         "models": [trained.describe() for trained in models],
         "corpus": {"folder": str(corpus.folder), "manifests_sha256": corpus.key},
-        "code": origin(Compute(device)),
+        "code": origin(compute),
     }
     if arguments.ensemble:
         gain = validation_gain(models, corpus, open_pack(corpus, STATE / "packs").digest, device, Protocol())

@@ -4,21 +4,22 @@ import contextlib
 import ctypes
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self, TypeVar
 
 import torch
 
+from speaker import cuda
 from speaker.errors import UserError
 
 T = TypeVar("T")
 S = TypeVar("S")
 
 CPU = torch.device("cpu")
-PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 MOST_SHARDS = 4  # beyond that Python's own lock costs more than another shard brings
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
 
@@ -27,10 +28,13 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.
 class Compute:
     """What a training computes with. The weights it learns are float32 whatever the precision of its products."""
 
-    device: torch.device = CPU
+    device: torch.device = CPU  # a GPU always has its index
     precision: torch.dtype = torch.float32
     threads: int = 1  # of this process, on a CPU
-    share: float = 1.0  # of a GPU's memory that this process may take
+    memory_fraction: float = 1.0  # of a GPU's memory: what this process may fill with tensors of its own
+    graph: bool = False  # whether a step is captured as a graph, on a GPU
+    is_automatic: bool = False  # whether no device was asked for, so that the CPU may take a GPU's place
+    fallbacks: tuple[str, ...] = ()  # why this is less than the machine seemed to offer, in the order it was found
 
     @property
     def shards(self) -> int:
@@ -43,11 +47,28 @@ class Compute:
         return next(name for name, dtype in PRECISIONS.items() if dtype == self.precision)
 
     def describe(self) -> str:
-        """Return it in words. On a CPU results are bit-equal only for the same number of threads."""
-        if self.device.type == "cuda":
-            return f"cuda: {torch.cuda.get_device_name(self.device)}, {self.precision_name}"
-        threads = f", {self.threads} thread{'s' * (self.threads > 1)}" if self.device.type == "cpu" else ""
-        return f"{self.device.type}, {self.precision_name}{threads}"
+        """Return the device and what decides its numbers, for people and for the tag of a run.
+
+        On a CPU results are bit-equal only for the same number of threads.
+        """
+        if self.device.type == "cpu":
+            return f"cpu, {self.precision_name}, {self.threads} thread{'s' * (self.threads > 1)}"
+        if self.device.type != "cuda":
+            return f"{self.device}, {self.precision_name}"
+        has_tf32 = self.precision == torch.float32 and torch.cuda.get_device_capability(self.device) >= (8, 0)
+        uses = " in full" if torch.get_float32_matmul_precision() == "highest" else " by TF32"
+        return f"{self.device} {torch.cuda.get_device_name(self.device)}, {self.precision_name}{uses * has_tf32}"
+
+    def lesser(self) -> Iterator["Compute"]:
+        """Yield what to try when this fails, each less demanding than the one before."""
+        if self.device.type == "cpu":
+            return
+        if self.graph:
+            yield replace(self, graph=False)
+        if self.precision != torch.float32:
+            yield replace(self, graph=False, precision=torch.float32)
+        if self.is_automatic:
+            yield replace(self, graph=False, device=CPU, precision=find_precision("auto", CPU))
 
 
 class Crew:
@@ -73,35 +94,63 @@ class Crew:
 
 def find_compute(device_name: str, precision_name: str, jobs: int = 1) -> Compute:
     """Return what one of `jobs` processes computes with. Raises UserError for what this machine does not have."""
-    device = find_device(device_name)
+    device, fallback = find_device(device_name)
     cores = usable_cores()
     if device.type == "cpu" and jobs > cores:
         raise UserError(f"--jobs must be at most the number of cores, {cores}, on a CPU, but got {jobs}; use fewer")
-    return Compute(device, find_precision(precision_name, device), max(1, cores // jobs), 1 / jobs)
+    return Compute(
+        device,
+        find_precision(precision_name, device),
+        max(1, cores // jobs),
+        graph=device.type == "cuda",
+        is_automatic=device_name == "auto",
+        fallbacks=(fallback,) if fallback else (),
+    )
 
 
-def find_device(name: str) -> torch.device:
-    """Return the device called `name`; "auto" is the fastest there is. Raises UserError when it cannot be used here."""
+def find_device(name: str) -> tuple[torch.device, str]:
+    """Return the device called `name`, and for "auto", the fastest there is, why not a GPU that is there.
+
+    Raises UserError when it cannot be used here.
+    """
+    has_mps = torch.backends.mps.is_available()
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        other = torch.device("mps", 0) if has_mps else CPU
+        if not cuda.has_card():
+            return other, ""
+        fault = cuda.find_fault(0)
+        return (other, f"the NVIDIA card is not used: {fault}") if fault else (torch.device("cuda", 0), "")
     found = re.fullmatch(r"(cpu|cuda|mps)(?::([0-9]{1,3}))?", name)
-    kind, number = found.groups() if found else ("", None)
-    usable = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if not found or int(number or 0) >= usable[kind]:
-        here = ", ".join(kind for kind, count in usable.items() if count)
-        raise UserError(f"--device must be one that this machine has ({here}), but got {name!r}; try --device auto")
-    return torch.device(name)
+    kind, number = (found[1], int(found[2] or 0)) if found else ("", 0)
+    if kind == "cuda":
+        fault = cuda.find_fault(number)
+    elif kind == "cpu" or (kind == "mps" and has_mps):
+        fault = f"there is only one {kind}" if number else ""
+    else:
+        fault = "this machine has none" if found else "devices are cpu, cuda, cuda:N and mps"
+    if fault:
+        raise UserError(f"--device must be one that can be used here, but got {name!r}: {fault}; or use --device auto")
+    return (CPU if kind == "cpu" else torch.device(kind, number)), ""
 
 
 def find_precision(name: str, device: torch.device) -> torch.dtype:
-    """Return the precision called `name`; "auto" is bf16 where the hardware computes in it, else fp32."""
-    if name != "auto":
-        return PRECISIONS[name]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    return torch.bfloat16 if device.type == "cpu" and _cpu_has_bf16() else torch.float32
+    """Return the precision called `name`; "auto" is the fastest that the hardware computes in.
+
+    That is bf16, else on a CUDA device fp16, else fp32. Raises UserError for one that the device lacks.
+    """
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    has_bf16 = capability >= (8, 0) or (device.type == "cpu" and _cpu_has_bf16())
+    has_fp16 = capability >= (7, 0) or capability == (6, 0)  # the cards between are slower in it than in fp32
+    if name == "auto":
+        return torch.bfloat16 if has_bf16 else torch.float16 if has_fp16 else torch.float32
+    if name == "bf16" and device.type == "cuda" and not has_bf16:
+        raise UserError(
+            f"--precision bf16 needs a card of compute capability 8.0 or more, but {device} has "
+            f"{capability[0]}.{capability[1]}; use fp16 or fp32"
+        )
+    if name == "fp16" and device.type != "cuda":
+        raise UserError(f"--precision fp16 is for CUDA devices, but the device is {device}; use bf16 or fp32")
+    return PRECISIONS[name]
 
 
 def usable_cores() -> int:
@@ -116,9 +165,7 @@ def claim(compute: Compute) -> None:
     """
     torch.set_num_threads(max(1, compute.threads // compute.shards))  # of each shard
     if compute.device.type == "cuda":
-        torch.cuda.set_device(compute.device)
-        if compute.share < 1:
-            torch.cuda.set_per_process_memory_fraction(compute.share)
+        cuda.use(compute.device, compute.memory_fraction)
     if compute.device.type == "cpu":
         with contextlib.suppress(OSError, AttributeError):  # another C library
             tune = ctypes.CDLL(None).mallopt

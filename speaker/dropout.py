@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from speaker.attention import attend_fused
 from speaker.fused import WORDS, Attention, FeedForward, attend
 
 
@@ -17,12 +18,14 @@ class Dropout(nn.Module):
     """Zeroes each number with probability p in training and scales the others by 1 / (1 - p), also inside blocks.
 
     On a CPU p is rounded to a 256th, at least one and at most 255: 0.1 becomes 26/256. Masks are drawn afresh at each
-    call; they follow from the last `reseed`. On other devices this is PyTorch's own dropout.
+    call; they follow from the last `reseed`. On other devices, and where `for_cpu` is False, this is PyTorch's own
+    dropout.
     """
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
+        self.for_cpu = True
         self._dropped = min(max(round(256 * p), 1), 255) if p else 0
         self.scale = 256 / (256 - self._dropped)
         self._source = np.random.SFC64()
@@ -33,7 +36,7 @@ class Dropout(nn.Module):
 
     def add(self, residual: Tensor, x: Tensor) -> Tensor:
         """Return residual + x with some numbers of x dropped."""
-        if not (self.training and self.p and x.device.type == "cpu"):
+        if not (self.training and self.p and self.for_cpu and x.device.type == "cpu"):
             return residual + F.dropout(x, self.p, self.training)
         kept = self.draw_kept(x.shape, x.dtype)
         return _AddDropped.apply(residual, x, kept, self.scale)  # type: ignore[no-untyped-call]
@@ -54,11 +57,11 @@ class Dropout(nn.Module):
         heads is (B, T, 3, nhead, d), query, key and value side by side; bias is (B, 1, 1, T), 0 or -infinity, or None.
         Returns (B, T, nhead * d).
         """
+        if heads.device.type == "mps" and not self.training:
+            return attend(heads, bias)  # nothing is fused there, and all scores of a long utterance are gigabytes
         if not self._is_ours(heads):
-            query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, nhead, T, d)
-            dropped = self.p if self.training else 0.0
-            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropped)
-            return mixed.transpose(1, 2).flatten(2)
+            on_cpu = self.for_cpu and heads.device.type == "cpu"
+            return attend_fused(heads, bias, self.p if self.training else 0.0, any_width=on_cpu)
         if not self.training:
             return attend(heads, bias)
         draw = self.draw_kept if self.p else None
@@ -73,7 +76,7 @@ class Dropout(nn.Module):
 
     def _is_ours(self, x: Tensor) -> bool:
         """Tell whether we do a block here. What a model is exported with, float32 in evaluation, is PyTorch's own."""
-        return x.device.type == "cpu" and (self.training or x.dtype == torch.bfloat16)
+        return self.for_cpu and x.device.type == "cpu" and (self.training or x.dtype == torch.bfloat16)
 
 
 class _AddDropped(torch.autograd.Function):

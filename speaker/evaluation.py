@@ -3,12 +3,14 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speaker.corpus import split
+from speaker.cuda import is_out_of_memory, release_memory
 from speaker.devices import Crew
 from speaker.pack import Pack, length_buckets
 from speaker.seeding import uniform
@@ -16,8 +18,16 @@ from speaker.seeding import uniform
 ACCURACY_WHOLE = "valid/accuracy_whole"
 ACCURACY_CROPS = "valid/accuracy_crops"
 OBJECTIVE = ACCURACY_WHOLE
-Part = tuple[Tensor, Tensor, int, bool]  # of an evaluation: rows, first frames, width, whether none ends before it
-MAX_FRAMES = {"cpu": 4_096, "cuda": 262_144, "mps": 32_768}  # of a batch, padding included; the CPU's caches are small
+MAX_FRAMES = {"cpu": 4_096, "cuda": 131_072, "mps": 32_768}  # of a batch, padding included; the CPU's caches are small
+
+
+class Batch(NamedTuple):
+    """Some utterances that are scored together."""
+
+    rows: Tensor  # (B,), int64, of the pack
+    starts: Tensor  # (B,), int64: first frames
+    width: int  # frames of each
+    whole: bool  # whether none ends before that
 
 
 @dataclass(frozen=True)
@@ -55,16 +65,16 @@ class Evaluator:
         _, valid = protocol.split(pack)
         self._count = len(valid)
         lengths = pack.lengths.cpu()[valid]
-        self._wholes: list[Part] = [
-            (valid[part].to(device), torch.zeros(len(part), dtype=torch.int64, device=device), width,
-             bool((lengths[part] == width).all()))
+        self._wholes = [
+            Batch(valid[part].to(device), torch.zeros(len(part), dtype=torch.int64, device=device), width,
+                  bool((lengths[part] == width).all()))
             for part, width in length_buckets(lengths, max_frames)
         ]  # fmt: skip
         width = min(protocol.crop_len, pack.longest)
         places = uniform(len(valid), protocol.crop_seed, "crop").to(device)
         starts = pack.crop_starts(valid.to(device), places, width)
-        self._crops: list[Part] = [
-            (valid[part].to(device), starts[part.to(device)], width, whole)
+        self._crops = [
+            Batch(valid[part].to(device), starts[part.to(device)], width, whole)
             for whole in (True, False)  # a batch in which none is padded needs no mask
             for part in ((lengths >= width) == whole).nonzero().flatten().split(max(1, max_frames // width))
             if len(part)
@@ -85,16 +95,49 @@ class Evaluator:
             "speed/valid_crops_per_s": crop_rate,
         }
 
-    def _measure(self, model: nn.Module, parts: list[Part]) -> tuple[float, float, float]:
-        """Return the sums of loss and hits over some batches, and utterances a second."""
-        began = self._clock()
-        scores = self._crew.map(lambda part: self._score(model, *part), parts)
-        loss, hits = torch.stack(scores).sum(0).tolist()  # waits for the device
-        return loss, hits, self._count / max(self._clock() - began, 1e-9)
+    def rehearse(self, model: nn.Module) -> float:
+        """Score a few batches of middle length, and on a GPU the longest; return the seconds of a whole evaluation."""
+        was_training = model.training
+        model.eval()
+        on_cpu = self._pack.frames.device.type == "cpu"
+        if not on_cpu:
+            self._measure(model, self._wholes[-1:])  # needs the most memory
+        seconds = 0.0
+        for batches in (self._wholes, self._crops):
+            middle = batches[len(batches) // 2 :][: self._crew.size]
+            for _ in range(1 if on_cpu else 2):  # libraries settle on their kernels first
+                _, _, rate = self._measure(model, middle)
+            seconds += self._count / rate * len(batches) / len(middle)
+        model.train(was_training)
+        return seconds
+
+    def _measure(self, model: nn.Module, batches: list[Batch]) -> tuple[float, float, float]:
+        """Return the sums of loss and hits over some batches, and utterances a second.
+
+        Where memory is too short all batches are halved, for later evaluations, too. Raises what a batch of one does.
+        """
+        while True:
+            began = self._clock()
+            try:
+                scores = self._crew.map(lambda batch: self._score(model, batch), batches)
+                loss, hits = torch.stack(scores).sum(0).tolist()  # waits for the device
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or all(len(batch.rows) == 1 for batch in batches):
+                    raise
+            else:
+                return loss, hits, self._count / max(self._clock() - began, 1e-9)
+            batches[:] = [half for batch in batches for half in _halve(batch)]
+            release_memory()
 
     @torch.inference_mode()
-    def _score(self, model: nn.Module, rows: Tensor, starts: Tensor, width: int, whole: bool) -> Tensor:
+    def _score(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the sums of loss and hits over a batch, (2,)."""
-        mels, lengths = self._pack.gather(rows, starts, width, whole)
-        logits, labels = model(mels, lengths).float(), self._pack.labels[rows]
+        mels, lengths = self._pack.gather(*batch)
+        logits, labels = model(mels, lengths).float(), self._pack.labels[batch.rows]
         return torch.stack((F.cross_entropy(logits, labels, reduction="sum"), (logits.argmax(1) == labels).sum()))
+
+
+def _halve(batch: Batch) -> list[Batch]:
+    """Cut a batch in two, where it has more than one utterance."""
+    halves = zip(batch.rows.tensor_split(2), batch.starts.tensor_split(2), strict=True)
+    return [Batch(rows, starts, batch.width, batch.whole) for rows, starts in halves if len(rows)]

@@ -1,110 +1,200 @@
 """How a GPU does a step: data, order and schedule lie there, and the host only starts one captured CUDA graph."""
 
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from types import ModuleType
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from speaker.config import TrialConfig
+from speaker.cuda import capture, is_out_of_memory, release_memory
 from speaker.devices import Compute
-from speaker.learner import Learner, learn, learning_rate
+from speaker.errors import first_line
+from speaker.learner import Epoch, Learner, learning_rate
 from speaker.pack import Pack
 
-WARM_UP = 3  # steps before a capture, in which libraries settle on their kernels
+FIRST_SCALE, GROWTH_STEPS = 2.0**16, 2_000  # of a loss scale: PyTorch's own, in torch.amp.GradScaler
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """What each step of an epoch reads, on the device: a step's number selects its row of each."""
+
+    frames: Tensor  # (steps, B * T), int32 or int64: the pack's frames in its crops, none past an utterance's end
+    lengths: Tensor  # (steps, B), int64: how many of a crop's frames are not padding
+    labels: Tensor  # (steps, B), int64
+    rates: Tensor  # (steps,), float32: learning rates
+
+
+class LossScale:
+    """Keeps gradients within what float16 can say, as torch.amp.GradScaler does, in fewer kernels.
+
+    A step whose gradients overflow is skipped and halves the scale; many without an overflow double it. All of it
+    happens on the device.
+    """
+
+    def __init__(self, adamw: torch.optim.AdamW, gradient: Tensor) -> None:
+        self.scale = gradient.new_full((), FIRST_SCALE)
+        self._streak = gradient.new_zeros((), dtype=torch.int32)  # of steps without an overflow
+        self._overflows = gradient.new_zeros(())  # above 0 where the gradient is not finite
+        self._one = gradient.new_ones(())
+        self._adamw, self._gradient = adamw, gradient
+        # A fused AdamW divides by the one and, where the other is not 0, leaves weights, moments and its count alone.
+        adamw.grad_scale, adamw.found_inf = self.scale, self._overflows  # type: ignore[attr-defined]  # GradScaler's way
+
+    def step(self) -> None:
+        """Let AdamW do its step with a gradient that was computed from the loss times `scale`."""
+        self._overflows.zero_()
+        torch._amp_foreach_non_finite_check_and_unscale_([self._gradient], self._overflows, self._one)
+        self._adamw.step()
+        torch._amp_update_scale_(self.scale, self._streak, self._overflows, 2.0, 0.5, GROWTH_STEPS)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the tensors that the next step depends on."""
+        return {"scale": self.scale, "streak": self._streak}
 
 
 class DeviceLearner(Learner):
     """Learns on a GPU. Where no graph can be captured the same operations are started one by one.
 
-    `reason` says why there is no graph.
+    `fallback` says why there is no graph, where there should be one.
     """
 
     def __init__(self, config: TrialConfig, pack: Pack, rows: Tensor, compute: Compute) -> None:
         super().__init__(config, pack, rows, compute)
-        device = compute.device
-        schedule = [learning_rate(config, step) for step in range(config.steps)]
-        self._schedule = torch.tensor(schedule, dtype=torch.float32, device=device)
-        self._rate = torch.zeros((), device=device)
-        self._adamw = self._optimizer(self._rate, capturable=device.type == "cuda")
-        self._number = torch.zeros((), dtype=torch.int64, device=device)  # of the step to do
-        self._ramp = torch.arange(config.batch_size, device=device)
+        self._pack = pack
+        self.model.dropout.for_cpu = False
+        self._parameters = list(self.model.parameters())
+        self._slots = self._views(self._gradient)
         self._epoch, self._drawn = 0, self._batches.draw_epoch(0)
+        self._plan = self._plan_epoch(0, self._drawn)
+        self._number = torch.zeros(1, dtype=torch.int64, device=compute.device)  # of the step to do, in its epoch
+        self._rate = torch.zeros(1, device=compute.device)
+        self._one = torch.ones((), device=compute.device)
+        self._hits = torch.zeros(config.batch_size, device=compute.device)  # 1 where a step's answer was right
+        self._adamw = self._optimizer(self._rate.view(()))
+        self._loss_scale = LossScale(self._adamw, self._gradient) if compute.precision == torch.float16 else None
         self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}  # by whether a batch is whole: others need masks
-        self.reason = self._capture() if device.type == "cuda" else f"{device.type} has none"
-        if device.type == "cuda" and self.reason:
-            tqdm.write(f"no CUDA graph, so each operation is started by itself: {self.reason}")
+        self.fallback = self._capture() if compute.graph else ""
 
     def step(self, number: int) -> None:
         """Do a step, counted from 0."""
         epoch, index = divmod(number, self._batches.steps_per_epoch)
         if epoch != self._epoch:
-            self._epoch, drawn = epoch, self._batches.draw_epoch(epoch)
-            self._drawn.rows.copy_(drawn.rows)  # in place, where the graphs look
-            self._drawn.places.copy_(drawn.places)
-            self._drawn.whole[:] = drawn.whole
+            self._open_epoch(epoch, index)
         whole = self._drawn.whole[index]
         if self._graphs:
             self._graphs[whole].replay()
         else:
             self._work(whole)
 
+    def diagnostics(self, steps: int) -> dict[str, float]:
+        """Return the loss scale, and how many of `steps` steps were skipped since they overflowed, in float16."""
+        if self._loss_scale is None:
+            return {}
+        return {"train/loss_scale": float(self._loss_scale.scale), "train/skipped_steps": steps - float(self._count)}
+
     def state(self) -> dict[str, Tensor]:
         """Return all that the steps to come depend on, besides their numbers, on the CPU."""
-        return {**super().state(), "random": self._random().get_rng_state()}
+        own = {name: tensor.to("cpu", copy=True) for name, tensor in self._own_state().items()}
+        return {**super().state(), **own, "random": self._random().get_rng_state()}
 
     def load(self, state: dict[str, Tensor], steps: int) -> None:
-        """Go on from what `state` returned after `steps` steps."""
+        """Go on from what `state` returned after `steps` steps.
+
+        What a CPU's learner returned lacks some of it: its masks of dropout cannot be drawn here.
+        """
         super().load(state, steps)
-        self._random().set_rng_state(state["random"])
-        self._number.fill_(steps)
+        for name, tensor in self._own_state().items():
+            if name in state:
+                tensor.copy_(state[name])
+        if "random" in state:
+            self._random().set_rng_state(state["random"])
+        self._open_epoch(*divmod(steps, self._batches.steps_per_epoch))
 
     def close(self) -> None:
         """Give the graphs and their memory back, before the next trial captures its own."""
         self._graphs.clear()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_memory()
+
+    def _own_state(self) -> dict[str, Tensor]:
+        scale = self._loss_scale.state() if self._loss_scale else {}
+        return {"count": self._count, **scale}
 
     def _work(self, whole: bool) -> None:
-        """Do the step whose number the device holds. Nothing here reads a value back."""
-        index = self._number % self._batches.steps_per_epoch * self._config.batch_size + self._ramp
-        part = self._batches.gather(self._drawn.rows[index], self._drawn.places[index], whole)
-        self._gradients[0].zero_()
-        self._totals += learn(self.model, part, self._config.batch_size)
-        self._gradient.copy_(self._gradients[0])
-        self._rate.copy_(self._schedule[self._number])
-        self._adamw.step()
+        """Do the step whose number the device holds. Nothing here reads a value back, or has a shape made of values."""
+        plan, number, size = self._plan, self._number, self._config.batch_size
+        frames = plan.frames.index_select(0, number).view(-1)
+        mels = self._pack.frames.index_select(0, frames).view(size, -1, self._pack.n_mels)
+        labels = plan.labels.index_select(0, number).view(-1)
+        lengths = None if whole else plan.lengths.index_select(0, number).view(-1)
+
+        logits = self.model(mels, lengths).float()
+        loss = F.cross_entropy(logits, labels)
+        factor = self._loss_scale.scale if self._loss_scale else self._one
+        gradients = torch.autograd.grad(loss, self._parameters, factor)
+        torch._foreach_copy_(self._slots, gradients)  # one kernel, where adding them to zeros takes one each
+        with torch.no_grad():
+            torch.eq(logits.argmax(1), labels, out=self._hits)
+            torch._foreach_add_([self._totals[0], self._totals[1]], [loss, self._hits.mean()])
+
+        torch.index_select(plan.rates, 0, number, out=self._rate)
+        (self._loss_scale or self._adamw).step()
         self._refresh()
-        self._number += 1
+        number += 1
+
+    def _plan_epoch(self, epoch: int, drawn: Epoch) -> EpochPlan:
+        """Turn an epoch's crops into what each step reads."""
+        steps, size, width = self._batches.steps_per_epoch, self._config.batch_size, self._batches.width
+        pack, rows, places = self._pack, drawn.rows[: steps * size], drawn.places[: steps * size]
+        starts = pack.crop_starts(rows, places, width)
+        lengths = (pack.lengths[rows] - starts).clamp(max=width)
+        within = torch.minimum(torch.arange(width, device=rows.device), lengths[:, None] - 1)
+        frames = (pack.offsets[rows] + starts)[:, None] + within
+        numbers = range(epoch * steps, (epoch + 1) * steps)
+        rates = [learning_rate(self._config, min(number, self._config.steps)) for number in numbers]
+        return EpochPlan(
+            frames.to(torch.int32 if len(pack.frames) < 2**31 else torch.int64).view(steps, -1),
+            lengths.view(steps, -1),
+            pack.labels[rows].view(steps, -1),
+            torch.tensor(rates, dtype=torch.float32, device=rows.device),
+        )
+
+    def _open_epoch(self, epoch: int, index: int) -> None:
+        """Put what an epoch's steps read where the graphs look for it. Its `index`th step is the next."""
+        if epoch != self._epoch:
+            self._epoch, self._drawn = epoch, self._batches.draw_epoch(epoch)
+            plan = self._plan_epoch(epoch, self._drawn)
+            for field in fields(plan):
+                getattr(self._plan, field.name).copy_(getattr(plan, field.name))
+        self._number.fill_(index)
 
     def _capture(self) -> str:
-        """Capture a step; return why that failed, or nothing. What the warm-up changed is undone."""
+        """Capture a step for each kind of batch; return why that failed, or nothing. What it trained is undone."""
         before = self.state()
         try:
-            for whole in sorted(set(self._batches.kinds)):
-                self._graphs[whole] = self._capture_kind(whole)
-        except torch.OutOfMemoryError:
-            raise
+            for whole in sorted(self._batches.kinds):
+                other = next(iter(self._graphs.values()), None)
+                self._graphs[whole] = capture(self._captured_work(whole), self._number.zero_, self._device, other)
         except RuntimeError as error:
             self._graphs.clear()
-            return str(error).partition("\n")[0]
+            if is_out_of_memory(error):
+                raise
+            return first_line(error)
         finally:
-            self.load(before, 0)
+            self._adamw.param_groups[0]["capturable"] = False
+            self.load(before, 0)  # raises where the card is lost
         return ""
 
-    def _capture_kind(self, whole: bool) -> torch.cuda.CUDAGraph:
-        stream = torch.cuda.Stream(self._device)
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
-                self._work(whole)
-        torch.cuda.current_stream(self._device).wait_stream(stream)
-        self._number.zero_()
-        graph = torch.cuda.CUDAGraph()
-        pool = next(iter(self._graphs.values())).pool() if self._graphs else None
-        with torch.cuda.graph(graph, pool=pool):
+    def _captured_work(self, whole: bool) -> Callable[[], None]:
+        def work() -> None:
+            # AdamW refuses to be captured without this, and warns of it where it is not.
+            self._adamw.param_groups[0]["capturable"] = torch.cuda.is_current_stream_capturing()
             self._work(whole)
-        return graph
+
+        return work
 
     def _random(self) -> ModuleType:
         """Return the module that holds the state of the device's random numbers."""

@@ -3,7 +3,7 @@
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -49,8 +49,8 @@ class Batches:
     def __init__(self, config: TrialConfig, pack: Pack, rows: Tensor) -> None:
         self._seed, self._size = config.seed, config.batch_size
         self._pack, self._rows = pack, rows
-        self._width = min(config.segment_len, pack.longest)
-        self._is_whole = pack.lengths.cpu() >= self._width
+        self.width = min(config.segment_len, pack.longest)  # frames of a crop
+        self._is_whole = pack.lengths.cpu() >= self.width
         self.steps_per_epoch = len(rows) // config.batch_size
         self.kinds = {bool(self._is_whole[rows].all()), True} if self._is_whole[rows].any() else {False}
 
@@ -65,14 +65,19 @@ class Batches:
     def gather(self, rows: Tensor, places: Tensor, whole: bool) -> tuple[Tensor, Tensor | None, Tensor]:
         """Return (mels, lengths, labels) of crops; lengths is None where all are `whole`, else mels is padded.
 
-        mels is float32 (B, T, n_mels).
+        mels is (B, T, n_mels), as the pack holds them.
         """
-        starts = self._pack.crop_starts(rows, places, self._width)
-        return *self._pack.gather(rows, starts, self._width, whole), self._pack.labels[rows]
+        starts = self._pack.crop_starts(rows, places, self.width)
+        return *self._pack.gather(rows, starts, self.width, whole), self._pack.labels[rows]
 
 
 class Learner(ABC):
-    """A model that learns: float32 weights and AdamW's moments, each one flat tensor, and copies to compute with."""
+    """A model that learns: float32 weights and AdamW's moments, each one flat tensor, and copies to compute with.
+
+    `fallback` says why it computes in a slower way than its device offers.
+    """
+
+    fallback = ""
 
     def __init__(self, config: TrialConfig, pack: Pack, rows: Tensor, compute: Compute) -> None:
         self._config, self._batches, self._device = config, Batches(config, pack, rows), compute.device
@@ -84,11 +89,10 @@ class Learner(ABC):
         same = compute.precision == self.weights.dtype
         self._working = self.weights if same else self.weights.to(compute.precision)
         self._replicas = []
-        self._gradients = []
         for _ in range(min(compute.shards, config.batch_size)):
             replica = copy.deepcopy(source).to(compute.device, compute.precision).train()
-            self._gradients.append(torch.zeros_like(self._working))
-            _share(replica, self._working, self._gradients[-1])
+            for parameter, view in zip(replica.parameters(), self._views(self._working), strict=True):
+                parameter.data = view
             self._replicas.append(replica)
         self._moments = {name: torch.zeros_like(self.weights) for name in ("exp_avg", "exp_avg_sq")}
         self._count = torch.zeros((), device=compute.device)  # AdamW's own count of steps
@@ -121,7 +125,11 @@ class Learner(ABC):
     def named_weights(self) -> dict[str, Tensor]:
         """Return a copy of the float32 weights by name, on the CPU."""
         flat = self.weights.detach().to("cpu", copy=True)
-        return {name: flat[part].view(self._named[name]).clone() for name, part in _parts(self._named)}
+        return {name: view.clone() for name, view in zip(self._named, self._views(flat), strict=True)}
+
+    def diagnostics(self, steps: int) -> dict[str, float]:  # noqa: ARG002  # most have none
+        """Return what else is to be logged after `steps` steps. This waits for the device."""
+        return {}
 
     def state(self) -> dict[str, Tensor]:
         """Return all that the steps to come depend on, besides their numbers, on the CPU."""
@@ -145,11 +153,13 @@ class Learner(ABC):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _optimizer(self, rate: float | Tensor, capturable: bool = False) -> torch.optim.AdamW:
-        fused = self._device.type != "mps"
-        optimizer = torch.optim.AdamW(
-            [self.weights], rate, weight_decay=self._config.weight_decay, fused=fused, capturable=capturable
-        )
+    def _views(self, flat: Tensor) -> list[Tensor]:
+        """Return the parameters that lie in a flat tensor, in their order."""
+        shapes = self._named.values()
+        return [flat[part].view(shape) for part, shape in zip(_parts(shapes), shapes, strict=True)]
+
+    def _optimizer(self, rate: float | Tensor) -> torch.optim.AdamW:
+        optimizer = torch.optim.AdamW([self.weights], rate, weight_decay=self._config.weight_decay, fused=True)
         optimizer.state[self.weights] = {"step": self._count, **self._moments}
         return optimizer
 
@@ -165,6 +175,10 @@ class ShardedLearner(Learner):
     def __init__(self, config: TrialConfig, pack: Pack, rows: Tensor, compute: Compute, crew: Crew) -> None:
         super().__init__(config, pack, rows, compute)
         self._crew = crew
+        self._gradients = [torch.zeros_like(self._working) for _ in self._replicas]
+        for replica, gradient in zip(self._replicas, self._gradients, strict=True):
+            for parameter, view in zip(replica.parameters(), self._views(gradient), strict=True):
+                parameter.grad = view
         self._adamw = self._optimizer(config.lr)
         self._epoch = -1
 
@@ -205,27 +219,18 @@ def learn(model: SpeakerClassifier, part: tuple[Tensor, Tensor | None, Tensor], 
         return torch.stack((loss.detach(), (logits.argmax(1) == labels).sum() / batch_size))
 
 
-def _parts(named: dict[str, torch.Size]) -> Iterator[tuple[str, slice]]:
+def _parts(shapes: Iterable[torch.Size]) -> Iterator[slice]:
     """Yield where each parameter lies in a flat tensor."""
     start = 0
-    for name, shape in named.items():
-        yield name, slice(start, start + shape.numel())
+    for shape in shapes:
+        yield slice(start, start + shape.numel())
         start += -(-shape.numel() // ALIGNMENT) * ALIGNMENT
 
 
 def _flatten(model: nn.Module) -> Tensor:
     """Return a model's parameters in one float32 tensor; the gaps between them hold zeros, and stay so."""
-    named = {name: value.shape for name, value in model.named_parameters()}
-    parts = dict(_parts(named))
-    flat = torch.zeros(-(-max(part.stop for part in parts.values()) // ALIGNMENT) * ALIGNMENT)
-    for name, value in model.named_parameters():
-        flat[parts[name]] = value.detach().flatten()
+    parts = list(_parts(value.shape for value in model.parameters()))
+    flat = torch.zeros(-(-parts[-1].stop // ALIGNMENT) * ALIGNMENT)
+    for part, value in zip(parts, model.parameters(), strict=True):
+        flat[part] = value.detach().flatten()
     return flat
-
-
-def _share(model: nn.Module, weights: Tensor, gradients: Tensor) -> None:
-    """Make a model's parameters and their gradients views of flat tensors."""
-    named = dict(model.named_parameters())
-    for name, part in _parts({name: value.shape for name, value in named.items()}):
-        named[name].data = weights[part].view(named[name].shape)
-        named[name].grad = gradients[part].view(named[name].shape)

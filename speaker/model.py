@@ -77,9 +77,10 @@ class SpeakerClassifier(nn.Module):
         x = self.project(mels.to(self.project.weight.dtype))
         if lengths is None:
             return self._head(self._encode(x, None).mean(1))
-        valid = torch.arange(mels.shape[1], device=mels.device) < lengths[:, None]  # (B, T)
-        x = self._encode(x, torch.where(valid, 0.0, -math.inf).to(x.dtype)[:, None, None, :])
-        x = torch.where(valid[:, :, None], x, 0.0)
+        # torch.where would send its numbers to a GPU one by one, and wait; masked_fill hands them to the kernel.
+        padding = torch.arange(mels.shape[1], device=mels.device) >= lengths[:, None]  # (B, T)
+        x = self._encode(x, x.new_zeros(padding.shape).masked_fill_(padding, -math.inf)[:, None, None, :])
+        x = x.masked_fill(padding[:, :, None], 0.0)
         return self._head((x.sum(1, dtype=torch.float32) / lengths[:, None]).to(x.dtype))
 
     def _encode(self, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -94,3 +95,12 @@ class SpeakerClassifier(nn.Module):
 def count_parameters(model: nn.Module) -> int:
     """Return the number of trainable numbers in `model`."""
     return sum(math.prod(parameter.shape) for parameter in model.parameters() if parameter.requires_grad)
+
+
+def count_operations(config: TrialConfig, n_mels: int = 40, n_speakers: int = 600) -> float:
+    """Return the floating-point operations of a step: the products' alone, twice as many backward as forward."""
+    width, frames = config.d_model, config.segment_len
+    layer = 2 * (width * 3 * width + width * width + 2 * width * config.dim_feedforward) + 4 * frames * width
+    frame = 2 * n_mels * width + config.num_layers * layer
+    head = 2 * (width * width + width * n_speakers)
+    return 3.0 * config.batch_size * (frames * frame + head)

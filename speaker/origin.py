@@ -16,6 +16,8 @@ def origin(compute: Compute) -> dict[str, str]:
     tags = {f"version.{name}": version(name) for name in PACKAGES}
     tags["version.python"] = platform.python_version()
     tags["device"] = compute.describe()
+    if compute.fallbacks:
+        tags["device.fallbacks"] = "; ".join(compute.fallbacks)
     if commit := _git("rev-parse", "HEAD"):
         tags["mlflow.source.git.commit"] = commit
         tags["git.dirty"] = str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower()

@@ -18,6 +18,7 @@ from speaker.errors import UserError
 from speaker.files import create_once
 
 FORMAT = 1
+FRAMES_AT_ONCE = 1 << 20  # that are sent to a device
 PADDING = -20.0  # the homework's padding value; masked wherever the model could see it
 
 
@@ -29,7 +30,7 @@ class Pack:
     """
 
     folder: Path  # where it lies on disk
-    frames: Tensor  # (total frames, n_mels), float16
+    frames: Tensor  # (total frames, n_mels), float16; on a GPU that computes in bfloat16, that
     offsets: Tensor  # (n,), int64: where utterance i starts
     lengths: Tensor  # (n,), int64: its number of frames
     labels: Tensor  # (n,), int64: its speaker's id
@@ -43,7 +44,7 @@ class Pack:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.frames.device.type != "cuda":  # PyTorch would copy what it shares
-            return _open_on, (self.folder, self.frames.device)
+            return _open_on, (self.folder, self.frames.device, self.frames.dtype)
         return Pack, tuple(getattr(self, field.name) for field in fields(self))
 
     @property
@@ -51,18 +52,27 @@ class Pack:
         """Mel bands of a frame."""
         return self.frames.shape[1]
 
-    def to(self, device: torch.device) -> "Pack":
-        """Return this pack on a device; on the CPU the frames stay memory-mapped."""
-        tensors = ("frames", "offsets", "lengths", "labels")
-        return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
+    def to(self, device: torch.device, precision: torch.dtype = torch.float16) -> "Pack":
+        """Return this pack on a device, for products in a precision; on the CPU the frames stay memory-mapped.
+
+        Products in bfloat16 round the frames to it in any case, and a GPU does that once instead of at every step.
+        """
+        index = {name: getattr(self, name).to(device) for name in ("offsets", "lengths", "labels")}
+        if device.type == "cpu":
+            return replace(self, **index)
+        dtype = torch.bfloat16 if precision == torch.bfloat16 else torch.float16
+        frames = torch.empty(self.frames.shape, dtype=dtype, device=device)
+        for there, here in zip(frames.split(FRAMES_AT_ONCE), self.frames.split(FRAMES_AT_ONCE), strict=True):
+            there.copy_(here.to(dtype))
+        return replace(self, frames=frames, **index)
 
     def gather(
         self, rows: Tensor, starts: Tensor | int, width: int, whole: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Return frames starts[i] to starts[i] + width of the utterances `rows`.
 
-        Returns (mels float32 (B, width, n_mels), lengths int64 (B,)): frames past an utterance's end hold PADDING, and
-        lengths counts the others. With `whole` the caller knows that there are none past an end, and lengths is None.
+        Returns (mels (B, width, n_mels), lengths int64 (B,)): frames past an utterance's end hold PADDING, and lengths
+        counts the others. With `whole` the caller knows that there are none past an end, and lengths is None.
         `rows` and `starts` are int64 (B,) on the pack's device.
         """
         steps = torch.arange(width, device=rows.device)
@@ -79,8 +89,8 @@ class Pack:
         return torch.minimum((uniform * (slack + 1)).long(), slack)
 
     def _frames_at(self, index: Tensor) -> Tensor:
-        """Return frames by their numbers, (B, T), as float32 (B, T, n_mels)."""
-        return self.frames.index_select(0, index.flatten()).view(*index.shape, -1).float()
+        """Return frames by their numbers, (B, T), as (B, T, n_mels)."""
+        return self.frames.index_select(0, index.flatten()).view(*index.shape, -1)
 
 
 def length_buckets(lengths: Tensor, max_frames: int, most: int | None = None) -> Iterator[tuple[Tensor, int]]:
@@ -166,5 +176,5 @@ def _open(folder: Path) -> Pack:
     )
 
 
-def _open_on(folder: Path, device: torch.device) -> Pack:
-    return _open(folder).to(device)
+def _open_on(folder: Path, device: torch.device, precision: torch.dtype) -> Pack:
+    return _open(folder).to(device, precision)

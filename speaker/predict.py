@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from speaker.checkpoint import TrainedModel
 from speaker.corpus import Corpus, Utterance, read_mels, split
+from speaker.cuda import is_out_of_memory, noticing_loss, release_memory
 from speaker.errors import UserError
 from speaker.evaluation import MAX_FRAMES, Protocol
 from speaker.pack import PADDING, length_buckets
@@ -59,18 +60,36 @@ def predict_probabilities(
     """Return each model's class probabilities, float32 (models, utterances, speakers) on the CPU.
 
     Each is of the whole utterance, padding masked; rows are in the order of `utterances`. At most `batch_size`
-    utterances are in a batch, and as many frames as suit the device.
+    utterances are in a batch, and as many frames as suit the device; fewer where its memory is too short for them.
     """
-    networks = [trained.model.to(device) for trained in models]
     result = torch.empty(len(models), len(utterances), len(corpus.speakers))
     lengths = torch.tensor([utterance.frames for utterance in utterances], dtype=torch.int64)
-    with tqdm(total=len(utterances), desc="predicting", unit="utterance", disable=None) as bar:
+    bar = tqdm(total=len(utterances), desc="predicting", unit="utterance", disable=None)
+    with bar, noticing_loss(device):
+        networks = [trained.model.to(device) for trained in models]
         for rows, _ in length_buckets(lengths, MAX_FRAMES[device.type], batch_size):
             mels = pad_sequence([read_mels(corpus, utterances[row]) for row in rows.tolist()], True, PADDING)
             for number, network in enumerate(networks):
-                result[number, rows] = network(mels.to(device), lengths[rows].to(device)).float().softmax(1).cpu()
+                result[number, rows] = _classify(network, mels, lengths[rows], device)
             bar.update(len(rows))
     return result
+
+
+def _classify(network: nn.Module, mels: Tensor, lengths: Tensor, device: torch.device) -> Tensor:
+    """Return the class probabilities of a batch, (B, speakers), on the CPU; by halves where memory is too short."""
+    try:
+        return network(mels.to(device), lengths.to(device)).float().softmax(1).cpu()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if len(mels) == 1:
+            raise UserError(
+                f"an utterance of {mels.shape[1]:,} frames must fit into the memory of {device}, but does not; use "
+                "--device cpu, or end what else uses it"
+            ) from error
+    release_memory()
+    halves = zip(mels.tensor_split(2), lengths.tensor_split(2), strict=True)
+    return torch.cat([_classify(network, *half, device) for half in halves])
 
 
 def validation_gain(

@@ -21,8 +21,8 @@ from speaker.pack import Pack
 MOST_OFTEN_S = 1.0  # between two checkpoints
 SHARE = 0.02  # of a training's time that writing them may take
 DECIDING = (
-    "config", "corpus", "devices", "dropout", "evaluation", "fused", "graph", "learner", "model", "pack", "resume",
-    "seeding", "training",
+    "attention", "config", "corpus", "devices", "dropout", "evaluation", "fused", "graph", "learner", "model", "pack",
+    "resume", "seeding", "training",
 )  # fmt: skip
 MOST_BYTES = 16 << 30
 ABOUT = "about"  # the tensor that holds what is not a tensor, as JSON

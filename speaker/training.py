@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from speaker import cuda
 from speaker.config import TrialConfig
 from speaker.devices import Compute, Crew
-from speaker.errors import UserError
+from speaker.errors import UserError, first_line
 from speaker.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, OBJECTIVE, Evaluator, Protocol
 from speaker.graph import DeviceLearner
 from speaker.learner import Learner, ShardedLearner, learning_rate
@@ -38,6 +38,7 @@ class TrialResult:
     weights: dict[str, Tensor] = field(default_factory=dict, repr=False)  # at best_step, float32 on the CPU
     parameters: int = 0
     seconds: float = 0.0
+    fallback: str = ""  # why it was computed in a slower way than its device offers
 
     def scores(self) -> tuple[float | None, float | None]:
         """Return the best accuracies, on whole utterances and on crops, in [0, 1]."""
@@ -70,19 +71,19 @@ def train(
     answers whether to stop; before the last step the state is then "pruned". A training that diverges or runs out of
     memory has failed, with a reason. With a `checkpoint`, a training that was cut off goes on from there: `report`
     hears once more of the evaluations it holds, and on a CPU with as many threads the end is the same bit for bit.
-    `bar` counts steps. Raises UserError for a pack too small and for a checkpoint of another training; any other
-    exception passes through.
+    `bar` counts steps. Raises UserError for a pack too small and for a checkpoint of another training, and
+    DeviceLostError when a GPU answers no more; any other exception passes through.
     """
     check_batch(config, pack, protocol)
     bar = tqdm(disable=True) if bar is None else bar
     try:
-        return _train(config, pack, protocol, report, compute, checkpoint or Checkpoint(), bar, clock)
+        with cuda.noticing_loss(compute.device):
+            return _train(config, pack, protocol, report, compute, checkpoint or Checkpoint(), bar, clock)
     except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        if not cuda.is_out_of_memory(error):
             raise
-        reason = "out of memory: " + str(error).partition("\n")[0]
-    if compute.device.type == "cuda":
-        torch.cuda.empty_cache()
+        reason = f"out of memory: {first_line(error)}"
+    cuda.release_memory()
     return TrialResult("failed", reason)
 
 
@@ -115,7 +116,7 @@ def _train(
                 bar.set_postfix(loss=f"{loss:.2f}", accuracy=_percent(course.best), refresh=False)
             evaluated = course.step % config.valid_every == 0 or course.step == config.steps
             if evaluated:
-                metrics = _measure(config, course, learner)
+                metrics = _measure(config, course, learner) | learner.diagnostics(course.step)
                 metrics["speed/steps_per_s"] = (course.step - first) / max(clock() - since, 1e-9)
                 metrics |= evaluate(learner.model)
                 losses = metrics["train/loss"], metrics["valid/loss_whole"]
@@ -135,7 +136,7 @@ def _train(
             state, reason = "pruned", f"stopped by the search at step {course.step}"
         return TrialResult(
             state, reason, course.step, course.best_step, course.best, course.weights, count_parameters(learner.model),
-            clock() - began,
+            clock() - began, learner.fallback,
         )  # fmt: skip
 
 
@@ -166,9 +167,3 @@ def _measure(config: TrialConfig, course: Course, learner: Learner) -> Metrics:
 
 def _percent(best: Metrics) -> str:
     return f"{best[OBJECTIVE]:.1%}" if best else "-"
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return any(words in str(error) for words in ("out of memory", "can't allocate memory"))

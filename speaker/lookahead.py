@@ -1,0 +1,161 @@
+"""A look ahead: what points cost on a device before a search begins, and what to fall back to where they fail."""
+
+import resource
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from speaker.config import TrialConfig
+from speaker.cuda import is_out_of_memory, noticing_loss, release_memory
+from speaker.devices import Compute, Crew, claim
+from speaker.errors import DeviceLostError, UserError, first_line
+from speaker.evaluation import Evaluator, Protocol
+from speaker.learner import Learner
+from speaker.model import count_operations
+from speaker.pack import Pack
+from speaker.training import open_learner
+
+TIMED_S, MOST_STEPS = 0.4, 50  # of the steps that are timed
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a training of a point costs, by a few of its steps and batches."""
+
+    config: TrialConfig
+    step: float  # seconds
+    evaluation: float  # seconds
+    memory: int  # bytes: the most that this process has held
+    fallback: str = ""  # why it was computed in a slower way than its device offers
+
+    def seconds(self) -> float:
+        """Return the time of the training, were it not stopped."""
+        return self.config.steps * self.step + -(-self.config.steps // self.config.valid_every) * self.evaluation
+
+
+def measure(config: TrialConfig, pack: Pack, protocol: Protocol, compute: Compute) -> Cost:
+    """Do some steps of a point and score some batches, the longest among them on a GPU, and forget what was learnt.
+
+    The pack lies on the device. Raises what a training would.
+    """
+    rows, _ = protocol.split(pack)
+    on_cuda = compute.device.type == "cuda"
+    if on_cuda:
+        torch.cuda.reset_peak_memory_stats(compute.device)
+    with (
+        noticing_loss(compute.device),
+        Crew(compute.shards) as crew,
+        open_learner(config, pack, rows, compute, crew) as learner,
+    ):
+        step = _time_steps(learner)
+        evaluation = Evaluator(pack, protocol, crew).rehearse(learner.model)
+        memory = torch.cuda.max_memory_reserved(compute.device) if on_cuda else _peak_bytes()
+        return Cost(config, step, evaluation, memory, learner.fallback)
+
+
+def settle(
+    points: Sequence[TrialConfig], put: Callable[[Compute], Pack], protocol: Protocol, compute: Compute
+) -> tuple[Compute, Pack, list[Cost]]:
+    """Find out what to compute with, from what was asked for down to what works, and what points cost there.
+
+    `put` puts the pack on a device. A point that does not fit into memory has no cost in the list. Raises UserError
+    when nothing works, or no point fits. What failed stands among the result's fallbacks.
+    """
+    reasons = list(compute.fallbacks)
+    lost = None
+    for candidate in (compute, *compute.lesser()):
+        if candidate.device == lost:
+            continue
+        release_memory()  # of what failed
+        tried = replace(candidate, fallbacks=tuple(reasons))
+        try:
+            with noticing_loss(tried.device):
+                return tried, *_attempt(points, put, protocol, tried)
+        except DeviceLostError as error:
+            lost = tried.device
+            reasons.append(str(error))
+        except RuntimeError as error:
+            if tried.device.type == "cpu":
+                raise
+            steps = "captured" if tried.graph else "plain"
+            reasons.append(f"{tried.device}, {tried.precision_name}, {steps} steps failed: {first_line(error)}")
+    raise UserError(f"--device {compute.device} must do a step, but: {'; '.join(reasons)}; use --device cpu")
+
+
+def _attempt(
+    points: Sequence[TrialConfig], put: Callable[[Compute], Pack], protocol: Protocol, compute: Compute
+) -> tuple[Pack, list[Cost]]:
+    claim(compute)
+    pack = put(compute)
+    costs = [cost for point in points if (cost := _measure_if_it_fits(point, pack, protocol, compute))]
+    if not costs:
+        raise UserError(f"the smallest point must fit into the memory of {compute.device}, but does not; free some")
+    if fallback := next((cost.fallback for cost in costs if cost.fallback), ""):
+        raise RuntimeError(fallback)
+    return pack, costs
+
+
+def forecast(points: Sequence[TrialConfig], costs: Sequence[Cost]) -> float:
+    """Return the seconds of a training of one of many points on average, between what few of them cost."""
+    few = sorted((count_operations(cost.config), cost.seconds()) for cost in costs)
+    (least, shortest), (most, longest) = few[0], few[-1]
+    slope = (longest - shortest) / max(most - least, 1.0)
+    return sum(shortest + slope * (count_operations(point) - least) for point in points) / len(points)
+
+
+def describe(points: Sequence[TrialConfig], costs: Sequence[Cost], trials: int, compute: Compute, jobs: int = 1) -> str:
+    """Return in a line what training so many of some points is to cost, `jobs` at once.
+
+    `points` are in the order of their size, and the largest of them may have no cost.
+    """
+    smallest, largest = costs[0], costs[-1]
+    step = f"{1000 * smallest.step:.3g} ms ({smallest.config.label()})"
+    if largest is not smallest:
+        step += f" to {1000 * largest.step:.3g} ms ({largest.config.label()})"
+    at_once = jobs if compute.device.type == "cpu" else 1  # jobs have a CPU's cores to themselves, and share a GPU
+    seconds = trials * forecast(points, costs) / at_once
+    steps = f"A step takes {step}{', captured as one CUDA graph' * compute.graph}"
+    memory = f"{largest.memory / 2**30:.1f} GiB of memory{' for each job' * (jobs > 1)}"
+    count = f"{trials} trials take" if trials > 1 else "1 trial takes"
+    line = f"{steps}; {count} about {_in_words(seconds)}, where none is stopped early, and {memory}."
+    if largest.config != points[-1]:
+        line += f" {points[-1].label()} does not fit into the memory, and such trials will fail."
+    return line
+
+
+def _in_words(seconds: float) -> str:
+    for unit, size in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def _measure_if_it_fits(config: TrialConfig, pack: Pack, protocol: Protocol, compute: Compute) -> Cost | None:
+    try:
+        return measure(config, pack, protocol, compute)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    release_memory()
+    return None
+
+
+def _time_steps(learner: Learner) -> float:
+    """Return the seconds of a step."""
+
+    def run(first: int, count: int) -> float:
+        began = time.perf_counter()
+        for number in range(first, first + count):
+            learner.step(number)
+        learner.peek_loss()  # waits for the device
+        return time.perf_counter() - began
+
+    run(0, 1)  # libraries settle on their kernels
+    count = min(MOST_STEPS, max(1, int(TIMED_S / run(1, 1))))
+    return run(2, count) / count
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
