@@ -81,7 +81,6 @@ def main() -> None:
     material = prepare(arguments.data, arguments.device, arguments.precision, STATE)
     check_batch(config, material.pack, material.protocol)
     material, costs = settle(material, [config])
-    print(f"On {material.origin['device']}. {describe([config], costs, 1, material.compute)}")
     books = Books(arguments.tracking_uri or default_tracking_uri(STATE))
     with contextlib.ExitStack() as stack:
         if arguments.resume:
@@ -95,7 +94,8 @@ def main() -> None:
             run = books.open_run(config.label(), {"preset": arguments.preset} if is_preset else {})
             stack.enter_context(only_process(run.run_id))
         bar = stack.enter_context(tqdm(total=config.steps, desc=config.label(), unit="step", disable=None))
-        print(f"Run {run.run_id}. Should it be stopped, go on with: {resuming_command(run.run_id)}", flush=True)
+        print(f"Run {run.run_id}. Should it be stopped, go on with: {resuming_command(run.run_id)}")
+        print(f"On {material.origin['device']}. {describe([config], costs, 1, material.compute)}", flush=True)
         checkpoint = material.checkpoint(run.run_id, config)
         with uninterrupted(), run.guarded():
             run.log_setup(config, material)

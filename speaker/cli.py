@@ -107,6 +107,8 @@ def run_cli(main: Callable[[], None]) -> NoReturn:
     except OSError as error:
         print(f"error: {printable(error)}; mend that and run the same command again", file=sys.stderr)
         sys.exit(BAD_INPUT)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)  # all is done: Python would take one for a failure while it ends
     sys.exit(0)
 
 

@@ -133,7 +133,7 @@ class Evaluator:
     def _score(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the sums of loss and hits over a batch, (2,)."""
         mels, lengths = self._pack.gather(*batch)
-        logits, labels = model(mels, lengths).float(), self._pack.labels[batch.rows]
+        logits, labels = model(mels, lengths).float(), self._pack.labels.index_select(0, batch.rows)
         return torch.stack((F.cross_entropy(logits, labels, reduction="sum"), (logits.argmax(1) == labels).sum()))
 
 

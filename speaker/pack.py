@@ -76,16 +76,16 @@ class Pack:
         `rows` and `starts` are int64 (B,) on the pack's device.
         """
         steps = torch.arange(width, device=rows.device)
-        first = (self.offsets[rows] + starts)[:, None]
+        first = (self.offsets.index_select(0, rows) + starts)[:, None]
         if whole:
             return self._frames_at(first + steps), None
-        lengths = (self.lengths[rows] - starts).clamp_(max=width)
+        lengths = (self.lengths.index_select(0, rows) - starts).clamp_(max=width)
         mels = self._frames_at(first + torch.minimum(steps, lengths[:, None] - 1))
         return mels.masked_fill_((steps >= lengths[:, None])[:, :, None], PADDING), lengths
 
     def crop_starts(self, rows: Tensor, uniform: Tensor, width: int) -> Tensor:
         """Turn numbers from [0, 1) into the first frames of crops: each legal start is equally likely."""
-        slack = (self.lengths[rows] - width).clamp_(min=0)
+        slack = (self.lengths.index_select(0, rows) - width).clamp_(min=0)
         return torch.minimum((uniform * (slack + 1)).long(), slack)
 
     def _frames_at(self, index: Tensor) -> Tensor:

@@ -100,6 +100,8 @@ class AsOnGpu(TorchFunctionMode):
             return self._attend(*args, **kwargs)
         if func is F.dropout and kwargs["training"] and kwargs["p"]:
             return torch.native_dropout(args[0], kwargs["p"], True)[0]
+        if self.traced and func is Tensor.__getitem__:
+            return _view(*args)
         return func(*args, **kwargs)
 
     def _attend(
@@ -117,6 +119,18 @@ class AsOnGpu(TorchFunctionMode):
         mask = None if bias is None else bias.expand(*query.shape[:3], key.shape[2])
         attend = torch.ops.aten._scaled_dot_product_efficient_attention
         return attend(query, key, value, mask, False, dropped, scale=scale)[0]
+
+
+def _view(tensor: Tensor, key: Any) -> Tensor:
+    """Index by slices, None and an ellipsis: Python's own way asks for a driver, even where nothing is computed."""
+    items = list(key) if isinstance(key, tuple) else [key]
+    if Ellipsis in items:
+        place, missing = items.index(Ellipsis), tensor.dim() - sum(item is not None for item in items) + 1
+        items[place : place + 1] = [slice(None)] * missing
+    for dim, item in enumerate(items):
+        assert item is None or isinstance(item, slice), "a number or a tensor as an index makes a device wait"
+        tensor = tensor.unsqueeze(dim) if item is None else torch.ops.aten.slice(tensor, dim, item.start, item.stop)
+    return tensor
 
 
 class Watch(TorchDispatchMode):

@@ -1,5 +1,6 @@
 """search.py --jobs: several trials at once, in processes that may die like any other."""
 
+import multiprocessing
 import os
 import random
 import re
@@ -7,22 +8,29 @@ import signal
 import subprocess
 import time
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import optuna
 import pytest
+from optuna.trial import TrialState
 
+import experiments.trial as trial_module
+from experiments.jobs import _work as work
 from experiments.jobs import run_at_once
 from experiments.material import Material
 from experiments.progress import Progress
 from experiments.space import HOMEWORK
 from experiments.study import Order, Plan
+from experiments.trial import LOSSES
 from speaker.devices import usable_cores
-from speaker.errors import UserError
+from speaker.errors import DeviceLostError, UserError
 from speaker.evaluation import Protocol
+from speaker.training import TrialResult
 from tests.helpers import KILLS, TINY, assert_whole, run, start, write_corpus
 
 SEARCH = ("search.py", "--data", "corpus", "--steps", "5", "--jobs", "2", "--trials")
+ALL_LOSE = 13  # a seed
 PLAN = Plan("s", HOMEWORK, TINY.replace(steps=4, warmup_steps=1, valid_every=2), 0, "random", "none", 4, None)
 
 pytestmark = pytest.mark.skipif(usable_cores() < 2, reason="two jobs need two cores")
@@ -131,6 +139,39 @@ def test_a_bug_in_a_worker_stops_all_and_shows_where(order: Order) -> None:
         run_at_once(order, 2, Progress(search.job, 4, [], 2))
     states = [trial.state for trial in search.study.get_trials()]
     assert optuna.trial.TrialState.FAIL in states
+
+
+def lose_device(order: Order, connection: Connection) -> None:
+    """Be a worker whose card is lost in its first trial, if it is worker 1 or all are to lose theirs."""
+
+    def lose(*_arguments: object) -> TrialResult:
+        raise DeviceLostError("cuda:0 was lost (CUDA error: unspecified launch failure)")
+
+    if order.plan.seed == ALL_LOSE or multiprocessing.current_process().name == "worker 1":
+        trial_module.train = lose
+    work(order, connection)
+
+
+def test_a_worker_that_loses_its_device_leaves_its_trial_to_the_others(
+    order: Order, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("experiments.jobs._work", lose_device)
+    search = order.open()
+    run_at_once(order, 2, Progress(search.job, 4, [], 2))
+    trials = search.study.get_trials()
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 4
+    assert sum(trial.user_attrs.get(LOSSES, 0) for trial in trials) == 1
+    assert re.search(r"^worker 1 ended: cuda:0 was lost \(.*\) in trial #\d; the other 1 go on$",
+                     capsys.readouterr().out, re.MULTILINE)  # fmt: skip
+
+
+def test_when_all_lose_their_devices_the_search_ends_in_one_line(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.jobs._work", lose_device)
+    order = replace(order, plan=replace(PLAN, seed=ALL_LOSE))
+    search = order.open()
+    with pytest.raises(DeviceLostError, match=r"cuda:0 was lost \(.*\) in trial #\d$"):
+        run_at_once(order, 2, Progress(search.job, 4, [], 2))
+    assert not any(trial.state == TrialState.COMPLETE for trial in search.study.get_trials())
 
 
 def test_what_a_worker_cannot_mend_is_one_line(order: Order) -> None:

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from speaker.checkpoint import TrainedModel
 from speaker.corpus import Corpus, read_corpus, read_mels
@@ -87,3 +88,25 @@ def test_a_model_of_other_speakers_or_features_is_refused(
     write_corpus(tmp_path / "mels", n_mels=20)
     with pytest.raises(UserError, match="the model has 40 and .* has 20"):
         check_match(trained, read_corpus(tmp_path / "mels"))
+
+
+def test_where_memory_is_short_a_batch_is_halved(
+    corpus: Corpus, trained: TrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stands for a card: more than so many frames at once are refused."""
+    expected = predict_probabilities([trained], corpus, corpus.test, CPU)
+    forward, sizes = SpeakerClassifier.forward, []
+
+    def hungry(self: SpeakerClassifier, mels: Tensor, lengths: Tensor) -> Tensor:
+        if mels.shape[0] * mels.shape[1] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        sizes.append(len(mels))
+        return forward(self, mels, lengths)
+
+    monkeypatch.setattr(SpeakerClassifier, "forward", hungry)
+    most = 120
+    assert torch.allclose(predict_probabilities([trained], corpus, corpus.test, CPU), expected, atol=1e-6)
+    assert len(sizes) > 1
+    most = 20
+    with pytest.raises(UserError, match=r"an utterance of \d+ frames must fit into the memory of cpu, but does not"):
+        predict_probabilities([trained], corpus, corpus.test, CPU)

@@ -1,4 +1,5 @@
 import multiprocessing
+import re
 import sqlite3
 from collections import Counter
 from collections.abc import Callable
@@ -20,9 +21,11 @@ from experiments.tracking import Books
 from experiments.trial import PRESET, RUN_ID, run_trial
 from speaker.cli import Interrupted
 from speaker.config import TrialConfig
-from speaker.errors import UserError
-from speaker.evaluation import OBJECTIVE
-from speaker.training import TrialResult, train
+from speaker.cuda import noticing_loss
+from speaker.errors import DeviceLostError, UserError
+from speaker.evaluation import OBJECTIVE, Protocol
+from speaker.pack import Pack
+from speaker.training import Metrics, Report, TrialResult, train
 from tests.helpers import TINY
 
 PLAN = Plan("s", HOMEWORK, TINY.replace(steps=4, warmup_steps=1, valid_every=2), 0, "random", "none", 4, None)
@@ -196,6 +199,41 @@ def test_a_bug_closes_the_run_as_failed_and_stops_the_search(
     again = open_search(PLAN)
     work(again)
     assert_books_agree(again, 4)
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_lost_device_costs_a_trial_only_the_second_time(
+    open_search: Callable[[Plan], Search], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a card does it: an error in the third evaluation's step, whatever is computed afterwards in this process."""
+    original = trial_module.train
+
+    def lose(config: TrialConfig, pack: Pack, protocol: Protocol, report: Report, *rest: object) -> TrialResult:
+        def heard(step: int, metrics: Metrics) -> bool:
+            with noticing_loss(torch.device("cuda", 0)):
+                if step == 4:
+                    raise torch.AcceleratorError("CUDA error: device-side assert triggered\nCompile with ...")
+            return report(step, metrics)
+
+        return original(config, pack, protocol, heard, *rest)  # type: ignore[arg-type]
+
+    reason = "cuda:0 was lost (CUDA error: device-side assert triggered)"
+    with monkeypatch.context() as patch:
+        patch.setattr(trial_module, "train", lose)
+        for state in ("interrupted", "failed"):
+            search = open_search(PLAN)
+            with pytest.raises(DeviceLostError, match=rf"^{re.escape(reason)} in trial #0$"):
+                work(search)
+            search.close()
+            (run,) = search._books.runs("tags.kind = 'trial'")
+            assert run.data.tags["state"] == state
+            assert run.data.tags["state.reason"].startswith(reason)
+    again = open_search(PLAN)
+    assert work(again) == [1, 2, 3]
+    assert_books_agree(again, 4)
+    states = [trial.state for trial in again.study.trials]
+    assert states == [TrialState.FAIL, *[TrialState.COMPLETE] * 3]
+    assert again.study.trials[0].user_attrs["reason"] == f"{reason}, for the second time"
 
 
 @pytest.mark.usefixtures("fast")

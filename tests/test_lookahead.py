@@ -1,0 +1,119 @@
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from experiments.material import Material, settle
+from experiments.space import HOMEWORK
+from speaker import lookahead
+from speaker.devices import CPU, Compute, find_precision
+from speaker.errors import UserError
+from speaker.evaluation import Evaluator, Protocol
+from speaker.lookahead import Cost, describe, forecast, measure
+from speaker.model import SpeakerClassifier
+from speaker.pack import Pack
+from tests.helpers import TINY
+
+NOWHERE = torch.device("meta")  # holds tensors and computes nothing: a device that fails at its first step
+POINTS = HOMEWORK.points(TINY)
+
+
+def put(pack: Pack, compute: Compute) -> Pack:
+    return pack.to(compute.device, compute.precision)
+
+
+def test_measures_a_point_and_leaves_no_trace(pack: Pack) -> None:
+    before = torch.get_rng_state()
+    cost = measure(TINY, pack, Protocol(), Compute())
+    assert cost.config == TINY
+    assert 0 < cost.step < 1
+    assert 0 < cost.evaluation < 1
+    assert cost.memory > 50 << 20
+    assert cost.seconds() == pytest.approx(12 * cost.step + 3 * cost.evaluation)
+    torch.set_rng_state(before)
+
+
+def test_a_rehearsed_evaluation_takes_as_long_as_one(pack: Pack) -> None:
+    ticks = iter(range(1000))
+    evaluate = Evaluator(pack, Protocol(), clock=lambda: float(next(ticks)))
+    model = SpeakerClassifier(TINY, 40, 4).train()
+    assert evaluate.rehearse(model) == len(evaluate._wholes) + len(evaluate._crops)
+    assert model.training
+
+
+def test_a_device_that_fails_gives_way_step_by_step_down_to_the_cpu(pack: Pack) -> None:
+    wanted = Compute(NOWHERE, torch.bfloat16, graph=True, is_automatic=True, fallbacks=("an older one",))
+    compute, there, costs = lookahead.settle([TINY], lambda each: put(pack, each), Protocol(), wanted)
+    assert compute.device == CPU
+    assert compute.precision == find_precision("auto", CPU)
+    assert there.frames.device == CPU
+    assert [cost.config for cost in costs] == [TINY]
+    older, *failed = compute.fallbacks
+    assert older == "an older one"
+    assert [reason.partition(" failed: ")[0] for reason in failed] == [
+        "meta, bf16, captured steps", "meta, bf16, plain steps", "meta, fp32, plain steps",
+    ]  # fmt: skip
+    assert all(re.search("failed: .*meta", reason) and "\n" not in reason for reason in failed)
+
+
+def test_a_device_that_was_asked_for_is_not_replaced(pack: Pack) -> None:
+    wanted = Compute(NOWHERE, torch.bfloat16)
+    with pytest.raises(UserError, match=r"--device meta must do a step, but: .*; use --device cpu$"):
+        lookahead.settle([TINY], lambda each: put(pack, each), Protocol(), wanted)
+
+
+def test_what_failed_is_on_the_screen_and_in_the_tags(material: Material, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = replace(material, compute=Compute(NOWHERE, is_automatic=True))
+    settled, costs = settle(wanted, [TINY])
+    assert "warning: meta, fp32, plain steps failed" in capsys.readouterr().err
+    assert settled.tags()["device.fallbacks"].startswith("meta, fp32, plain steps failed: ")
+    assert settled.tags()["device"] == settled.compute.describe()
+    assert len(costs) == 1
+
+
+def test_a_bug_on_the_cpu_passes_through() -> None:
+    def broken(_compute: Compute) -> Pack:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        lookahead.settle([TINY], broken, Protocol(), Compute())
+
+
+def test_a_point_that_does_not_fit_has_no_cost(pack: Pack) -> None:
+    huge = TINY.replace(dim_feedforward=2**44)
+    compute, _, costs = lookahead.settle([TINY, huge], lambda each: put(pack, each), Protocol(), Compute())
+    assert [cost.config for cost in costs] == [TINY]
+    assert "does not fit into the memory" in describe([TINY, huge], costs, 2, compute)
+    with pytest.raises(UserError, match="the smallest point must fit into the memory of cpu"):
+        lookahead.settle([huge], lambda each: put(pack, each), Protocol(), Compute())
+
+
+def test_points_are_all_of_the_space_in_the_order_of_their_size() -> None:
+    assert len(POINTS) == len(set(POINTS)) == 600
+    assert POINTS[0].label().startswith("d80 h1 L1")
+    assert (POINTS[-1].d_model, POINTS[-1].num_layers) == (512, 6)
+
+
+def test_a_forecast_lies_between_what_was_measured() -> None:
+    small, large = Cost(POINTS[0], 0.001, 0.0, 0), Cost(POINTS[-1], 0.1, 0.0, 0)
+    steps = TINY.steps
+    assert forecast(POINTS[:1], [small, large]) == pytest.approx(steps * 0.001)
+    assert forecast(POINTS[-1:], [small, large]) == pytest.approx(steps * 0.1)
+    assert steps * 0.01 < forecast(POINTS, [small, large]) < steps * 0.05
+    assert forecast(POINTS, [small]) == pytest.approx(steps * 0.001)
+
+
+def test_the_description_says_what_it_will_take() -> None:
+    small, large = Cost(POINTS[0], 0.00123, 0.5, 1 << 30), Cost(POINTS[-1], 0.0456, 9.0, 2 << 30)
+    line = describe(POINTS, [small, large], 50, Compute())
+    assert re.fullmatch(
+        r"A step takes 1.23 ms \(d80 h1 L1 \w+\) to 45.6 ms \(d512 h\d+ L6 \w+\); 50 trials take about \d+.\d minutes, "
+        r"where none is stopped early, and 2.0 GiB of memory\.",
+        line,
+    ), line
+    one = describe([TINY], [Cost(TINY, 0.1, 0.1, 1 << 29)], 1, Compute(torch.device("cuda", 0), graph=True), jobs=2)
+    assert one == (
+        "A step takes 100 ms (d16 h2 L1 sigmoid), captured as one CUDA graph; 1 trial takes about 2 seconds, where "
+        "none is stopped early, and 0.5 GiB of memory for each job."
+    )
