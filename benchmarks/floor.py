@@ -23,9 +23,10 @@ class Floor:
     bandwidth: float  # bytes a second
 
     @classmethod
-    def of(cls, config: TrialConfig, peak: float, bandwidth: float) -> "Floor":
-        """Return a point's floor on a device with these rates."""
-        return cls(count_operations(config), count_traffic(config), peak, bandwidth)
+    def of(cls, config: TrialConfig, compute: Compute) -> "Floor":
+        """Return a point's floor on a device, whose rates are measured."""
+        traffic = count_traffic(config, fused_attention=compute.device.type != "cpu")
+        return cls(count_operations(config), traffic, *measure_peaks(compute))
 
     @property
     def seconds(self) -> float:
@@ -45,13 +46,13 @@ class Floor:
         }
 
 
-def count_traffic(config: TrialConfig) -> float:
-    """Return the bytes of a step in bf16 where no two operations are fused.
+def count_traffic(config: TrialConfig, fused_attention: bool = False) -> float:
+    """Return the bytes of a step in bf16 where no two operations are fused, but those of attention on a GPU.
 
     Each of a layer's results is written and read once forward, and its gradient written and read, and it read, once
     backward: eleven as wide as the model, three as wide as the feed-forward block, three of attention's shares.
     """
-    return 5 * 2 * _count_results(config)
+    return 5 * 2 * _count_results(config, fused_attention)
 
 
 def count_memory(config: TrialConfig) -> float:
@@ -61,9 +62,10 @@ def count_memory(config: TrialConfig) -> float:
     return 2 * _count_results(config) + 20.0 * (config.num_layers * layer + width * (width + SPEAKERS))
 
 
-def _count_results(config: TrialConfig) -> float:
+def _count_results(config: TrialConfig, fused_attention: bool = False) -> float:
     frames = config.segment_len
-    numbers = 11 * config.d_model + 3 * config.dim_feedforward + 3 * config.nhead * frames
+    shares = 0 if fused_attention else 3 * config.nhead * frames  # a fused kernel keeps them to itself
+    numbers = 11 * config.d_model + 3 * config.dim_feedforward + shares
     return float(config.batch_size * frames * config.num_layers * numbers)
 
 

@@ -38,7 +38,7 @@ def measure(config: TrialConfig, folder: Path, device: str) -> tuple[float, floa
     """Return the median seconds of a step, and the MiB that a training adds to a process."""
     compute = find_compute(device, "auto")
     claim(compute)
-    pack = open_pack(read_corpus(folder), folder.parent / "packs").to(compute.device)
+    pack = open_pack(read_corpus(folder), folder.parent / "packs").to(compute.device, compute.precision)
     rows, _ = Protocol().split(pack)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     seconds = []

@@ -51,7 +51,8 @@ def run(task: Task) -> float:
     protocol = Protocol(split_seed=task.config.seed)
     if task.kind == "ours":
         rows = []
-        train(task.config, pack.to(compute.device), protocol, lambda *row: bool(rows.append(row)), compute)
+        there = pack.to(compute.device, compute.precision)
+        train(task.config, there, protocol, lambda *row: bool(rows.append(row)), compute)
         return float(rows[-1][1][OBJECTIVE])
     torch.set_num_threads(compute.threads)
     learned, valid = protocol.split(pack)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.floor import Floor, measure_peaks
+from benchmarks.floor import Floor
 from benchmarks.scale import write_corpus
 from benchmarks.yardstick import Homework
 from speaker.config import HOMEWORK_BASELINE, TrialConfig
@@ -98,7 +98,8 @@ class Ours:
 
     def __init__(self, entry: Entry) -> None:
         claim(entry.compute)
-        pack = open_pack(read_corpus(entry.folder), entry.folder.parent / "packs").to(entry.compute.device)
+        pack = open_pack(read_corpus(entry.folder), entry.folder.parent / "packs")
+        pack = pack.to(entry.compute.device, entry.compute.precision)
         rows, _ = Protocol().split(pack)
         crew = Crew(entry.compute.shards)
         self._learner: Learner = open_learner(entry.config, pack, rows, entry.compute, crew)
@@ -109,7 +110,8 @@ class Ours:
 
     def steps(self, count: int) -> float:
         """Return the seconds of some steps."""
-        numbers = range(self._done, self._done + count)
+        total = self._config.steps  # after the last one the first comes again
+        numbers = [number % total for number in range(self._done, self._done + count)]
         self._done += count
         return _timed(lambda: [self._learner.step(number) for number in numbers], self._synchronize)
 
@@ -251,7 +253,7 @@ def measure(config: TrialConfig, folder: Path, arguments: argparse.Namespace) ->
     memory = {name: max(team.ask("memory")) for name, team in teams.items()}
     for team in teams.values():
         team.close()
-    floor = Floor.of(config, *measure_peaks(compute))
+    floor = Floor.of(config, compute)
     evaluating = VALID / wholes + VALID / statistics.median(crops["ours"])
     learning = VALID_EVERY / statistics.median(rates["ours"])
     return {

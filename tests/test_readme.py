@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 
+import benchmarks.gpu
 import experiments.__main__
 import search
 import speaker.__main__
@@ -21,6 +22,7 @@ PARSERS = {
     "train_trial.py": train_trial.parser,
     "-m speaker": speaker.__main__.parser,
     "-m experiments": experiments.__main__.parser,
+    "-m benchmarks.gpu": benchmarks.gpu.parser,
 }
 
 
