@@ -132,7 +132,8 @@ class Ours:
         learner, clock, size = self._learner, _Stopwatch(self._synchronize), self._config.batch_size
         epoch = learner._batches.draw_epoch(0)
         model = learner.model
-        for number in range(count):
+        for step in range(count):
+            number = step % learner._batches.steps_per_epoch
             cut = slice(number * size, (number + 1) * size)
             part = (epoch.rows[cut], epoch.places[cut], epoch.whole[number])
             mels, lengths, labels = clock.lap("data", lambda part=part: learner._batches.gather(*part))

@@ -40,6 +40,8 @@ class Progress:
             f"#{number:<3} {config.label():<22} whole {whole}  crops {crops}  {result.seconds:6.1f} s  {result.state}"
         )
         tqdm.write(f"{line}: {result.reason}" if result.reason else line)
+        if result.fallback:
+            tqdm.write(f"warning: #{number} was not captured as a graph: {result.fallback}")
         if result.state == "complete":
             self._keep_best(number, config.label(), result.scores()[0] or 0.0)
         self._trials.update()

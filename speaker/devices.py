@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -118,6 +119,7 @@ def find_device(name: str) -> tuple[torch.device, str]:
         other = torch.device("mps", 0) if has_mps else CPU
         if not cuda.has_card():
             return other, ""
+        warnings.filterwarnings("ignore", "CUDA initialization")  # PyTorch's own words for what is said here
         fault = cuda.find_fault(0)
         return (other, f"the NVIDIA card is not used: {fault}") if fault else (torch.device("cuda", 0), "")
     found = re.fullmatch(r"(cpu|cuda|mps)(?::([0-9]{1,3}))?", name)

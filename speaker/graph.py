@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -99,19 +98,19 @@ class DeviceLearner(Learner):
     def state(self) -> dict[str, Tensor]:
         """Return all that the steps to come depend on, besides their numbers, on the CPU."""
         own = {name: tensor.to("cpu", copy=True) for name, tensor in self._own_state().items()}
-        return {**super().state(), **own, "random": self._random().get_rng_state()}
+        return {**super().state(), **own, self._random_key: self._random_state()}
 
     def load(self, state: dict[str, Tensor], steps: int) -> None:
         """Go on from what `state` returned after `steps` steps.
 
-        What a CPU's learner returned lacks some of it: its masks of dropout cannot be drawn here.
+        What a learner on another kind of device returned lacks some of it: its masks of dropout cannot be drawn here.
         """
         super().load(state, steps)
         for name, tensor in self._own_state().items():
             if name in state:
                 tensor.copy_(state[name])
-        if "random" in state:
-            self._random().set_rng_state(state["random"])
+        if self._random_key in state:
+            self._set_random_state(state[self._random_key])
         self._open_epoch(*divmod(steps, self._batches.steps_per_epoch))
 
     def close(self) -> None:
@@ -196,6 +195,20 @@ class DeviceLearner(Learner):
 
         return work
 
-    def _random(self) -> ModuleType:
-        """Return the module that holds the state of the device's random numbers."""
-        return torch.random if self._device.type == "cpu" else torch.get_device_module(self._device)
+    @property
+    def _random_key(self) -> str:
+        """Under which name a state holds the device's random numbers: those of another kind of device are of no use."""
+        return f"random.{self._device.type}"
+
+    def _random_state(self) -> Tensor:
+        if self._device.type == "cuda":
+            return torch.cuda.get_rng_state(self._device)
+        return torch.mps.get_rng_state() if self._device.type == "mps" else torch.random.get_rng_state()
+
+    def _set_random_state(self, state: Tensor) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.set_rng_state(state, self._device)
+        elif self._device.type == "mps":
+            torch.mps.set_rng_state(state)
+        else:
+            torch.random.set_rng_state(state)

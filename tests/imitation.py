@@ -162,9 +162,7 @@ class Watch(TorchDispatchMode):
         )
         self._check_indices(name, args)
         if name not in FREE:
-            lists = [len(arg) for arg in args if isinstance(arg, list | tuple) and arg and isinstance(arg[0], Tensor)]
-            launches = -(-max(lists) // TENSORS_A_LAUNCH) if "_foreach" in name else 1
-            self.kernels[name] += KERNELS.get(name, launches)
+            self.kernels[name] += _count_launches(args) if "_foreach" in name else KERNELS.get(name, 1)
         return func(*args, **kwargs)
 
     @staticmethod
@@ -185,6 +183,15 @@ class Watch(TorchDispatchMode):
                 assert index.numel() == 0 or 0 <= int(index.min()) <= int(index.max()) < size, (
                     f"{name} outside of {size}"
                 )
+
+
+def _count_launches(args: tuple[Any, ...]) -> int:
+    """Return the launches of an operation over lists: few, but one a tensor where two differ in more than the lists."""
+    lists = [arg for arg in args if isinstance(arg, list | tuple)]
+    alike = all(
+        len({(tensor.shape, tensor.stride()) for tensor in tensors}) == 1 for tensors in zip(*lists, strict=True)
+    ) and all(len({tensor.dtype for tensor in each}) == 1 for each in lists)
+    return -(-len(lists[0]) // TENSORS_A_LAUNCH) if alike else len(lists[0])
 
 
 class Memory(TorchDispatchMode):

@@ -25,7 +25,7 @@ from tests.helpers import TINY, assert_whole, run, write_corpus
 DEVICE = torch.device(os.environ.get("TEST_DEVICE", "cuda:0"))
 IS_CARD = DEVICE.type == "cuda"
 PRECISIONS = (torch.float32, torch.float16, torch.bfloat16)
-FEW = HOMEWORK.points(TINY.replace(batch_size=8, segment_len=40))[::24]  # of all shapes
+FEW = HOMEWORK.points(TINY.replace(batch_size=4, segment_len=24))[::24]  # of all shapes
 
 pytestmark = [
     pytest.mark.cuda,
