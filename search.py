@@ -85,7 +85,8 @@ def main() -> None:
         if len(done) < plan.trials:
             points = space.points(plan.base)
             material, costs = settle(material, (points[0], points[-1]), arguments.jobs)
-            search.use(material)
+            with uninterrupted():
+                search.use(material)
             device = material.origin["device"]
             print(f"Study {plan.name}: {plan.trials} trials of {plan.base.steps:,} steps on {device}.")
             print(describe(points, costs, plan.trials - len(done), material.compute, arguments.jobs), flush=True)

@@ -3,16 +3,14 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from speaker import lookahead
 from speaker.check import check_quickly
 from speaker.config import TrialConfig
 from speaker.corpus import Corpus, read_corpus
-from speaker.cuda import is_out_of_memory, release_memory, share_memory
-from speaker.devices import Compute, find_compute
-from speaker.errors import UserError
+from speaker.cuda import release_memory, share_memory
+from speaker.devices import Compute, check_jobs, find_compute
 from speaker.evaluation import Protocol
 from speaker.lookahead import Cost
 from speaker.origin import origin
@@ -68,23 +66,13 @@ def settle(material: Material, points: Sequence[TrialConfig], jobs: int = 1) -> 
     Prints what does not. Returns the material to compute with in each of `jobs` processes, and what the points cost.
     Raises UserError when the device cannot compute, or has too little memory.
     """
-    compute, pack, costs = lookahead.settle(points, partial(_put, material.pack), material.protocol, material.compute)
+    compute, pack, costs = lookahead.settle(
+        points, lambda tried: material.pack.to(tried.device, tried.precision), material.protocol, material.compute
+    )
     for fallback in compute.fallbacks:
         print(f"warning: {fallback}", file=sys.stderr)
+    check_jobs(compute.device, jobs)
     if compute.device.type == "cuda" and jobs > 1:
         release_memory()
         compute = replace(compute, memory_fraction=share_memory(compute.device, jobs))
-    return replace(material, pack=pack, compute=compute, origin={**material.origin, **origin(compute)}), costs
-
-
-def _put(pack: Pack, compute: Compute) -> Pack:
-    try:
-        return pack.to(compute.device, compute.precision)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        size = pack.frames.nbytes / 2**30
-        raise UserError(
-            f"the corpus must fit into the memory of {compute.device}, but takes {size:.1f} GiB there; free some, or "
-            "use --device cpu"
-        ) from error
+    return replace(material, pack=pack, compute=compute, origin=origin(compute)), costs

@@ -96,17 +96,22 @@ class Crew:
 def find_compute(device_name: str, precision_name: str, jobs: int = 1) -> Compute:
     """Return what one of `jobs` processes computes with. Raises UserError for what this machine does not have."""
     device, fallback = find_device(device_name)
-    cores = usable_cores()
-    if device.type == "cpu" and jobs > cores:
-        raise UserError(f"--jobs must be at most the number of cores, {cores}, on a CPU, but got {jobs}; use fewer")
+    check_jobs(device, jobs)
     return Compute(
         device,
         find_precision(precision_name, device),
-        max(1, cores // jobs),
+        max(1, usable_cores() // jobs),
         graph=device.type == "cuda",
         is_automatic=device_name == "auto",
         fallbacks=(fallback,) if fallback else (),
     )
+
+
+def check_jobs(device: torch.device, jobs: int) -> None:
+    """Raise UserError when a CPU has fewer cores than there are processes to compute on it."""
+    cores = usable_cores()
+    if device.type == "cpu" and jobs > cores:
+        raise UserError(f"--jobs must be at most the number of cores, {cores}, on a CPU, but got {jobs}; use fewer")
 
 
 def find_device(name: str) -> tuple[torch.device, str]:

@@ -76,7 +76,7 @@ def settle(
         except DeviceLostError as error:
             lost = tried.device
             reasons.append(str(error))
-        except RuntimeError as error:
+        except (RuntimeError, UserError) as error:
             if tried.device.type == "cpu":
                 raise
             steps = "captured" if tried.graph else "plain"
