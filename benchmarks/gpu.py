@@ -46,7 +46,7 @@ class Row:
 
     def describe(self) -> str:
         """Return the line."""
-        return f"{'holds' if self.holds else 'FAILS':<6} {self.what:<58} {self.wanted:>14} {self.seen:>24}"
+        return f"{'holds' if self.holds else 'FAILS':<6} {self.what:<72} {self.wanted:>14} {self.seen:>24}"
 
 
 def run_tests(device: str) -> Row:

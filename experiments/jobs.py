@@ -5,6 +5,7 @@ Each is a worker like any other: who dies leaves its trial to the others. They s
 
 import contextlib
 import multiprocessing
+import pickle
 import signal
 import sys
 import threading
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from multiprocessing.reduction import ForkingPickler
 from typing import cast
 
 from tqdm import tqdm
@@ -25,7 +27,7 @@ from speaker.cli import Interrupted, heed_signals, interruptible, uninterrupted
 from speaker.config import TrialConfig
 from speaker.cuda import noticing_loss
 from speaker.devices import claim
-from speaker.errors import DeviceLostError, UserError
+from speaker.errors import DeviceLostError, UserError, first_line
 from speaker.training import TrialResult
 from speaker.workers import follow_parent, out_of_reach
 
@@ -96,7 +98,7 @@ def _started(order: Order, jobs: int) -> Iterator[dict[Connection, SpawnProcess]
     try:
         for number in range(jobs):
             ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_work, args=(order, theirs), name=f"worker {number + 1}")
+            process = context.Process(target=_work, args=(_pack(order), theirs), name=f"worker {number + 1}")
             with out_of_reach():
                 process.start()
             theirs.close()
@@ -112,11 +114,33 @@ def _started(order: Order, jobs: int) -> Iterator[dict[Connection, SpawnProcess]
             process.join()
 
 
+def _pack(order: Order) -> bytes:
+    """Return an order as bytes, for one worker: what lies on a card is shared. Raises UserError where it cannot be."""
+    try:
+        return bytes(ForkingPickler.dumps(order))
+    except RuntimeError as error:
+        raise _cannot_share(error) from error
+
+
+def _unpack(order: bytes) -> Order:
+    """Return the order that came as bytes. Raises UserError where this process does not get what lies on a card."""
+    try:
+        return cast("Order", pickle.loads(order))  # noqa: S301  # our own parent's
+    except RuntimeError as error:
+        raise _cannot_share(error) from error
+
+
+def _cannot_share(error: RuntimeError) -> UserError:
+    return UserError(f"--jobs must share the GPU's memory, but cannot here ({first_line(error)}); use --jobs 1")
+
+
 def _see_off(process: SpawnProcess, others: int, lost: str = "") -> None:
     """Wait for a worker that says no more to end; `lost` says how it lost its device.
 
     Raises UserError when it was killed and no other is left, DeviceLostError when it lost its device.
     """
+    process.join(PATIENCE_S)
+    process.kill()  # one whose card is lost may hang
     process.join()
     code = process.exitcode or 0
     if lost:
@@ -133,12 +157,13 @@ def _see_off(process: SpawnProcess, others: int, lost: str = "") -> None:
         tqdm.write(f"{process.name} was killed ({end}); the other {others} go on")
 
 
-def _work(order: Order, connection: Connection) -> None:
-    """Be a worker."""
+def _work(packed: bytes, connection: Connection) -> None:
+    """Be a worker of an order."""
     follow_parent()
     heed_signals()
     tqdm.set_lock(threading.RLock())  # instead of one between processes, which a kill would leave behind
     try:
+        order = _unpack(packed)
         with noticing_loss(order.material.compute.device):
             claim(order.material.compute)
         search = order.open()

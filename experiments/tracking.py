@@ -34,6 +34,7 @@ T = TypeVar("T")
 
 EXPERIMENT = "speaker-classifier"
 MODEL_FOLDER = "model"  # of a run's artifacts
+FALLBACKS = "device.fallbacks"
 SECONDS, SHA256 = "speed/seconds", "weights.sha256"
 BEST_WHOLE, BEST_CROPS = "best/accuracy_whole", "best/accuracy_crops"
 STORE_ERRORS = (MlflowException, SQLAlchemyError, OSError)  # a store or disk fails; no fault of the trial
@@ -82,7 +83,8 @@ class TrackedRun:
                 self._client.log_artifacts(self.run_id, folder, MODEL_FOLDER)
             self._client.set_tag(self.run_id, SHA256, sha256)
         if result.fallback:
-            self._client.set_tag(self.run_id, "device.fallback", result.fallback)
+            reasons = "; ".join((*material.compute.fallbacks, result.fallback))
+            self._client.set_tag(self.run_id, FALLBACKS, reasons)
         self._log_once(SECONDS, summary, result.steps)
 
     @contextlib.contextmanager

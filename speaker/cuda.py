@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,11 +16,15 @@ WARM_UP = 3  # calls before a capture, in which libraries settle on their kernel
 CONTEXT_BYTES = 600 << 20  # of a card's memory: what a process takes besides its tensors, by NVIDIA's libraries
 LEAST_BYTES = 512 << 20  # of a card's memory: what a training of the largest point needs
 OLD_CARDS = "https://download.pytorch.org/whl/cu126"  # wheels for cards before Turing and drivers before CUDA 13
-LOST = ("CUDA error", "CUDA driver error", "CUDNN_STATUS", "CUBLAS_STATUS", "cuDNN error")  # the begin of a message
+DEVICE_ERRORS = ("CUDA error", "CUDA driver error", "cuDNN error")  # the begin of a message
+NO_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # in a message
+HIDDEN = ("", "-1")  # values of CUDA_VISIBLE_DEVICES that hide all cards
 
 
 def has_card() -> bool:
-    """Tell whether this machine has an NVIDIA card, whether or not the installed PyTorch can use it."""
+    """Tell whether this machine shows an NVIDIA card, whether or not the installed PyTorch can use it."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in HIDDEN:
+        return False
     driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
     return driver or torch.cuda.is_available()
 
@@ -32,6 +37,8 @@ def find_fault(index: int) -> str:
     release = torch.__version__.partition("+")[0]
     if torch.version.cuda is None and torch.version.hip is None:
         return f"torch {torch.__version__} is built without CUDA; pip install --force-reinstall torch=={release}"
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in HIDDEN:
+        return "the environment variable CUDA_VISIBLE_DEVICES hides all cards; unset it"
     other_wheel = f"pip install --force-reinstall torch=={release} --index-url {OLD_CARDS}"
     try:
         torch.cuda.init()
@@ -102,24 +109,37 @@ def capture(
     stream = _side_stream(device)
     before = torch.cuda.current_stream(device)
     stream.wait_stream(before)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle() if other is None else other.pool()
+    try:
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                rewind()
+                work()
             rewind()
-            work()
-        rewind()
-        torch.cuda.synchronize(device)
-        torch.cuda.empty_cache()  # what the warm-up left would lie idle beside the graph's own memory
-        graph.capture_begin(pool=None if other is None else other.pool())
-        try:
-            work()
-        except BaseException:
-            with contextlib.suppress(RuntimeError):  # it only says that the capture failed, which hides the cause
-                graph.capture_end()
-            raise
-        graph.capture_end()
-    before.wait_stream(stream)
+            torch.cuda.synchronize(device)
+            torch.cuda.empty_cache()  # what the warm-up left would lie idle beside the graph's own memory
+            graph.capture_begin(pool=pool)
+            try:
+                work()
+            except BaseException:
+                with contextlib.suppress(RuntimeError):  # it only says that the capture failed, which hides the cause
+                    _end_capture(graph, device, pool)
+                raise
+            _end_capture(graph, device, pool)
+    finally:
+        before.wait_stream(stream)
     return graph
+
+
+def _end_capture(graph: torch.cuda.CUDAGraph, device: torch.device, pool: tuple[int, int]) -> None:
+    """End a capture, and where that fails end its use of the memory pool, too, which PyTorch then leaves open."""
+    try:
+        graph.capture_end()
+    except RuntimeError:
+        with contextlib.suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(device.index, pool)
+            torch._C._cuda_releasePool(device.index, pool)
+        raise
 
 
 @functools.cache
@@ -130,21 +150,35 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
 
 @contextlib.contextmanager
 def noticing_loss(device: torch.device) -> Iterator[None]:
-    """Raise DeviceLostError for a card's or a driver's error: this process can compute no more on that card."""
+    """Raise DeviceLostError for an error after which this process can compute no more on a card."""
     try:
         yield
     except RuntimeError as error:
-        lost = isinstance(error, torch.AcceleratorError) or str(error).startswith(LOST)
-        if device.type == "cuda" and lost and not is_out_of_memory(error):
+        if device.type == "cuda" and is_device_error(error) and not _answers(device):
             raise DeviceLostError(f"{device} was lost ({first_line(error)})") from error
         raise
+
+
+def is_device_error(error: BaseException) -> bool:
+    """Tell whether an error is a card's or a driver's, but not that memory is short."""
+    is_theirs = isinstance(error, torch.AcceleratorError) or str(error).startswith(DEVICE_ERRORS)
+    return is_theirs and not is_out_of_memory(error)
+
+
+def _answers(device: torch.device) -> bool:
+    """Tell whether a card still works for this process: after an assertion or a fault every call fails."""
+    try:
+        torch.cuda.synchronize(device)
+    except (RuntimeError, AssertionError):
+        return False
+    return True
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether memory is short, the machine's or a card's."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return any(words in str(error) for words in ("out of memory", "can't allocate memory"))
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
 
 
 def release_memory() -> None:

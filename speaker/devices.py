@@ -69,7 +69,8 @@ class Compute:
         if self.precision != torch.float32:
             yield replace(self, graph=False, precision=torch.float32)
         if self.is_automatic:
-            yield replace(self, graph=False, device=CPU, precision=find_precision("auto", CPU))
+            precision = find_precision("auto" if self.precision != torch.float32 else "fp32", CPU)
+            yield replace(self, graph=False, device=CPU, precision=precision)
 
 
 class Crew:
@@ -96,10 +97,14 @@ class Crew:
 def find_compute(device_name: str, precision_name: str, jobs: int = 1) -> Compute:
     """Return what one of `jobs` processes computes with. Raises UserError for what this machine does not have."""
     device, fallback = find_device(device_name)
-    check_jobs(device, jobs)
+    try:
+        check_jobs(device, jobs)
+        precision = find_precision(precision_name, device)
+    except UserError as error:
+        raise UserError(f"{error}; {fallback}" if fallback else str(error)) from None
     return Compute(
         device,
-        find_precision(precision_name, device),
+        precision,
         max(1, usable_cores() // jobs),
         graph=device.type == "cuda",
         is_automatic=device_name == "auto",

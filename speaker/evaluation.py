@@ -19,6 +19,7 @@ ACCURACY_WHOLE = "valid/accuracy_whole"
 ACCURACY_CROPS = "valid/accuracy_crops"
 OBJECTIVE = ACCURACY_WHOLE
 MAX_FRAMES = {"cpu": 4_096, "cuda": 131_072, "mps": 32_768}  # of a batch, padding included; the CPU's caches are small
+MAX_UTTERANCES = 16_384  # of a batch: a GPU's kernels of attention can be started for at most 65,535
 
 
 class Batch(NamedTuple):
@@ -68,15 +69,16 @@ class Evaluator:
         self._wholes = [
             Batch(valid[part].to(device), torch.zeros(len(part), dtype=torch.int64, device=device), width,
                   bool((lengths[part] == width).all()))
-            for part, width in length_buckets(lengths, max_frames)
+            for part, width in length_buckets(lengths, max_frames, MAX_UTTERANCES)
         ]  # fmt: skip
         width = min(protocol.crop_len, pack.longest)
+        count = min(MAX_UTTERANCES, max(1, max_frames // width))
         places = uniform(len(valid), protocol.crop_seed, "crop").to(device)
         starts = pack.crop_starts(valid.to(device), places, width)
         self._crops = [
             Batch(valid[part].to(device), starts[part.to(device)], width, whole)
             for whole in (True, False)  # a batch in which none is padded needs no mask
-            for part in ((lengths >= width) == whole).nonzero().flatten().split(max(1, max_frames // width))
+            for part in ((lengths >= width) == whole).nonzero().flatten().split(count)
             if len(part)
         ]
 
@@ -101,13 +103,15 @@ class Evaluator:
         model.eval()
         on_cpu = self._pack.frames.device.type == "cpu"
         if not on_cpu:
-            self._measure(model, self._wholes[-1:])  # needs the most memory
+            largest = max(self._wholes, key=lambda batch: len(batch.rows) * batch.width)
+            self._measure(model, [self._wholes[-1], largest])  # the longest, and what needs the most memory
         seconds = 0.0
         for batches in (self._wholes, self._crops):
             middle = batches[len(batches) // 2 :][: self._crew.size]
+            share = len(middle) / len(batches)  # halves are made of them where memory is short
             for _ in range(1 if on_cpu else 2):  # libraries settle on their kernels first
                 _, _, rate = self._measure(model, middle)
-            seconds += self._count / rate * len(batches) / len(middle)
+            seconds += self._count / rate / share
         model.train(was_training)
         return seconds
 

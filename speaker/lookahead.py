@@ -61,21 +61,19 @@ def settle(
     """Find out what to compute with, from what was asked for down to what works, and what points cost there.
 
     `put` puts the pack on a device. A point that does not fit into memory has no cost in the list. Raises UserError
-    when nothing works, or no point fits. What failed stands among the result's fallbacks.
+    when nothing works or no point fits, and DeviceLostError. What failed stands among the result's fallbacks.
     """
     reasons = list(compute.fallbacks)
-    lost = None
     for candidate in (compute, *compute.lesser()):
-        if candidate.device == lost:
-            continue
         release_memory()  # of what failed
         tried = replace(candidate, fallbacks=tuple(reasons))
         try:
             with noticing_loss(tried.device):
                 return tried, *_attempt(points, put, protocol, tried)
         except DeviceLostError as error:
-            lost = tried.device
-            reasons.append(str(error))
+            # PyTorch asks the card even for what it computes on the CPU, so this process can do nothing more.
+            tried_before = "".join(f"; {reason}" for reason in reasons)
+            raise DeviceLostError(f"{error} before the first trial{tried_before}; try --device cpu") from error
         except (RuntimeError, UserError) as error:
             if tried.device.type == "cpu":
                 raise
@@ -89,11 +87,14 @@ def _attempt(
 ) -> tuple[Pack, list[Cost]]:
     claim(compute)
     pack = put(compute)
-    costs = [cost for point in points if (cost := _measure_if_it_fits(point, pack, protocol, compute))]
+    costs = []
+    for point in points:
+        cost = _measure_if_it_fits(point, pack, protocol, compute)
+        if cost and cost.fallback:
+            raise RuntimeError(cost.fallback)
+        costs += [cost] if cost else []
     if not costs:
         raise UserError(f"the smallest point must fit into the memory of {compute.device}, but does not; free some")
-    if fallback := next((cost.fallback for cost in costs if cost.fallback), ""):
-        raise RuntimeError(fallback)
     return pack, costs
 
 
@@ -117,7 +118,7 @@ def describe(points: Sequence[TrialConfig], costs: Sequence[Cost], trials: int, 
     at_once = jobs if compute.device.type == "cpu" else 1  # jobs have a CPU's cores to themselves, and share a GPU
     seconds = trials * forecast(points, costs) / at_once
     steps = f"A step takes {step}{', captured as one CUDA graph' * compute.graph}"
-    memory = f"{largest.memory / 2**30:.1f} GiB of memory{' for each job' * (jobs > 1)}"
+    memory = f"{largest.memory / 2**30:.1f} GiB of memory{' for each job, of which they share the data' * (jobs > 1)}"
     count = f"{trials} trials take" if trials > 1 else "1 trial takes"
     line = f"{steps}; {count} about {_in_words(seconds)}, where none is stopped early, and {memory}."
     if largest.config != points[-1]:

@@ -12,7 +12,7 @@ from speaker.checkpoint import TrainedModel
 from speaker.corpus import Corpus, Utterance, read_mels, split
 from speaker.cuda import is_out_of_memory, noticing_loss, release_memory
 from speaker.errors import UserError
-from speaker.evaluation import MAX_FRAMES, Protocol
+from speaker.evaluation import MAX_FRAMES, MAX_UTTERANCES, Protocol
 from speaker.pack import PADDING, length_buckets
 
 
@@ -67,7 +67,7 @@ def predict_probabilities(
     bar = tqdm(total=len(utterances), desc="predicting", unit="utterance", disable=None)
     with bar, noticing_loss(device):
         networks = [trained.model.to(device) for trained in models]
-        for rows, _ in length_buckets(lengths, MAX_FRAMES[device.type], batch_size):
+        for rows, _ in length_buckets(lengths, MAX_FRAMES[device.type], batch_size or MAX_UTTERANCES):
             mels = pad_sequence([read_mels(corpus, utterances[row]) for row in rows.tolist()], True, PADDING)
             for number, network in enumerate(networks):
                 result[number, rows] = _classify(network, mels, lengths[rows], device)

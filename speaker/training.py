@@ -68,10 +68,10 @@ def train(
     """Train one point on the device its pack lies on, and return the best of its evaluations by OBJECTIVE.
 
     `report(step, metrics)` hears of every evaluation, every `config.valid_every` steps and after the last, and
-    answers whether to stop; before the last step the state is then "pruned". A training that diverges or runs out of
-    memory has failed, with a reason. With a `checkpoint`, a training that was cut off goes on from there: `report`
-    hears once more of the evaluations it holds, and on a CPU with as many threads the end is the same bit for bit.
-    `bar` counts steps. Raises UserError for a pack too small and for a checkpoint of another training, and
+    answers whether to stop; before the last step the state is then "pruned". A training that diverges, runs out of
+    memory or is beyond a GPU has failed, with a reason. With a `checkpoint`, a training that was cut off goes on from
+    there: `report` hears once more of the evaluations it holds, and on a CPU with as many threads the end is the same
+    bit for bit. `bar` counts steps. Raises UserError for a pack too small and for a checkpoint of another training, and
     DeviceLostError when a GPU answers no more; any other exception passes through.
     """
     check_batch(config, pack, protocol)
@@ -80,9 +80,12 @@ def train(
         with cuda.noticing_loss(compute.device):
             return _train(config, pack, protocol, report, compute, checkpoint or Checkpoint(), bar, clock)
     except (RuntimeError, MemoryError) as error:
-        if not cuda.is_out_of_memory(error):
+        if cuda.is_out_of_memory(error):
+            reason = f"out of memory: {first_line(error)}"
+        elif compute.device.type == "cuda" and cuda.is_device_error(error):
+            reason = f"{compute.device} cannot do it: {first_line(error)}"
+        else:
             raise
-        reason = f"out of memory: {first_line(error)}"
     cuda.release_memory()
     return TrialResult("failed", reason)
 

@@ -6,7 +6,7 @@ Numbers are a CPU's. Which operations there are, what they read and write, and w
 import weakref
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -231,6 +231,7 @@ class Graph:
 
     failure: BaseException | None = None  # raised at the end of each capture
     captures = False  # whether a capture is under way
+    ended: ClassVar[list[tuple[object, ...]]] = []  # uses of a memory pool, by hand
 
     def __init__(self) -> None:
         self._recorder = _Recorder()

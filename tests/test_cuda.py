@@ -11,7 +11,10 @@ import torch
 from speaker import cuda
 from speaker.devices import Compute, claim, find_compute, find_device, find_precision
 from speaker.errors import DeviceLostError, UserError
-from tests.helpers import ROOT
+from speaker.evaluation import Protocol
+from speaker.pack import Pack
+from speaker.training import train
+from tests.helpers import ROOT, TINY
 
 GIB = 1 << 30
 WHEEL = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]  # torch 2.13 with CUDA 13.0
@@ -220,6 +223,7 @@ def test_what_is_tried_next_asks_for_less_each_time() -> None:
     names = [(c.device.type, c.precision_name, c.graph) for c in find_compute("auto", "auto").lesser()]
     assert names[:2] == [("cuda", "fp16", False), ("cuda", "fp32", False)]
     assert [name for name, _, _ in names[2:]] == ["cpu"]
+    assert [c.precision_name for c in find_compute("auto", "fp32").lesser()][-1] == "fp32", "what was asked for"
     assert [c.device.type for c in find_compute("cuda", "fp32").lesser()] == ["cuda"]
     assert list(Compute().lesser()) == []
 
@@ -232,6 +236,7 @@ def test_what_is_tried_next_asks_for_less_each_time() -> None:
         (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), True),
         (torch.AcceleratorError("CUDA error: out of memory"), False),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), False),
         (RuntimeError("shape mismatch"), False),
     ],
 )
@@ -243,6 +248,43 @@ def test_a_lost_card_is_told_from_other_errors(error: RuntimeError, is_lost: boo
     assert "\n" not in str(caught.value)
     with pytest.raises(type(error)), cuda.noticing_loss(torch.device("cpu")):
         raise error
+
+
+def test_a_card_that_still_answers_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(torch.cuda, "synchronize", asked.append)
+    error = torch.AcceleratorError("CUDA error: invalid configuration argument")
+    with pytest.raises(torch.AcceleratorError), cuda.noticing_loss(torch.device("cuda", 0)):
+        raise error
+    assert asked == [torch.device("cuda", 0)]
+    assert cuda.is_device_error(error)
+
+
+def test_a_point_that_is_beyond_a_card_fails_alone(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_arguments: object) -> None:
+        raise torch.AcceleratorError("CUDA error: invalid configuration argument\nCompile with ...")
+
+    monkeypatch.setattr("speaker.training._train", fail)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _device: None)
+    result = train(TINY, pack, Protocol(), lambda *_: False, Compute(torch.device("cuda", 0)))
+    assert (result.state, result.reason) == (
+        "failed",
+        "cuda:0 cannot do it: CUDA error: invalid configuration argument",
+    )
+
+
+def test_what_auto_could_not_use_is_said_with_what_the_cpu_lacks(driver: Driver) -> None:
+    driver.is_too_old()
+    for words in (("auto", "fp16"), ("auto", "fp32", 1000)):
+        with pytest.raises(UserError, match=r"^--(precision|jobs) .*; the NVIDIA card is not used: .* is too old"):
+            find_compute(*words)  # type: ignore[arg-type]
+
+
+def test_cards_that_the_user_hides_are_not_there(driver: Driver) -> None:
+    driver.patch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert find_device("auto") == (torch.device("cpu"), "")
+    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES hides all cards; unset it"):
+        find_device("cuda")
 
 
 def test_all_shapes_are_traced_as_a_card_runs_them_and_fit_into_12_gb() -> None:

@@ -97,12 +97,16 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Graph]]:
         "stream": lambda stream: stream,
         "current_stream": lambda _device: Stream.current,
         "synchronize": lambda _device: None,
+        "graph_pool_handle": lambda: (0, 1),
         "empty_cache": lambda: None,
         "CUDAGraph": Graph,
         "is_current_stream_capturing": lambda: Graph.captures,
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(Graph, "failure", None)
+    monkeypatch.setattr(Graph, "ended", [])
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        monkeypatch.setattr(torch._C, name, lambda *given, name=name: Graph.ended.append((name, *given)), raising=False)
     monkeypatch.setattr("speaker.training.ShardedLearner", lambda *given: DeviceLearner(*given[:4]))
     with AsOnGpu():
         yield Graph
@@ -176,8 +180,9 @@ def test_what_a_capture_meets_is_not_hidden_by_its_end(card: type[Graph]) -> Non
     before = Stream.current
     card.failure = RuntimeError("capture failed")
     with pytest.raises(RuntimeError, match="the true cause"):
-        cuda.capture(work, lambda: None, torch.device("cpu"), None)
+        cuda.capture(work, lambda: None, torch.device("cuda", 0), None)
     assert Stream.current is before
+    assert card.ended == [("_cuda_endAllocateToPool", 0, (0, 1)), ("_cuda_releasePool", 0, (0, 1))]
 
 
 @pytest.mark.usefixtures("card")

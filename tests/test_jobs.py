@@ -2,11 +2,13 @@
 
 import multiprocessing
 import os
+import pickle
 import random
 import re
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,6 +28,7 @@ from experiments.trial import LOSSES
 from speaker.devices import usable_cores
 from speaker.errors import DeviceLostError, UserError
 from speaker.evaluation import Protocol
+from speaker.pack import Pack
 from speaker.training import TrialResult
 from tests.helpers import KILLS, TINY, assert_whole, run, start, write_corpus
 
@@ -141,15 +144,16 @@ def test_a_bug_in_a_worker_stops_all_and_shows_where(order: Order) -> None:
     assert optuna.trial.TrialState.FAIL in states
 
 
-def lose_device(order: Order, connection: Connection) -> None:
+def lose_device(packed: bytes, connection: Connection) -> None:
     """Be a worker whose card is lost in its first trial, if it is worker 1 or all are to lose theirs."""
 
     def lose(*_arguments: object) -> TrialResult:
         raise DeviceLostError("cuda:0 was lost (CUDA error: unspecified launch failure)")
 
+    order = pickle.loads(packed)  # noqa: S301  # our own parent's
     if order.plan.seed == ALL_LOSE or multiprocessing.current_process().name == "worker 1":
         trial_module.train = lose
-    work(order, connection)
+    work(packed, connection)
 
 
 def test_a_worker_that_loses_its_device_leaves_its_trial_to_the_others(
@@ -163,6 +167,25 @@ def test_a_worker_that_loses_its_device_leaves_its_trial_to_the_others(
     assert sum(trial.user_attrs.get(LOSSES, 0) for trial in trials) == 1
     assert re.search(r"^worker 1 ended: cuda:0 was lost \(.*\) in trial #\d; the other 1 go on$",
                      capsys.readouterr().out, re.MULTILINE)  # fmt: skip
+
+
+def refuse(_pack: Pack) -> tuple[object, ...]:
+    raise RuntimeError("CUDA error: operation not supported\nCompile with ...")
+
+
+def refuse_there(_pack: Pack) -> tuple[object, ...]:
+    return refuse, (None,)
+
+
+@pytest.mark.parametrize("reduce", [refuse, refuse_there], ids=("by the parent", "by a worker"))
+def test_a_card_that_cannot_be_shared_is_one_line(
+    order: Order, monkeypatch: pytest.MonkeyPatch, reduce: Callable[[Pack], tuple[object, ...]]
+) -> None:
+    search = order.open()
+    monkeypatch.setattr(Pack, "__reduce__", reduce)
+    with pytest.raises(UserError, match=r"^--jobs must share the GPU's memory, but cannot here \(CUDA error: operation "
+                       r"not supported\); use --jobs 1$"):  # fmt: skip
+        run_at_once(order, 2, Progress(search.job, 4, [], 2))
 
 
 def test_when_all_lose_their_devices_the_search_ends_in_one_line(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:

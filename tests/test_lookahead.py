@@ -8,7 +8,7 @@ from experiments.material import Material, settle
 from experiments.space import HOMEWORK
 from speaker import lookahead
 from speaker.devices import CPU, Compute, find_precision
-from speaker.errors import UserError
+from speaker.errors import DeviceLostError, UserError
 from speaker.evaluation import Evaluator, Protocol
 from speaker.lookahead import Cost, describe, forecast, measure
 from speaker.model import SpeakerClassifier
@@ -55,6 +55,17 @@ def test_a_device_that_fails_gives_way_step_by_step_down_to_the_cpu(pack: Pack) 
         "meta, bf16, captured steps", "meta, bf16, plain steps", "meta, fp32, plain steps",
     ]  # fmt: skip
     assert all(re.search("failed: .*meta", reason) and "\n" not in reason for reason in failed)
+
+
+def test_a_lost_device_ends_the_look_ahead_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose(_compute: Compute) -> Pack:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered\nCompile with ...")
+
+    monkeypatch.setattr("speaker.lookahead.claim", lambda _compute: None)
+    for is_automatic in (True, False):
+        with pytest.raises(DeviceLostError, match=r"^cuda:0 was lost \(CUDA error: .*\) before the first trial; try"):
+            wanted = Compute(torch.device("cuda", 0), is_automatic=is_automatic)
+            lookahead.settle([TINY], lose, Protocol(), wanted)
 
 
 def test_a_device_that_was_asked_for_is_not_replaced(pack: Pack) -> None:
@@ -115,5 +126,5 @@ def test_the_description_says_what_it_will_take() -> None:
     one = describe([TINY], [Cost(TINY, 0.1, 0.1, 1 << 29)], 1, Compute(torch.device("cuda", 0), graph=True), jobs=2)
     assert one == (
         "A step takes 100 ms (d16 h2 L1 sigmoid), captured as one CUDA graph; 1 trial takes about 2 seconds, where "
-        "none is stopped early, and 0.5 GiB of memory for each job."
+        "none is stopped early, and 0.5 GiB of memory for each job, of which they share the data."
     )

@@ -141,7 +141,7 @@ def test_a_search_looks_ahead_and_its_jobs_share_the_pack(tmp_path: Path) -> Non
         assert re.search(r"^A step takes .* GiB of memory", done.stdout, re.MULTILINE), done.stdout
     assert_whole(tmp_path, 8)
     runs = Books(f"sqlite:///{tmp_path}/mlruns/mlflow.db").runs("tags.kind = 'trial'")
-    assert all("device.fallback" not in each.data.tags for each in runs)
+    assert all("device.fallbacks" not in each.data.tags for each in runs)
     predicted = run(tmp_path, "speaker", "predict", "--data", "corpus", "--device", DEVICE, "--ensemble", 2,
                     "--study", "homework-corpus", "--out", "voted.csv")  # fmt: skip
     assert predicted.returncode == 0, predicted.stderr
