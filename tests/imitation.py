@@ -26,7 +26,7 @@ WAITS = {  # operations that make the host wait for a value, send one, or whose 
 FREE = {  # operations that start no kernel: views, and memory that is not written
     "view", "_unsafe_view", "t", "transpose", "permute", "expand", "select", "slice", "unbind", "split", "squeeze",
     "unsqueeze", "detach", "alias", "as_strided", "empty", "empty_like", "new_empty", "empty_strided",
-    "new_empty_strided", "_reshape_alias", "_record_function_enter_new", "_record_function_exit",
+    "new_empty_strided", "_reshape_alias", "_record_function_enter_new", "_record_function_exit", "squeeze_", "unsqueeze_",
 }  # fmt: skip
 KERNELS = {  # of operations that start more than one
     "native_layer_norm_backward": 2,  # for the input's gradient and for the parameters'
@@ -155,11 +155,9 @@ class Watch(TorchDispatchMode):
         kwargs = kwargs or {}
         name = func._schema.name.partition("::")[2]
         assert name not in WAITS, f"{func} makes the host wait"
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        assert len({tensor.device for tensor in tensors}) <= 1, f"{func} mixes devices"
-        assert (
-            name == "_to_copy" or kwargs.get("device") in (None, *(tensor.device for tensor in tensors)) or not tensors
-        )
+        devices = {leaf.device for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        assert len(devices) <= 1, f"{func} mixes devices"
+        assert not devices or kwargs.get("device") in (None, *devices), f"{func} copies to another device"
         self._check_indices(name, args)
         if name not in FREE:
             self.kernels[name] += _count_launches(args) if "_foreach" in name else KERNELS.get(name, 1)
@@ -171,18 +169,14 @@ class Watch(TorchDispatchMode):
             pairs = [(args[0].shape[args[1]], args[2])]
         elif name == "index":
             pairs = [(size, index) for size, index in zip(args[0].shape, args[1], strict=False) if index is not None]
-            assert all(index.dtype in (torch.int32, torch.int64) for _, index in pairs), (
-                "a mask makes a shape of values"
-            )
+            assert all(index.dtype != torch.bool for _, index in pairs), "a mask as an index has a shape made of values"
         elif name == "nll_loss_forward":
             pairs = [(args[0].shape[1], args[1])]
         else:
             return
         for size, index in pairs:
-            if not torch._is_functional_tensor(index) and type(index) in (Tensor, torch.nn.Parameter):
-                assert index.numel() == 0 or 0 <= int(index.min()) <= int(index.max()) < size, (
-                    f"{name} outside of {size}"
-                )
+            if type(index) is Tensor and index.numel():  # a traced one has no values
+                assert 0 <= int(index.min()) <= int(index.max()) < size, f"{name} reads outside of {size}"
 
 
 def _count_launches(args: tuple[Any, ...]) -> int:
