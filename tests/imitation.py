@@ -26,7 +26,8 @@ WAITS = {  # operations that make the host wait for a value, send one, or whose 
 FREE = {  # operations that start no kernel: views, and memory that is not written
     "view", "_unsafe_view", "t", "transpose", "permute", "expand", "select", "slice", "unbind", "split", "squeeze",
     "unsqueeze", "detach", "alias", "as_strided", "empty", "empty_like", "new_empty", "empty_strided",
-    "new_empty_strided", "_reshape_alias", "_record_function_enter_new", "_record_function_exit", "squeeze_", "unsqueeze_",
+    "new_empty_strided", "_reshape_alias", "_record_function_enter_new", "_record_function_exit", "squeeze_",
+    "unsqueeze_",
 }  # fmt: skip
 KERNELS = {  # of operations that start more than one
     "native_layer_norm_backward": 2,  # for the input's gradient and for the parameters'
