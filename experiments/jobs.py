@@ -31,6 +31,7 @@ from speaker.errors import DeviceLostError, UserError, first_line
 from speaker.training import TrialResult
 from speaker.workers import follow_parent, out_of_reach
 
+LOOK_UP_S = 1.0
 PATIENCE_S = 30  # with workers that are told to stop: a store may be slow
 
 
@@ -69,7 +70,7 @@ def run_at_once(order: Order, jobs: int, progress: Progress) -> None:
         places = {connection: place for place, connection in enumerate(workers)}
         while workers:
             with interruptible():
-                ready = cast("list[Connection]", wait(workers))
+                ready = cast("list[Connection]", wait(workers, LOOK_UP_S))  # for a signal that did not end the wait
             for connection in ready:
                 try:
                     said: Moved | Ended | Failed = connection.recv()

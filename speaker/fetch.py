@@ -26,6 +26,7 @@ from speaker.parts import LARGEST_PART, Part, check_url, is_page
 
 THREADS = 4
 CHUNK = 256 << 10
+LOOK_UP_S = 0.5  # seconds
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds after attempts that brought nothing new; after one more, give up
 LONGEST_PAUSE = 30.0  # seconds, whatever a server asks for
 MOST_REDIRECTS = 5
@@ -110,10 +111,20 @@ def fetch_all(parts: Sequence[Part], folder: Path, timeout: float, pauses: Seque
             for _ in range(min(THREADS, len(parts))):
                 threading.Thread(target=_work, args=(job, todo, done), daemon=True).start()
             for _ in parts:
-                if (error := done.get()) is not None:
+                if (error := _take(done)) is not None:
                     raise error
         finally:
             job.stop()
+
+
+def _take(done: "SimpleQueue[Exception | None]") -> Exception | None:
+    """Wait for the next thing in a queue, but look up now and then.
+
+    A signal that another thread receives, or that comes just before a wait, does not end the wait.
+    """
+    while True:
+        with contextlib.suppress(Empty):
+            return done.get(timeout=LOOK_UP_S)
 
 
 def _work(job: _Job, todo: "SimpleQueue[Part]", done: "SimpleQueue[Exception | None]") -> None:
