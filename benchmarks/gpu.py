@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,9 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Run the tests, measure, print and keep."""
     arguments = parser().parse_args()
+    if find_spec("pytest") is None:
+        print("error: the tests need pytest, but it is missing; pip install -r requirements-dev.txt", file=sys.stderr)
+        sys.exit(BAD_INPUT)
     try:
         compute = find_compute(arguments.device, "auto")
     except UserError as error:

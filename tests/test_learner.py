@@ -114,21 +114,6 @@ def test_what_a_gpu_does_gives_the_same_weights(pack: Pack) -> None:
         assert other.take_totals() == pytest.approx(one.take_totals(), rel=1e-4)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_a_captured_step_equals_its_operations_one_by_one(pack: Pack, precision: torch.dtype) -> None:
-    compute = Compute(torch.device("cuda"), precision)
-    there = pack.to(compute.device)
-    captured = learned(TINY, there, compute, 12, on_device=True)
-    assert captured.reason == "", captured.reason  # type: ignore[attr-defined]
-    rows, _ = Protocol().split(there)
-    plain = DeviceLearner(TINY, there, rows, compute)
-    plain._graphs.clear()
-    for number in range(12):
-        plain.step(number)
-    assert torch.allclose(captured.weights, plain.weights, atol=1e-3)
-
-
 def test_bf16_learns_nearly_what_fp32_learns(pack: Pack) -> None:
     config = NO_DROPOUT.replace(lr=1e-4)
     one, other = (learned(config, pack, Compute(precision=dtype), 20) for dtype in (torch.float32, torch.bfloat16))
