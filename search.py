@@ -5,7 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from speaker.cli import Parser, natural, plain_name, positive_float, positive_int, run_cli, uninterrupted
+from speaker.common.cli import Parser, natural, plain_name, positive_float, positive_int, run_cli, uninterrupted
 
 STATE = Path("mlruns")
 
@@ -58,8 +58,8 @@ def main() -> None:
     from experiments.study import Order, Plan, default_storage
     from experiments.tracking import default_tracking_uri
     from experiments.trial import STORE_FAILURES, run_trial, store_failed
+    from speaker.common.errors import DeviceLostError, UserError
     from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE
-    from speaker.errors import DeviceLostError, UserError
     from speaker.lookahead import describe
     from speaker.training import check_batch
 

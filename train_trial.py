@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speaker.cli import Parser, interruptible, plain_name, run_cli, uninterrupted
+from speaker.common.cli import Parser, interruptible, plain_name, run_cli, uninterrupted
 from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE, PRESETS, TrialConfig
 
 if TYPE_CHECKING:  # they bring torch and mlflow, which --help does without
@@ -146,7 +146,7 @@ def reporter(run: "TrackedRun") -> "Report":
 def only_process(run_id: str) -> Iterator[None]:
     """Keep a second process from going on with a run that this one trains. Raises UserError when one does already."""
     from experiments.locks import FileLocks
-    from speaker.errors import UserError
+    from speaker.common.errors import UserError
 
     release = FileLocks(STATE / "locks" / "runs").try_take(run_id)
     if release is None:

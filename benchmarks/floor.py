@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from speaker.common.devices import Compute
 from speaker.config import TrialConfig
-from speaker.devices import Compute
 from speaker.model import count_operations
 
 SPEAKERS = 600

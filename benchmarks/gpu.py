@@ -20,11 +20,11 @@ from typing import Any
 
 from benchmarks.scale import write_corpus
 from benchmarks.train import POINTS, Entry, Team, measure
-from speaker.cli import BAD_INPUT
+from speaker.common.cli import BAD_INPUT
+from speaker.common.devices import Compute, find_compute
+from speaker.common.errors import UserError
 from speaker.config import TrialConfig
 from speaker.corpus import read_corpus
-from speaker.devices import Compute, find_compute
-from speaker.errors import UserError
 from speaker.origin import origin
 from speaker.pack import open_pack
 

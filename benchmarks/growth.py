@@ -16,9 +16,9 @@ import torch
 
 from benchmarks.floor import count_memory, count_traffic
 from benchmarks.scale import write_corpus
+from speaker.common.devices import Crew, claim, find_compute
 from speaker.config import HOMEWORK_BASELINE, TrialConfig
 from speaker.corpus import read_corpus
-from speaker.devices import Crew, claim, find_compute
 from speaker.evaluation import Protocol
 from speaker.model import count_operations
 from speaker.origin import origin

@@ -19,9 +19,9 @@ import torch
 
 from benchmarks.train import POINTS
 from benchmarks.yardstick import Homework, accuracy_whole
+from speaker.common.devices import claim, find_compute
 from speaker.config import DEMO_BUDGET, TrialConfig
 from speaker.corpus import read_corpus
-from speaker.devices import claim, find_compute
 from speaker.evaluation import OBJECTIVE, Protocol
 from speaker.origin import origin
 from speaker.pack import open_pack

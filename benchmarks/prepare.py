@@ -16,7 +16,7 @@ from pathlib import Path
 import soundfile
 import torch
 
-from speaker.devices import Compute
+from speaker.common.devices import Compute
 from speaker.origin import ROOT, origin
 from speaker.prepare import find_recordings
 from speaker.synthesis import draw_voice, synthesize

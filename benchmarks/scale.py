@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
+from speaker.common.devices import Compute
 from speaker.config import HOMEWORK_BASELINE
 from speaker.corpus import read_corpus
-from speaker.devices import Compute
 from speaker.evaluation import Protocol
 from speaker.learner import Batches
 from speaker.origin import ROOT, origin

@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from benchmarks.floor import Floor
 from benchmarks.scale import write_corpus
 from benchmarks.yardstick import Homework
+from speaker.common.devices import Compute, Crew, claim, find_compute
 from speaker.config import HOMEWORK_BASELINE, TrialConfig
 from speaker.corpus import read_corpus
-from speaker.devices import Compute, Crew, claim, find_compute
 from speaker.evaluation import Evaluator, Protocol
 from speaker.learner import Learner
 from speaker.origin import origin

@@ -9,8 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from speaker.cli import Parser, plain_name, port, positive_int, run_cli
-from speaker.errors import UserError
+from speaker.common.cli import Parser, plain_name, port, positive_int, run_cli
+from speaker.common.errors import UserError
 
 STATE = Path("mlruns")
 

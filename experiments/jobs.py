@@ -23,13 +23,13 @@ from tqdm import tqdm
 from experiments.progress import Progress
 from experiments.study import Order
 from experiments.trial import STORE_FAILURES, run_trial, store_failed
-from speaker.cli import Interrupted, heed_signals, interruptible, uninterrupted
+from speaker.common.cli import Interrupted, heed_signals, interruptible, uninterrupted
+from speaker.common.cuda import noticing_loss
+from speaker.common.devices import claim
+from speaker.common.errors import DeviceLostError, UserError, first_line
+from speaker.common.processes import follow_parent, out_of_reach
 from speaker.config import TrialConfig
-from speaker.cuda import noticing_loss
-from speaker.devices import claim
-from speaker.errors import DeviceLostError, UserError, first_line
 from speaker.training import TrialResult
-from speaker.workers import follow_parent, out_of_reach
 
 LOOK_UP_S = 1.0
 PATIENCE_S = 30  # with workers that are told to stop: a store may be slow

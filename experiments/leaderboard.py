@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from mlflow.entities import Run
 
 from experiments.tracking import BEST_CROPS, BEST_WHOLE, SECONDS, Books
-from speaker.errors import UserError
+from speaker.common.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import sqlalchemy
 from filelock import FileLock, Timeout
 from sqlalchemy.exc import SQLAlchemyError
 
-from speaker.errors import UserError
+from speaker.common.errors import UserError
 
 EXAMPLES = "use sqlite:///FILE, or postgresql+psycopg://USER@HOST/NAME after pip install 'psycopg[binary]'"
 Release = Callable[[], None]

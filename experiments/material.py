@@ -7,10 +7,10 @@ from pathlib import Path
 
 from speaker import lookahead
 from speaker.check import check_quickly
+from speaker.common.cuda import release_memory, share_memory
+from speaker.common.devices import Compute, check_jobs, find_compute
 from speaker.config import TrialConfig
 from speaker.corpus import Corpus, read_corpus
-from speaker.cuda import release_memory, share_memory
-from speaker.devices import Compute, check_jobs, find_compute
 from speaker.evaluation import Protocol
 from speaker.lookahead import Cost
 from speaker.origin import origin

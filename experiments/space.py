@@ -6,8 +6,8 @@ from typing import Any
 
 import optuna
 
+from speaker.common.errors import UserError
 from speaker.config import ACTIVATIONS, PRESETS, TrialConfig
-from speaker.errors import UserError
 from speaker.model import count_operations
 
 

@@ -27,12 +27,12 @@ from experiments.material import Material
 from experiments.space import Space
 from experiments.tracking import Books, TrackedRun
 from experiments.trial import PRESET, RUN_ID, Job
-from speaker.cli import interruptible
+from speaker.common.cli import interruptible
+from speaker.common.errors import UserError
+from speaker.common.files import create_once
+from speaker.common.seeding import derive_seed
 from speaker.config import TrialConfig
-from speaker.errors import UserError
 from speaker.evaluation import OBJECTIVE
-from speaker.files import create_once
-from speaker.seeding import derive_seed
 
 CONTRACT, IDENTITY, PARENT = "contract", "id", "mlflow.run_id"  # attributes of an Optuna study
 BUSY_TIMEOUT_S = 60

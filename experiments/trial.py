@@ -10,12 +10,12 @@ from tqdm import tqdm
 from experiments.material import Material
 from experiments.space import Space
 from experiments.tracking import STORE_ERRORS, Books, TrackedRun, describe_error
-from speaker.cli import interruptible, uninterrupted
+from speaker.common.cli import interruptible, uninterrupted
+from speaker.common.errors import DeviceLostError, UserError
+from speaker.common.seeding import derive_seed
 from speaker.config import TrialConfig
-from speaker.errors import DeviceLostError, UserError
 from speaker.evaluation import OBJECTIVE
 from speaker.resume import Checkpoint
-from speaker.seeding import derive_seed
 from speaker.training import Metrics, Report, TrialResult, train
 
 RUN_ID, PRESET, LOSSES = "mlflow.run_id", "preset", "device.losses"  # attributes of an Optuna trial

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from speaker.cli import BAD_INPUT, Parser, natural, positive_float, positive_int, printable, run_cli, share
-from speaker.errors import UserError
+from speaker.common.cli import BAD_INPUT, Parser, natural, positive_float, positive_int, printable, run_cli, share
+from speaker.common.errors import UserError
 
 STATE = Path("mlruns")
 
@@ -141,10 +141,10 @@ def run_check(arguments: argparse.Namespace) -> None:
 
 def run_predict(arguments: argparse.Namespace) -> None:
     """Predict the test utterances of a corpus with a model, or with the vote of several."""
-    from speaker import cuda
     from speaker.checkpoint import load_model
+    from speaker.common import cuda
+    from speaker.common.devices import find_compute
     from speaker.corpus import read_corpus
-    from speaker.devices import find_compute
     from speaker.evaluation import Protocol
     from speaker.origin import origin
     from speaker.pack import open_pack

@@ -15,8 +15,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from speaker.common.errors import UserError
 from speaker.corpus import MANIFESTS
-from speaker.errors import UserError
 
 BLOCK = 512
 CHUNK = 1 << 20

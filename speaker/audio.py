@@ -9,7 +9,7 @@ import soxr
 import torch
 from torch import Tensor
 
-from speaker.errors import UserError
+from speaker.common.errors import UserError
 from speaker.features import SAMPLE_RATE
 
 # The demuxer is fixed by the name's ending: FFmpeg's guessing would follow a playlist in disguise to other files.

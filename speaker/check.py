@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from speaker.common.errors import UserError
 from speaker.corpus import MANIFESTS, TEST_LABELS, Corpus, Utterance, UtteranceError, read_manifests, read_mels
-from speaker.errors import UserError
 from speaker.features import FLOOR, HOP, SAMPLE_RATE
 from speaker.submission import read_labels
 

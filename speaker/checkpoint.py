@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from speaker.common.errors import UserError
+from speaker.common.files import parse_json, read_bounded, sha256_file, write_atomically
 from speaker.config import TrialConfig
-from speaker.errors import UserError
-from speaker.files import parse_json, read_bounded, sha256_file, write_atomically
 from speaker.model import SpeakerClassifier
 
 T = TypeVar("T")

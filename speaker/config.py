@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Self
 
-from speaker.errors import UserError
-from speaker.files import canonical_json
+from speaker.common.errors import UserError
+from speaker.common.files import canonical_json
 
 ACTIVATIONS = ("sigmoid", "relu", "gelu", "tanh", "silu")
 

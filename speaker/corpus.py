@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from speaker.errors import UserError
-from speaker.files import parse_json, read_bounded
-from speaker.seeding import permutation
+from speaker.common.errors import UserError
+from speaker.common.files import parse_json, read_bounded
+from speaker.common.seeding import permutation
 
 T = TypeVar("T")
 Listing = Iterable[tuple[str, int]]  # feature_path and mel_len of utterances

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from speaker.archive import unpack
+from speaker.common.errors import UserError
+from speaker.common.files import create_once
 from speaker.corpus import MANIFESTS, read_corpus
-from speaker.errors import UserError
 from speaker.fetch import PAUSES, fetch_all
-from speaker.files import create_once
 from speaker.parts import Part
 
 

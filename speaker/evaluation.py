@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from speaker.common.cuda import is_out_of_memory, release_memory
+from speaker.common.devices import Crew
+from speaker.common.seeding import uniform
 from speaker.corpus import split
-from speaker.cuda import is_out_of_memory, release_memory
-from speaker.devices import Crew
 from speaker.pack import Pack, length_buckets
-from speaker.seeding import uniform
 
 ACCURACY_WHOLE = "valid/accuracy_whole"
 ACCURACY_CROPS = "valid/accuracy_crops"

@@ -20,8 +20,8 @@ import requests
 from tqdm import tqdm
 from urllib3.exceptions import HTTPError
 
-from speaker.errors import UserError
-from speaker.files import sha256_file, sync_folder, write_atomically
+from speaker.common.errors import UserError
+from speaker.common.files import sha256_file, sync_folder, write_atomically
 from speaker.parts import LARGEST_PART, Part, check_url, is_page
 
 THREADS = 4

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from speaker.common.cuda import capture, is_out_of_memory, release_memory
+from speaker.common.devices import Compute
+from speaker.common.errors import first_line
 from speaker.config import TrialConfig
-from speaker.cuda import capture, is_out_of_memory, release_memory
-from speaker.devices import Compute
-from speaker.errors import first_line
 from speaker.learner import Epoch, Learner, learning_rate
 from speaker.pack import Pack
 

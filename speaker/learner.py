@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from speaker.common.devices import Compute, Crew
+from speaker.common.seeding import derive_seed, permutation, uniform
 from speaker.config import TrialConfig
-from speaker.devices import Compute, Crew
 from speaker.model import SpeakerClassifier
 from speaker.pack import Pack
-from speaker.seeding import derive_seed, permutation, uniform
 
 ALIGNMENT = 32  # numbers; each parameter starts at the begin of a cache line
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from speaker.common.cuda import is_out_of_memory, noticing_loss, release_memory
+from speaker.common.devices import Compute, Crew, claim
+from speaker.common.errors import DeviceLostError, UserError, first_line
 from speaker.config import TrialConfig
-from speaker.cuda import is_out_of_memory, noticing_loss, release_memory
-from speaker.devices import Compute, Crew, claim
-from speaker.errors import DeviceLostError, UserError, first_line
 from speaker.evaluation import Evaluator, Protocol
 from speaker.learner import Learner
 from speaker.model import count_operations

@@ -5,7 +5,7 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-from speaker.devices import Compute
+from speaker.common.devices import Compute
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "optuna", "mlflow", "numpy", "sqlalchemy")

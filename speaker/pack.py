@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from speaker.common.errors import UserError
+from speaker.common.files import create_once
 from speaker.corpus import Corpus, read_mels
-from speaker.errors import UserError
-from speaker.files import create_once
 
 FORMAT = 1
 FRAMES_AT_ONCE = 1 << 20  # that are sent to a device

@@ -9,9 +9,9 @@ from string import ascii_lowercase
 from typing import Any
 from urllib.parse import urlsplit
 
+from speaker.common.errors import UserError
+from speaker.common.files import parse_json, read_bounded
 from speaker.corpus import PLAIN_NAME
-from speaker.errors import UserError
-from speaker.files import parse_json, read_bounded
 
 LARGEST_PART = 64 << 30
 LARGEST_MANIFEST = 1 << 20

@@ -9,9 +9,9 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from speaker.checkpoint import TrainedModel
+from speaker.common.cuda import is_out_of_memory, noticing_loss, release_memory
+from speaker.common.errors import UserError
 from speaker.corpus import Corpus, Utterance, read_mels, split
-from speaker.cuda import is_out_of_memory, noticing_loss, release_memory
-from speaker.errors import UserError
 from speaker.evaluation import MAX_FRAMES, MAX_UTTERANCES, Protocol
 from speaker.pack import PADDING, length_buckets
 

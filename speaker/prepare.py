@@ -18,13 +18,13 @@ import torch
 from tqdm import tqdm
 
 from speaker.audio import DEMUXERS, read_audio
+from speaker.common.errors import UserError
+from speaker.common.files import create_once
+from speaker.common.processes import follow_parent, out_of_reach
+from speaker.common.seeding import permutation
 from speaker.corpus import MANIFESTS, TEST_LABELS, Corpus, read_corpus, write_manifests
-from speaker.errors import UserError
 from speaker.features import N_MELS, log_mel, normalize_peak, trim_silence
-from speaker.files import create_once
-from speaker.seeding import permutation
 from speaker.submission import write_csv
-from speaker.workers import follow_parent, out_of_reach
 
 JOURNAL = "prepared.jsonl"
 AT_ONCE = 8  # recordings that a process takes at a time

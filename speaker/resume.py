@@ -12,10 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from speaker.common.errors import UserError
+from speaker.common.files import canonical_json, parse_json, read_bounded, write_atomically
 from speaker.config import TrialConfig
-from speaker.errors import UserError
 from speaker.evaluation import OBJECTIVE, Protocol
-from speaker.files import canonical_json, parse_json, read_bounded, write_atomically
 from speaker.pack import Pack
 
 MOST_OFTEN_S = 1.0  # between two checkpoints

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from speaker.common.errors import UserError
+from speaker.common.files import read_bounded, write_atomically
 from speaker.corpus import TEST_LABELS, Corpus
-from speaker.errors import UserError
-from speaker.files import read_bounded, write_atomically
 
 HEADER = ["Id", "Category"]
 MOST_CSV_BYTES = 256 << 20

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from speaker.common.files import create_once
+from speaker.common.seeding import generator
 from speaker.corpus import write_manifests
 from speaker.features import N_MELS, SAMPLE_RATE, log_mel, normalize_peak
-from speaker.files import create_once
-from speaker.seeding import generator
 
 SPEAKERS = 20
 TRAIN_PER_SPEAKER = 50

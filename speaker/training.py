@@ -9,10 +9,10 @@ from typing import Literal
 from torch import Tensor
 from tqdm import tqdm
 
-from speaker import cuda
+from speaker.common import cuda
+from speaker.common.devices import Compute, Crew
+from speaker.common.errors import UserError, first_line
 from speaker.config import TrialConfig
-from speaker.devices import Compute, Crew
-from speaker.errors import UserError, first_line
 from speaker.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, OBJECTIVE, Evaluator, Protocol
 from speaker.graph import DeviceLearner
 from speaker.learner import Learner, ShardedLearner, learning_rate

@@ -8,8 +8,8 @@ import pgserver
 import pytest
 
 from experiments.material import Material
+from speaker.common.devices import Compute
 from speaker.corpus import Corpus, read_corpus
-from speaker.devices import Compute
 from speaker.evaluation import Protocol
 from speaker.pack import Pack, open_pack
 from tests.helpers import write_corpus

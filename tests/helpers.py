@@ -15,9 +15,9 @@ import torch
 from experiments.study import open_storage
 from experiments.tracking import Books
 from experiments.trial import RUN_ID
+from speaker.common.errors import UserError
+from speaker.common.seeding import generator
 from speaker.config import TrialConfig
-from speaker.errors import UserError
-from speaker.seeding import generator
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = TrialConfig(

@@ -9,8 +9,8 @@ import pytest
 
 from speaker import archive
 from speaker.archive import unpack
+from speaker.common.errors import UserError
 from speaker.download import unpack_parts
-from speaker.errors import UserError
 from tests.helpers import write_corpus
 
 MANIFESTS = ("mapping.json", "metadata.json", "testdata.json")

@@ -11,7 +11,7 @@ import soundfile
 import torch
 
 from speaker.audio import LONGEST, read_audio
-from speaker.errors import UserError
+from speaker.common.errors import UserError
 from speaker.synthesis import draw_voice, synthesize
 
 VOICE = synthesize(draw_voice("audio"), "audio").numpy()

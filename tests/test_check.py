@@ -8,8 +8,8 @@ import torch
 
 from experiments.material import prepare
 from speaker.check import Findings, check, check_quickly, describe, draw
+from speaker.common.errors import UserError
 from speaker.corpus import Corpus, read_corpus, read_mels
-from speaker.errors import UserError
 from tests.helpers import change, run, write_corpus
 
 

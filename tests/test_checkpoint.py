@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from speaker.checkpoint import CARD, CONFIG, SOURCE, WEIGHTS, load_model, save_model
-from speaker.errors import UserError
+from speaker.common.errors import UserError
 from speaker.model import SpeakerClassifier
 from tests.helpers import TINY
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from speaker import cli
-from speaker.cli import Interrupted, heed_signals, interruptible, printable, uninterrupted
+from speaker.common import cli
+from speaker.common.cli import Interrupted, heed_signals, interruptible, printable, uninterrupted
 
 
 @pytest.fixture(autouse=True)

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from speaker.common.errors import UserError
 from speaker.config import HOMEWORK_BASELINE, HOMEWORK_EDITED, TrialConfig
-from speaker.errors import UserError
 
 
 def test_homework_points() -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from speaker.common.errors import UserError
+from speaker.common.seeding import permutation
 from speaker.corpus import (
     MOST_MANIFEST_BYTES,
     Corpus,
@@ -17,8 +19,6 @@ from speaker.corpus import (
     read_mels,
     split,
 )
-from speaker.errors import UserError
-from speaker.seeding import permutation
 from tests.helpers import change
 
 

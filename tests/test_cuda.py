@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from speaker import cuda
-from speaker.devices import Compute, claim, find_compute, find_device, find_precision
-from speaker.errors import DeviceLostError, UserError
+from speaker.common import cuda
+from speaker.common.devices import Compute, claim, find_compute, find_device, find_precision
+from speaker.common.errors import DeviceLostError, UserError
 from speaker.evaluation import Protocol
 from speaker.pack import Pack
 from speaker.training import train
@@ -67,7 +67,7 @@ class Driver:
 
         self.answers("init", init)
         self.answers("is_available", lambda: False)
-        self.patch.setattr("speaker.cuda.has_card", lambda: True)
+        self.patch.setattr("speaker.common.cuda.has_card", lambda: True)
 
 
 @pytest.fixture

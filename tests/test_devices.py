@@ -4,8 +4,8 @@ import threading
 import pytest
 import torch
 
-from speaker.devices import MOST_SHARDS, Compute, Crew, claim, find_compute, find_precision, usable_cores
-from speaker.errors import UserError
+from speaker.common.devices import MOST_SHARDS, Compute, Crew, claim, find_compute, find_precision, usable_cores
+from speaker.common.errors import UserError
 
 CPU = torch.device("cpu")
 

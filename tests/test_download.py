@@ -24,7 +24,7 @@ BARE = {"ETag": None, "Last-Modified": None}
 DOWNLOAD = """
 import sys
 from pathlib import Path
-from speaker.cli import run_cli
+from speaker.common.cli import run_cli
 from speaker.download import download
 from speaker.parts import parts_of_urls
 run_cli(lambda: print(download(parts_of_urls(sys.argv[3:]), Path(sys.argv[1]), timeout=float(sys.argv[2]))))

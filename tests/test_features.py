@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from speaker.common.seeding import generator
 from speaker.features import (
     FLOOR,
     SAMPLE_RATE,
@@ -13,7 +14,6 @@ from speaker.features import (
     normalize_peak,
     trim_silence,
 )
-from speaker.seeding import generator
 from speaker.synthesis import draw_voice, synthesize
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from experiments.space import HOMEWORK
-from speaker import cuda
+from speaker.common import cuda
+from speaker.common.devices import Compute, Crew
 from speaker.config import HOMEWORK_BASELINE, HOMEWORK_EDITED, TrialConfig
-from speaker.devices import Compute, Crew
 from speaker.evaluation import OBJECTIVE, Evaluator, Protocol
 from speaker.graph import FIRST_SCALE, GROWTH_STEPS, DeviceLearner
 from speaker.learner import ShardedLearner

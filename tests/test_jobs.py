@@ -25,8 +25,8 @@ from experiments.progress import Progress
 from experiments.space import HOMEWORK
 from experiments.study import Order, Plan
 from experiments.trial import LOSSES
-from speaker.devices import usable_cores
-from speaker.errors import DeviceLostError, UserError
+from speaker.common.devices import usable_cores
+from speaker.common.errors import DeviceLostError, UserError
 from speaker.evaluation import Protocol
 from speaker.pack import Pack
 from speaker.training import TrialResult

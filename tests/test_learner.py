@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from speaker.common.devices import Compute, Crew
 from speaker.config import HOMEWORK_BASELINE, TrialConfig
-from speaker.devices import Compute, Crew
 from speaker.evaluation import Protocol
 from speaker.graph import DeviceLearner
 from speaker.learner import Batches, Learner, ShardedLearner, learning_rate

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from experiments.locks import masked, open_locks
-from speaker.errors import UserError
+from speaker.common.errors import UserError
 from tests.helpers import ROOT
 
 HOLD = """

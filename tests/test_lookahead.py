@@ -7,8 +7,8 @@ import torch
 from experiments.material import Material, settle
 from experiments.space import HOMEWORK
 from speaker import lookahead
-from speaker.devices import CPU, Compute, find_precision
-from speaker.errors import DeviceLostError, UserError
+from speaker.common.devices import CPU, Compute, find_precision
+from speaker.common.errors import DeviceLostError, UserError
 from speaker.evaluation import Evaluator, Protocol
 from speaker.lookahead import Cost, describe, forecast, measure
 from speaker.model import SpeakerClassifier

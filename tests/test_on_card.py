@@ -12,9 +12,9 @@ from torch import Tensor
 
 from experiments.space import HOMEWORK
 from experiments.tracking import Books
+from speaker.common.cuda import use
+from speaker.common.devices import Compute, find_compute
 from speaker.config import TrialConfig
-from speaker.cuda import use
-from speaker.devices import Compute, find_compute
 from speaker.evaluation import OBJECTIVE, Evaluator, Protocol
 from speaker.graph import DeviceLearner
 from speaker.model import SpeakerClassifier

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from speaker.common.errors import UserError
+from speaker.common.seeding import uniform
 from speaker.corpus import Corpus, read_corpus, read_mels
-from speaker.errors import UserError
 from speaker.pack import PADDING, Pack, length_buckets, open_pack
-from speaker.seeding import uniform
 from tests.helpers import write_corpus
 
 

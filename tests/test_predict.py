@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from speaker.checkpoint import TrainedModel
+from speaker.common.errors import UserError
 from speaker.corpus import Corpus, read_corpus, read_mels
-from speaker.errors import UserError
 from speaker.evaluation import ACCURACY_WHOLE, MAX_FRAMES, Evaluator, Protocol
 from speaker.model import SpeakerClassifier
 from speaker.pack import Pack

@@ -15,8 +15,8 @@ import pytest
 import soundfile
 import torch
 
+from speaker.common.errors import UserError
 from speaker.corpus import read_mels
-from speaker.errors import UserError
 from speaker.features import log_mel, normalize_peak, trim_silence
 from speaker.prepare import JOURNAL, Plan, RecordingsError, prepare
 from speaker.synthesis import draw_voice, synthesize

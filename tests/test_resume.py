@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from speaker.devices import Compute
-from speaker.errors import UserError
+from speaker.common.devices import Compute
+from speaker.common.errors import UserError
 from speaker.evaluation import Protocol
 from speaker.pack import Pack
 from speaker.resume import MOST_OFTEN_S, SHARE, Checkpoint, Course, OtherTrainingError, identity

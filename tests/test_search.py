@@ -20,7 +20,7 @@ import torch
 
 from experiments.registry import best_runs
 from experiments.tracking import Books
-from speaker.devices import find_precision
+from speaker.common.devices import find_precision
 from tests.helpers import KILLS, STUDY, assert_whole, environment, run, start, write_corpus
 
 SEARCH = ("search.py", "--data", "corpus", "--steps", "5", "--trials")

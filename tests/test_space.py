@@ -2,8 +2,8 @@ import optuna
 import pytest
 
 from experiments.space import HOMEWORK, SPACES, Space, find_space
+from speaker.common.errors import UserError
 from speaker.config import HOMEWORK_BASELINE, HOMEWORK_EDITED, TrialConfig
-from speaker.errors import UserError
 
 
 @pytest.mark.parametrize("space", SPACES.values(), ids=lambda space: space.name)

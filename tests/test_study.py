@@ -19,10 +19,10 @@ from experiments.space import HOMEWORK, WIDE
 from experiments.study import Plan, Search, open_storage
 from experiments.tracking import Books
 from experiments.trial import PRESET, RUN_ID, run_trial
-from speaker.cli import Interrupted
+from speaker.common.cli import Interrupted
+from speaker.common.cuda import noticing_loss
+from speaker.common.errors import DeviceLostError, UserError
 from speaker.config import TrialConfig
-from speaker.cuda import noticing_loss
-from speaker.errors import DeviceLostError, UserError
 from speaker.evaluation import OBJECTIVE, Protocol
 from speaker.pack import Pack
 from speaker.training import Metrics, Report, TrialResult, train

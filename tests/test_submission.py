@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from speaker.common.errors import UserError
 from speaker.corpus import Corpus
-from speaker.errors import UserError
 from speaker.submission import (
     check_out,
     read_csv,

@@ -11,8 +11,8 @@ import torch
 from experiments.material import Material
 from experiments.tracking import BEST_WHOLE, EXPERIMENT, Books, existing_books
 from speaker.checkpoint import load_model
-from speaker.cli import Interrupted
-from speaker.errors import UserError
+from speaker.common.cli import Interrupted
+from speaker.common.errors import UserError
 from speaker.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, OBJECTIVE
 from speaker.model import SpeakerClassifier
 from speaker.training import TrialResult

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from speaker.common.errors import UserError
 from speaker.config import TrialConfig
-from speaker.errors import UserError
 from speaker.evaluation import OBJECTIVE, Evaluator, Protocol
 from speaker.learner import learning_rate
 from speaker.model import SpeakerClassifier

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn
 
-from speaker.errors import UserError
+from speaker.common.errors import UserError
 
 BAD_INPUT = 2
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 
-from speaker.cli import uninterrupted
+from speaker.common.cli import uninterrupted
 
 
 @contextlib.contextmanager

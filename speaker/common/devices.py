@@ -13,8 +13,8 @@ from typing import Self, TypeVar
 
 import torch
 
-from speaker import cuda
-from speaker.errors import UserError
+from speaker.common import cuda
+from speaker.common.errors import UserError
 
 T = TypeVar("T")
 S = TypeVar("S")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from speaker.errors import DeviceLostError, UserError, first_line
+from speaker.common.errors import DeviceLostError, UserError, first_line
 
 WARM_UP = 3  # calls before a capture, in which libraries settle on their kernels
 CONTEXT_BYTES = 600 << 20  # of a card's memory: what a process takes besides its tensors, by NVIDIA's libraries

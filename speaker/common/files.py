@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from speaker.errors import UserError
+from speaker.common.errors import UserError
 
 
 def write_atomically(path: Path, data: bytes) -> None:
