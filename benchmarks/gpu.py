@@ -24,9 +24,9 @@ from speaker.common.cli import BAD_INPUT
 from speaker.common.devices import Compute, find_compute
 from speaker.common.errors import UserError
 from speaker.config import TrialConfig
-from speaker.corpus import read_corpus
+from speaker.data.corpus import read_corpus
+from speaker.data.pack import open_pack
 from speaker.origin import origin
-from speaker.pack import open_pack
 
 RESULTS = Path(__file__).parent / "results"
 JOBS = (1, 2, 4, 8)

@@ -18,11 +18,11 @@ from benchmarks.floor import count_memory, count_traffic
 from benchmarks.scale import write_corpus
 from speaker.common.devices import Crew, claim, find_compute
 from speaker.config import HOMEWORK_BASELINE, TrialConfig
-from speaker.corpus import read_corpus
+from speaker.data.corpus import read_corpus
+from speaker.data.pack import open_pack
 from speaker.evaluation import Protocol
 from speaker.model import count_operations
 from speaker.origin import origin
-from speaker.pack import open_pack
 from speaker.training import open_learner
 
 CENTER = HOMEWORK_BASELINE.replace(d_model=128, nhead=4, num_layers=2, activation="relu")

@@ -21,10 +21,10 @@ from benchmarks.train import POINTS
 from benchmarks.yardstick import Homework, accuracy_whole
 from speaker.common.devices import claim, find_compute
 from speaker.config import DEMO_BUDGET, TrialConfig
-from speaker.corpus import read_corpus
+from speaker.data.corpus import read_corpus
+from speaker.data.pack import open_pack
 from speaker.evaluation import OBJECTIVE, Protocol
 from speaker.origin import origin
-from speaker.pack import open_pack
 from speaker.synthesis import build_demo
 from speaker.training import train
 

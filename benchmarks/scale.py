@@ -18,18 +18,18 @@ import torch
 
 from speaker.common.devices import Compute
 from speaker.config import HOMEWORK_BASELINE
-from speaker.corpus import read_corpus
+from speaker.data.corpus import read_corpus
+from speaker.data.pack import open_pack
 from speaker.evaluation import Protocol
 from speaker.learner import Batches
 from speaker.origin import ROOT, origin
-from speaker.pack import open_pack
 
 UTTERANCES, FRAMES, SPEAKERS = 56_666, 37_287_000, 600  # the homework's: 658 frames on average
 OPEN_AND_READ = """
 import resource, sys, time
 from pathlib import Path
-from speaker.corpus import read_corpus
-from speaker.pack import open_pack
+from speaker.data.corpus import read_corpus
+from speaker.data.pack import open_pack
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 corpus = read_corpus(Path(sys.argv[1]))
 began = time.perf_counter()

@@ -26,11 +26,11 @@ from benchmarks.scale import write_corpus
 from benchmarks.yardstick import Homework
 from speaker.common.devices import Compute, Crew, claim, find_compute
 from speaker.config import HOMEWORK_BASELINE, TrialConfig
-from speaker.corpus import read_corpus
+from speaker.data.corpus import read_corpus
+from speaker.data.pack import open_pack
 from speaker.evaluation import Evaluator, Protocol
 from speaker.learner import Learner
 from speaker.origin import origin
-from speaker.pack import open_pack
 from speaker.training import open_learner
 
 POINTS = tuple(

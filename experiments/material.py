@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from speaker import lookahead
-from speaker.check import check_quickly
 from speaker.common.cuda import release_memory, share_memory
 from speaker.common.devices import Compute, check_jobs, find_compute
 from speaker.config import TrialConfig
-from speaker.corpus import Corpus, read_corpus
+from speaker.data.check import check_quickly
+from speaker.data.corpus import Corpus, read_corpus
+from speaker.data.pack import Pack, open_pack
 from speaker.evaluation import Protocol
 from speaker.lookahead import Cost
 from speaker.origin import origin
-from speaker.pack import Pack, open_pack
 from speaker.resume import Checkpoint, identity
 from speaker.synthesis import build_demo
 

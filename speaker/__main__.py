@@ -122,7 +122,7 @@ def run_prepare(arguments: argparse.Namespace) -> None:
 
 def run_check(arguments: argparse.Namespace) -> None:
     """Say what is wrong with a corpus, and draw it."""
-    from speaker.check import PICTURES, check, describe, draw
+    from speaker.data.check import PICTURES, check, describe, draw
     from speaker.submission import check_out
 
     check_out(arguments.figure, "--figure", arguments.corpus)
@@ -144,10 +144,10 @@ def run_predict(arguments: argparse.Namespace) -> None:
     from speaker.checkpoint import load_model
     from speaker.common import cuda
     from speaker.common.devices import find_compute
-    from speaker.corpus import read_corpus
+    from speaker.data.corpus import read_corpus
+    from speaker.data.pack import open_pack
     from speaker.evaluation import Protocol
     from speaker.origin import origin
-    from speaker.pack import open_pack
     from speaker.predict import check_match, predict_probabilities, validation_gain
     from speaker.submission import check_out, read_labels, write_csv, write_probabilities, write_sidecar
 

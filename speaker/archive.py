@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from speaker.common.errors import UserError
-from speaker.corpus import MANIFESTS
+from speaker.data.corpus import MANIFESTS
 
 BLOCK = 512
 CHUNK = 1 << 20

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from speaker.common.errors import UserError
-from speaker.features import SAMPLE_RATE
+from speaker.data.features import SAMPLE_RATE
 
 # The demuxer is fixed by the name's ending: FFmpeg's guessing would follow a playlist in disguise to other files.
 DEMUXERS = {".wav": "wav", ".flac": "flac", ".ogg": "ogg", ".mp3": "mp3", ".m4a": "mov"}

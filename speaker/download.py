@@ -10,7 +10,7 @@ from pathlib import Path
 from speaker.archive import unpack
 from speaker.common.errors import UserError
 from speaker.common.files import create_once
-from speaker.corpus import MANIFESTS, read_corpus
+from speaker.data.corpus import MANIFESTS, read_corpus
 from speaker.fetch import PAUSES, fetch_all
 from speaker.parts import Part
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from speaker.common.cuda import is_out_of_memory, release_memory
 from speaker.common.devices import Crew
 from speaker.common.seeding import uniform
-from speaker.corpus import split
-from speaker.pack import Pack, length_buckets
+from speaker.data.corpus import split
+from speaker.data.pack import Pack, length_buckets
 
 ACCURACY_WHOLE = "valid/accuracy_whole"
 ACCURACY_CROPS = "valid/accuracy_crops"

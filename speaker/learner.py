@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from speaker.common.devices import Compute, Crew
 from speaker.common.seeding import derive_seed, permutation, uniform
 from speaker.config import TrialConfig
+from speaker.data.pack import Pack
 from speaker.model import SpeakerClassifier
-from speaker.pack import Pack
 
 ALIGNMENT = 32  # numbers; each parameter starts at the begin of a cache line
 

@@ -11,10 +11,10 @@ from speaker.common.cuda import is_out_of_memory, noticing_loss, release_memory
 from speaker.common.devices import Compute, Crew, claim
 from speaker.common.errors import DeviceLostError, UserError, first_line
 from speaker.config import TrialConfig
+from speaker.data.pack import Pack
 from speaker.evaluation import Evaluator, Protocol
 from speaker.learner import Learner
 from speaker.model import count_operations
-from speaker.pack import Pack
 from speaker.training import open_learner
 
 TIMED_S, MOST_STEPS = 0.4, 50  # of the steps that are timed

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from speaker.common.errors import UserError
 from speaker.common.files import parse_json, read_bounded
-from speaker.corpus import PLAIN_NAME
+from speaker.data.corpus import PLAIN_NAME
 
 LARGEST_PART = 64 << 30
 LARGEST_MANIFEST = 1 << 20

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from speaker.common.errors import UserError
 from speaker.common.files import read_bounded, write_atomically
-from speaker.corpus import TEST_LABELS, Corpus
+from speaker.data.corpus import TEST_LABELS, Corpus
 
 HEADER = ["Id", "Category"]
 MOST_CSV_BYTES = 256 << 20

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from speaker.common.files import create_once
 from speaker.common.seeding import generator
-from speaker.corpus import write_manifests
-from speaker.features import N_MELS, SAMPLE_RATE, log_mel, normalize_peak
+from speaker.data.corpus import write_manifests
+from speaker.data.features import N_MELS, SAMPLE_RATE, log_mel, normalize_peak
 
 SPEAKERS = 20
 TRAIN_PER_SPEAKER = 50

@@ -13,11 +13,11 @@ from speaker.common import cuda
 from speaker.common.devices import Compute, Crew
 from speaker.common.errors import UserError, first_line
 from speaker.config import TrialConfig
+from speaker.data.pack import Pack
 from speaker.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, OBJECTIVE, Evaluator, Protocol
 from speaker.graph import DeviceLearner
 from speaker.learner import Learner, ShardedLearner, learning_rate
 from speaker.model import count_parameters
-from speaker.pack import Pack
 from speaker.resume import Checkpoint, Course
 
 Metrics = dict[str, float]

@@ -9,9 +9,9 @@ import pytest
 
 from experiments.material import Material
 from speaker.common.devices import Compute
-from speaker.corpus import Corpus, read_corpus
+from speaker.data.corpus import Corpus, read_corpus
+from speaker.data.pack import Pack, open_pack
 from speaker.evaluation import Protocol
-from speaker.pack import Pack, open_pack
 from tests.helpers import write_corpus
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from experiments.material import prepare
-from speaker.check import Findings, check, check_quickly, describe, draw
 from speaker.common.errors import UserError
-from speaker.corpus import Corpus, read_corpus, read_mels
+from speaker.data.check import Findings, check, check_quickly, describe, draw
+from speaker.data.corpus import Corpus, read_corpus, read_mels
 from tests.helpers import change, run, write_corpus
 
 

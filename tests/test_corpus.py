@@ -10,7 +10,7 @@ import torch
 
 from speaker.common.errors import UserError
 from speaker.common.seeding import permutation
-from speaker.corpus import (
+from speaker.data.corpus import (
     MOST_MANIFEST_BYTES,
     Corpus,
     UtteranceError,

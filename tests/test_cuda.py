@@ -11,8 +11,8 @@ import torch
 from speaker.common import cuda
 from speaker.common.devices import Compute, claim, find_compute, find_device, find_precision
 from speaker.common.errors import DeviceLostError, UserError
+from speaker.data.pack import Pack
 from speaker.evaluation import Protocol
-from speaker.pack import Pack
 from speaker.training import train
 from tests.helpers import ROOT, TINY
 

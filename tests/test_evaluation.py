@@ -3,9 +3,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from speaker.data.pack import Pack
 from speaker.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, MAX_FRAMES, Evaluator, Protocol
 from speaker.model import SpeakerClassifier
-from speaker.pack import Pack
 from tests.helpers import TINY
 
 

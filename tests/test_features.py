@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from speaker.common.seeding import generator
-from speaker.features import (
+from speaker.data.features import (
     FLOOR,
     SAMPLE_RATE,
     log_mel,

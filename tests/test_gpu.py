@@ -12,10 +12,10 @@ from experiments.space import HOMEWORK
 from speaker.common import cuda
 from speaker.common.devices import Compute, Crew
 from speaker.config import HOMEWORK_BASELINE, HOMEWORK_EDITED, TrialConfig
+from speaker.data.pack import Pack
 from speaker.evaluation import OBJECTIVE, Evaluator, Protocol
 from speaker.graph import FIRST_SCALE, GROWTH_STEPS, DeviceLearner
 from speaker.learner import ShardedLearner
-from speaker.pack import Pack
 from speaker.training import train
 from tests.helpers import TINY
 from tests.imitation import AsOnGpu, Graph, Stream, Watch

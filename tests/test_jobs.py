@@ -27,8 +27,8 @@ from experiments.study import Order, Plan
 from experiments.trial import LOSSES
 from speaker.common.devices import usable_cores
 from speaker.common.errors import DeviceLostError, UserError
+from speaker.data.pack import Pack
 from speaker.evaluation import Protocol
-from speaker.pack import Pack
 from speaker.training import TrialResult
 from tests.helpers import KILLS, TINY, assert_whole, run, start, write_corpus
 

@@ -9,10 +9,10 @@ from experiments.space import HOMEWORK
 from speaker import lookahead
 from speaker.common.devices import CPU, Compute, find_precision
 from speaker.common.errors import DeviceLostError, UserError
+from speaker.data.pack import Pack
 from speaker.evaluation import Evaluator, Protocol
 from speaker.lookahead import Cost, describe, forecast, measure
 from speaker.model import SpeakerClassifier
-from speaker.pack import Pack
 from tests.helpers import TINY
 
 NOWHERE = torch.device("meta")  # holds tensors and computes nothing: a device that fails at its first step

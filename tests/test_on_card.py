@@ -15,10 +15,10 @@ from experiments.tracking import Books
 from speaker.common.cuda import use
 from speaker.common.devices import Compute, find_compute
 from speaker.config import TrialConfig
+from speaker.data.pack import Pack
 from speaker.evaluation import OBJECTIVE, Evaluator, Protocol
 from speaker.graph import DeviceLearner
 from speaker.model import SpeakerClassifier
-from speaker.pack import Pack
 from speaker.training import train
 from tests.helpers import TINY, assert_whole, run, write_corpus
 

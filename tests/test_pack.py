@@ -7,8 +7,8 @@ import torch
 
 from speaker.common.errors import UserError
 from speaker.common.seeding import uniform
-from speaker.corpus import Corpus, read_corpus, read_mels
-from speaker.pack import PADDING, Pack, length_buckets, open_pack
+from speaker.data.corpus import Corpus, read_corpus, read_mels
+from speaker.data.pack import PADDING, Pack, length_buckets, open_pack
 from tests.helpers import write_corpus
 
 

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from speaker.checkpoint import TrainedModel
 from speaker.common.errors import UserError
-from speaker.corpus import Corpus, read_corpus, read_mels
+from speaker.data.corpus import Corpus, read_corpus, read_mels
+from speaker.data.pack import Pack
 from speaker.evaluation import ACCURACY_WHOLE, MAX_FRAMES, Evaluator, Protocol
 from speaker.model import SpeakerClassifier
-from speaker.pack import Pack
 from speaker.predict import check_match, predict_probabilities, validation_gain
 from tests.helpers import TINY, write_corpus
 

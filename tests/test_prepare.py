@@ -16,8 +16,8 @@ import soundfile
 import torch
 
 from speaker.common.errors import UserError
-from speaker.corpus import read_mels
-from speaker.features import log_mel, normalize_peak, trim_silence
+from speaker.data.corpus import read_mels
+from speaker.data.features import log_mel, normalize_peak, trim_silence
 from speaker.prepare import JOURNAL, Plan, RecordingsError, prepare
 from speaker.synthesis import draw_voice, synthesize
 from tests.helpers import environment, program, run, start

@@ -9,8 +9,8 @@ import torch
 
 from speaker.common.devices import Compute
 from speaker.common.errors import UserError
+from speaker.data.pack import Pack
 from speaker.evaluation import Protocol
-from speaker.pack import Pack
 from speaker.resume import MOST_OFTEN_S, SHARE, Checkpoint, Course, OtherTrainingError, identity
 from speaker.training import Metrics, TrialResult, train
 from tests.helpers import TINY

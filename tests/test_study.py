@@ -23,8 +23,8 @@ from speaker.common.cli import Interrupted
 from speaker.common.cuda import noticing_loss
 from speaker.common.errors import DeviceLostError, UserError
 from speaker.config import TrialConfig
+from speaker.data.pack import Pack
 from speaker.evaluation import OBJECTIVE, Protocol
-from speaker.pack import Pack
 from speaker.training import Metrics, Report, TrialResult, train
 from tests.helpers import TINY
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from speaker.common.errors import UserError
-from speaker.corpus import Corpus
+from speaker.data.corpus import Corpus
 from speaker.submission import (
     check_out,
     read_csv,

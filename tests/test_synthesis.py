@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from speaker.corpus import Corpus, read_corpus, read_mels
+from speaker.data.corpus import Corpus, read_corpus, read_mels
 from speaker.synthesis import SPEAKERS, TEST_PER_SPEAKER, TRAIN_PER_SPEAKER, build_demo, draw_voice, synthesize
 
 

@@ -4,10 +4,10 @@ from torch import Tensor
 
 from speaker.common.errors import UserError
 from speaker.config import TrialConfig
+from speaker.data.pack import Pack
 from speaker.evaluation import OBJECTIVE, Evaluator, Protocol
 from speaker.learner import learning_rate
 from speaker.model import SpeakerClassifier
-from speaker.pack import Pack
 from speaker.training import Metrics, TrialResult, train
 from tests.helpers import TINY
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from speaker.common.errors import UserError
 from speaker.common.files import create_once
-from speaker.corpus import Corpus, read_mels
+from speaker.data.corpus import Corpus, read_mels
 
 FORMAT = 1
 FRAMES_AT_ONCE = 1 << 20  # that are sent to a device

@@ -1,0 +1,1 @@
+"""What a corpus is, and how training reads it."""
