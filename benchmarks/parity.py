@@ -25,7 +25,7 @@ from speaker.data.corpus import read_corpus
 from speaker.data.pack import open_pack
 from speaker.evaluation import OBJECTIVE, Protocol
 from speaker.origin import origin
-from speaker.synthesis import build_demo
+from speaker.sources.demo import build_demo
 from speaker.training import train
 
 CHOSEN = ((POINTS[0], 1_000), (POINTS[2], 300))  # with steps: enough to learn something, few enough to wait for

@@ -18,13 +18,13 @@ import torch
 
 from speaker.common.devices import Compute
 from speaker.origin import ROOT, origin
-from speaker.prepare import find_recordings
-from speaker.synthesis import draw_voice, synthesize
+from speaker.sources.demo import draw_voice, synthesize
+from speaker.sources.recordings import find_recordings
 
 OURS = """
 import sys, time
 from pathlib import Path
-from speaker.prepare import Plan, prepare
+from speaker.sources.recordings import Plan, prepare
 if __name__ == "__main__":
     began = time.perf_counter()
     prepare(Path(sys.argv[1]), Path(sys.argv[2]), Plan(workers=int(sys.argv[3])))

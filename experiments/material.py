@@ -16,7 +16,7 @@ from speaker.evaluation import Protocol
 from speaker.lookahead import Cost
 from speaker.origin import origin
 from speaker.resume import Checkpoint, identity
-from speaker.synthesis import build_demo
+from speaker.sources.demo import build_demo
 
 
 @dataclass(frozen=True)

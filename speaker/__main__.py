@@ -84,8 +84,8 @@ def _add_predict(flags: argparse.ArgumentParser) -> None:
 
 def run_download(arguments: argparse.Namespace) -> None:
     """Fetch or unpack a corpus."""
-    from speaker.download import download, unpack_parts
-    from speaker.parts import HOMEWORK, find_parts, parts_of_urls, read_manifest
+    from speaker.sources.homework import download, unpack_parts
+    from speaker.sources.parts import HOMEWORK, find_parts, parts_of_urls, read_manifest
 
     out = arguments.out
     if arguments.parts:
@@ -99,7 +99,7 @@ def run_download(arguments: argparse.Namespace) -> None:
 
 def run_prepare(arguments: argparse.Namespace) -> None:
     """Make a corpus from audio."""
-    from speaker.prepare import Plan, RecordingsError, prepare
+    from speaker.sources.recordings import Plan, RecordingsError, prepare
 
     plan = Plan(arguments.speakers, arguments.test_share, arguments.seed, arguments.skip_bad, arguments.workers)
     try:

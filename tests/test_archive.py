@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from speaker import archive
-from speaker.archive import unpack
 from speaker.common.errors import UserError
-from speaker.download import unpack_parts
+from speaker.sources import archive
+from speaker.sources.archive import unpack
+from speaker.sources.homework import unpack_parts
 from tests.helpers import write_corpus
 
 MANIFESTS = ("mapping.json", "metadata.json", "testdata.json")

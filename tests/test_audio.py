@@ -10,9 +10,9 @@ import pytest
 import soundfile
 import torch
 
-from speaker.audio import LONGEST, read_audio
 from speaker.common.errors import UserError
-from speaker.synthesis import draw_voice, synthesize
+from speaker.sources.audio import LONGEST, read_audio
+from speaker.sources.demo import draw_voice, synthesize
 
 VOICE = synthesize(draw_voice("audio"), "audio").numpy()
 FORMATS = {".wav": {}, ".flac": {}, ".ogg": {"subtype": "VORBIS"}, ".mp3": {"subtype": "MPEG_LAYER_III"}}

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from speaker.download import download, unpack_parts
-from speaker.fetch import redirect_target
-from speaker.parts import Part, find_parts, parts_of_urls
+from speaker.sources.homework import download, unpack_parts
+from speaker.sources.http import redirect_target
+from speaker.sources.parts import Part, find_parts, parts_of_urls
 from tests.fault_server import MODIFIED, Fault, FaultServer
 from tests.helpers import AA, AB, AC, AD, ROOT, environment, refused, run, write_corpus
 from tests.test_archive import pack_folder, split, tree, write_parts
@@ -25,8 +25,8 @@ DOWNLOAD = """
 import sys
 from pathlib import Path
 from speaker.common.cli import run_cli
-from speaker.download import download
-from speaker.parts import parts_of_urls
+from speaker.sources.homework import download
+from speaker.sources.parts import parts_of_urls
 run_cli(lambda: print(download(parts_of_urls(sys.argv[3:]), Path(sys.argv[1]), timeout=float(sys.argv[2]))))
 """
 

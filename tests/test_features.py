@@ -14,7 +14,7 @@ from speaker.data.features import (
     normalize_peak,
     trim_silence,
 )
-from speaker.synthesis import draw_voice, synthesize
+from speaker.sources.demo import draw_voice, synthesize
 
 
 def tone(hertz: float, seconds: float = 0.5) -> torch.Tensor:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from speaker.parts import HOMEWORK, Part, find_parts, parts_of_urls, read_manifest
+from speaker.sources.parts import HOMEWORK, Part, find_parts, parts_of_urls, read_manifest
 from tests.helpers import AA, AB, AC, AD, refused
 from tests.test_archive import write_parts
 

@@ -18,8 +18,8 @@ import torch
 from speaker.common.errors import UserError
 from speaker.data.corpus import read_mels
 from speaker.data.features import log_mel, normalize_peak, trim_silence
-from speaker.prepare import JOURNAL, Plan, RecordingsError, prepare
-from speaker.synthesis import draw_voice, synthesize
+from speaker.sources.demo import draw_voice, synthesize
+from speaker.sources.recordings import JOURNAL, Plan, RecordingsError, prepare
 from tests.helpers import environment, program, run, start
 
 

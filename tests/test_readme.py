@@ -11,7 +11,7 @@ import experiments.__main__
 import search
 import speaker.__main__
 import train_trial
-from speaker.synthesis import SPEAKERS
+from speaker.sources.demo import SPEAKERS
 from tests.helpers import ROOT
 
 README = (ROOT / "README.md").read_text()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from speaker.data.corpus import Corpus, read_corpus, read_mels
-from speaker.synthesis import SPEAKERS, TEST_PER_SPEAKER, TRAIN_PER_SPEAKER, build_demo, draw_voice, synthesize
+from speaker.sources.demo import SPEAKERS, TEST_PER_SPEAKER, TRAIN_PER_SPEAKER, build_demo, draw_voice, synthesize
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,12 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from speaker.archive import unpack
 from speaker.common.errors import UserError
 from speaker.common.files import create_once
 from speaker.data.corpus import MANIFESTS, read_corpus
-from speaker.fetch import PAUSES, fetch_all
-from speaker.parts import Part
+from speaker.sources.archive import unpack
+from speaker.sources.http import PAUSES, fetch_all
+from speaker.sources.parts import Part
 
 
 def unpack_parts(paths: Sequence[Path], out: Path) -> bool:

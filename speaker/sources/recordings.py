@@ -17,13 +17,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from speaker.audio import DEMUXERS, read_audio
 from speaker.common.errors import UserError
 from speaker.common.files import create_once
 from speaker.common.processes import follow_parent, out_of_reach
 from speaker.common.seeding import permutation
 from speaker.data.corpus import MANIFESTS, TEST_LABELS, Corpus, read_corpus, write_manifests
 from speaker.data.features import N_MELS, log_mel, normalize_peak, trim_silence
+from speaker.sources.audio import DEMUXERS, read_audio
 from speaker.submission import write_csv
 
 JOURNAL = "prepared.jsonl"

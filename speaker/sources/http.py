@@ -22,7 +22,7 @@ from urllib3.exceptions import HTTPError
 
 from speaker.common.errors import UserError
 from speaker.common.files import sha256_file, sync_folder, write_atomically
-from speaker.parts import LARGEST_PART, Part, check_url, is_page
+from speaker.sources.parts import LARGEST_PART, Part, check_url, is_page
 
 THREADS = 4
 CHUNK = 256 << 10
