@@ -8,7 +8,7 @@ import torch
 
 from speaker.common.devices import Compute
 from speaker.config import TrialConfig
-from speaker.model import count_operations
+from speaker.model.classifier import count_operations
 
 SPEAKERS = 600
 

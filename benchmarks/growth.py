@@ -21,7 +21,7 @@ from speaker.config import HOMEWORK_BASELINE, TrialConfig
 from speaker.data.corpus import read_corpus
 from speaker.data.pack import open_pack
 from speaker.evaluation import Protocol
-from speaker.model import count_operations
+from speaker.model.classifier import count_operations
 from speaker.origin import origin
 from speaker.training import open_learner
 

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from speaker.config import TrialConfig
-from speaker.model import ACTIVATION_LAYERS
+from speaker.model.classifier import ACTIVATION_LAYERS
 
 Example = tuple[Tensor, Tensor]
 

@@ -20,9 +20,9 @@ from mlflow.types import Schema, TensorSpec
 
 from experiments.leaderboard import ranked
 from experiments.tracking import BEST_CROPS, BEST_WHOLE, MODEL_FOLDER, SHA256, STORE_ERRORS, Books
-from speaker.checkpoint import CARD, CONFIG, SOURCE, WEIGHTS, TrainedModel, load_model
 from speaker.common.errors import UserError
 from speaker.common.files import sha256_file, write_atomically
+from speaker.model.saved_model import CARD, CONFIG, SOURCE, WEIGHTS, TrainedModel, load_model
 
 MODEL = "speaker-classifier"
 CHAMPION = "champion"

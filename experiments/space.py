@@ -8,7 +8,7 @@ import optuna
 
 from speaker.common.errors import UserError
 from speaker.config import ACTIVATIONS, PRESETS, TrialConfig
-from speaker.model import count_operations
+from speaker.model.classifier import count_operations
 
 
 @dataclass(frozen=True)

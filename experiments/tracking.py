@@ -23,11 +23,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.locks import masked
 from experiments.material import Material
-from speaker.checkpoint import save_model
 from speaker.common.errors import DeviceLostError, UserError
 from speaker.common.files import canonical_json, create_once
 from speaker.config import TrialConfig
 from speaker.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, OBJECTIVE
+from speaker.model.saved_model import save_model
 from speaker.training import Metrics, TrialResult
 
 T = TypeVar("T")

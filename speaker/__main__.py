@@ -141,12 +141,12 @@ def run_check(arguments: argparse.Namespace) -> None:
 
 def run_predict(arguments: argparse.Namespace) -> None:
     """Predict the test utterances of a corpus with a model, or with the vote of several."""
-    from speaker.checkpoint import load_model
     from speaker.common import cuda
     from speaker.common.devices import find_compute
     from speaker.data.corpus import read_corpus
     from speaker.data.pack import open_pack
     from speaker.evaluation import Protocol
+    from speaker.model.saved_model import load_model
     from speaker.origin import origin
     from speaker.predict import check_match, predict_probabilities, validation_gain
     from speaker.submission import check_out, read_labels, write_csv, write_probabilities, write_sidecar

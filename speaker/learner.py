@@ -15,7 +15,7 @@ from speaker.common.devices import Compute, Crew
 from speaker.common.seeding import derive_seed, permutation, uniform
 from speaker.config import TrialConfig
 from speaker.data.pack import Pack
-from speaker.model import SpeakerClassifier
+from speaker.model.classifier import SpeakerClassifier
 
 ALIGNMENT = 32  # numbers; each parameter starts at the begin of a cache line
 

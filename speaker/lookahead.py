@@ -14,7 +14,7 @@ from speaker.config import TrialConfig
 from speaker.data.pack import Pack
 from speaker.evaluation import Evaluator, Protocol
 from speaker.learner import Learner
-from speaker.model import count_operations
+from speaker.model.classifier import count_operations
 from speaker.training import open_learner
 
 TIMED_S, MOST_STEPS = 0.4, 50  # of the steps that are timed

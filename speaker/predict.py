@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from speaker.checkpoint import TrainedModel
 from speaker.common.cuda import is_out_of_memory, noticing_loss, release_memory
 from speaker.common.errors import UserError
 from speaker.data.corpus import Corpus, Utterance, read_mels, split
 from speaker.data.pack import PADDING, length_buckets
 from speaker.evaluation import MAX_FRAMES, MAX_UTTERANCES, Protocol
+from speaker.model.saved_model import TrainedModel
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from speaker.data.pack import Pack
 from speaker.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, OBJECTIVE, Evaluator, Protocol
 from speaker.graph import DeviceLearner
 from speaker.learner import Learner, ShardedLearner, learning_rate
-from speaker.model import count_parameters
+from speaker.model.classifier import count_parameters
 from speaker.resume import Checkpoint, Course
 
 Metrics = dict[str, float]

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from speaker.attention import HEAD_UNIT
+from speaker.model.attention import HEAD_UNIT
 
 FLASH_WIDTH = 256  # the widest head that flash attention takes
 WAITS = {  # operations that make the host wait for a value, send one, or whose result's shape depends on values

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from speaker.checkpoint import CARD, CONFIG, SOURCE, WEIGHTS, load_model, save_model
 from speaker.common.errors import UserError
-from speaker.model import SpeakerClassifier
+from speaker.model.classifier import SpeakerClassifier
+from speaker.model.saved_model import CARD, CONFIG, SOURCE, WEIGHTS, load_model, save_model
 from tests.helpers import TINY
 
 SPEAKERS = ("id0", "id1", "id2")

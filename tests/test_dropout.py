@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speaker.dropout import Dropout
+from speaker.model.dropout import Dropout
 
 SHAPE = torch.Size((400, 257))
 
@@ -105,7 +105,7 @@ def test_in_bf16_blocks_are_as_near_as_bf16_is(training: bool) -> None:
 def test_attention_and_its_gradients_are_the_textbooks(
     p: float, masked: bool, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("speaker.fused.SLICE", at_once * 9 * 9)
+    monkeypatch.setattr("speaker.model.cpu_kernels.SLICE", at_once * 9 * 9)
     torch.manual_seed(0)
     heads = torch.randn(2, 9, 3, 5, 4).requires_grad_()
     gradient = torch.randn(2, 9, 20)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from speaker.data.pack import Pack
 from speaker.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, MAX_FRAMES, Evaluator, Protocol
-from speaker.model import SpeakerClassifier
+from speaker.model.classifier import SpeakerClassifier
 from tests.helpers import TINY
 
 

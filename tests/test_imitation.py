@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from speaker.attention import attend_fused
+from speaker.model.attention import attend_fused
 from tests.imitation import AsOnGpu, Graph, Memory, Watch
 
 X = torch.arange(12.0).view(3, 4)

@@ -12,7 +12,7 @@ from speaker.common.errors import DeviceLostError, UserError
 from speaker.data.pack import Pack
 from speaker.evaluation import Evaluator, Protocol
 from speaker.lookahead import Cost, describe, forecast, measure
-from speaker.model import SpeakerClassifier
+from speaker.model.classifier import SpeakerClassifier
 from tests.helpers import TINY
 
 NOWHERE = torch.device("meta")  # holds tensors and computes nothing: a device that fails at its first step

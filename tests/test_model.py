@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from speaker.config import ACTIVATIONS, HOMEWORK_BASELINE, HOMEWORK_EDITED, TrialConfig
-from speaker.model import ACTIVATION_LAYERS, SpeakerClassifier, count_parameters
+from speaker.model.classifier import ACTIVATION_LAYERS, SpeakerClassifier, count_parameters
 from tests.helpers import TINY
 
 ACTIVATION_MODULES = [nn.Sigmoid(), nn.ReLU(), nn.GELU(), nn.Tanh(), nn.SiLU()]

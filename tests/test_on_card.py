@@ -18,7 +18,7 @@ from speaker.config import TrialConfig
 from speaker.data.pack import Pack
 from speaker.evaluation import OBJECTIVE, Evaluator, Protocol
 from speaker.graph import DeviceLearner
-from speaker.model import SpeakerClassifier
+from speaker.model.classifier import SpeakerClassifier
 from speaker.training import train
 from tests.helpers import TINY, assert_whole, run, write_corpus
 

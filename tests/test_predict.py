@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from speaker.checkpoint import TrainedModel
 from speaker.common.errors import UserError
 from speaker.data.corpus import Corpus, read_corpus, read_mels
 from speaker.data.pack import Pack
 from speaker.evaluation import ACCURACY_WHOLE, MAX_FRAMES, Evaluator, Protocol
-from speaker.model import SpeakerClassifier
+from speaker.model.classifier import SpeakerClassifier
+from speaker.model.saved_model import TrainedModel
 from speaker.predict import check_match, predict_probabilities, validation_gain
 from tests.helpers import TINY, write_corpus
 

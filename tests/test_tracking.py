@@ -10,11 +10,11 @@ import torch
 
 from experiments.material import Material
 from experiments.tracking import BEST_WHOLE, EXPERIMENT, Books, existing_books
-from speaker.checkpoint import load_model
 from speaker.common.cli import Interrupted
 from speaker.common.errors import UserError
 from speaker.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, OBJECTIVE
-from speaker.model import SpeakerClassifier
+from speaker.model.classifier import SpeakerClassifier
+from speaker.model.saved_model import load_model
 from speaker.training import TrialResult
 from tests.helpers import TINY
 

@@ -7,7 +7,7 @@ from speaker.config import TrialConfig
 from speaker.data.pack import Pack
 from speaker.evaluation import OBJECTIVE, Evaluator, Protocol
 from speaker.learner import learning_rate
-from speaker.model import SpeakerClassifier
+from speaker.model.classifier import SpeakerClassifier
 from speaker.training import Metrics, TrialResult, train
 from tests.helpers import TINY
 

@@ -17,7 +17,7 @@ from experiments.space import HOMEWORK
 from speaker.config import HOMEWORK_BASELINE, TrialConfig
 from speaker.data.pack import Pack
 from speaker.evaluation import MAX_FRAMES
-from speaker.model import SpeakerClassifier
+from speaker.model.classifier import SpeakerClassifier
 from tests.imitation import AsOnGpu, Memory, Watch
 
 LONGEST, MEDIAN = 7_193, 541  # frames of the homework's training utterances

@@ -14,7 +14,7 @@ from torch import Tensor
 from speaker.common.errors import UserError
 from speaker.common.files import parse_json, read_bounded, sha256_file, write_atomically
 from speaker.config import TrialConfig
-from speaker.model import SpeakerClassifier
+from speaker.model.classifier import SpeakerClassifier
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from speaker.config import TrialConfig
-from speaker.dropout import Dropout
+from speaker.model.dropout import Dropout
 
 ACTIVATION_LAYERS: dict[str, type[nn.Module]] = {
     "sigmoid": nn.Sigmoid,

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speaker.attention import attend_fused
-from speaker.fused import WORDS, Attention, FeedForward, attend
+from speaker.model.attention import attend_fused
+from speaker.model.cpu_kernels import WORDS, Attention, FeedForward, attend
 
 
 class Dropout(nn.Module):

@@ -1,0 +1,1 @@
+"""Frames in, speaker logits out."""
