@@ -60,8 +60,8 @@ def main() -> None:
     from experiments.trial import STORE_FAILURES, run_trial, store_failed
     from speaker.common.errors import DeviceLostError, UserError
     from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE
-    from speaker.lookahead import describe
-    from speaker.training import check_batch
+    from speaker.training.lookahead import describe
+    from speaker.training.train import check_batch
 
     space = find_space(arguments.space)
     storage_url = arguments.storage or default_storage(STATE)

@@ -14,7 +14,7 @@ from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE, PRESETS, TrialConfig
 
 if TYPE_CHECKING:  # they bring torch and mlflow, which --help does without
     from experiments.tracking import TrackedRun
-    from speaker.training import Report
+    from speaker.training.train import Report
 
 STATE = Path("mlruns")
 
@@ -75,8 +75,8 @@ def main() -> None:
 
     from experiments.material import prepare, settle
     from experiments.tracking import Books, default_tracking_uri
-    from speaker.lookahead import describe
-    from speaker.training import check_batch, train
+    from speaker.training.lookahead import describe
+    from speaker.training.train import check_batch, train
 
     material = prepare(arguments.data, arguments.device, arguments.precision, STATE)
     check_batch(config, material.pack, material.protocol)
@@ -120,7 +120,7 @@ def reporter(run: "TrackedRun") -> "Report":
     """Return what hears of each evaluation: it logs it and says what the homework's notebook says."""
     from tqdm import tqdm
 
-    from speaker.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, OBJECTIVE
+    from speaker.training.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, OBJECTIVE
 
     best = -1.0
 

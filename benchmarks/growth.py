@@ -20,10 +20,10 @@ from speaker.common.devices import Crew, claim, find_compute
 from speaker.config import HOMEWORK_BASELINE, TrialConfig
 from speaker.data.corpus import read_corpus
 from speaker.data.pack import open_pack
-from speaker.evaluation import Protocol
 from speaker.model.classifier import count_operations
 from speaker.origin import origin
-from speaker.training import open_learner
+from speaker.training.evaluation import Protocol
+from speaker.training.train import open_learner
 
 CENTER = HOMEWORK_BASELINE.replace(d_model=128, nhead=4, num_layers=2, activation="relu")
 GROWTH = {

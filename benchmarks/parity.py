@@ -23,10 +23,10 @@ from speaker.common.devices import claim, find_compute
 from speaker.config import DEMO_BUDGET, TrialConfig
 from speaker.data.corpus import read_corpus
 from speaker.data.pack import open_pack
-from speaker.evaluation import OBJECTIVE, Protocol
 from speaker.origin import origin
 from speaker.sources.demo import build_demo
-from speaker.training import train
+from speaker.training.evaluation import OBJECTIVE, Protocol
+from speaker.training.train import train
 
 CHOSEN = ((POINTS[0], 1_000), (POINTS[2], 300))  # with steps: enough to learn something, few enough to wait for
 

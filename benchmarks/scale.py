@@ -20,9 +20,9 @@ from speaker.common.devices import Compute
 from speaker.config import HOMEWORK_BASELINE
 from speaker.data.corpus import read_corpus
 from speaker.data.pack import open_pack
-from speaker.evaluation import Protocol
-from speaker.learner import Batches
 from speaker.origin import ROOT, origin
+from speaker.training.evaluation import Protocol
+from speaker.training.learner import Batches
 
 UTTERANCES, FRAMES, SPEAKERS = 56_666, 37_287_000, 600  # the homework's: 658 frames on average
 OPEN_AND_READ = """

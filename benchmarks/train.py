@@ -28,10 +28,10 @@ from speaker.common.devices import Compute, Crew, claim, find_compute
 from speaker.config import HOMEWORK_BASELINE, TrialConfig
 from speaker.data.corpus import read_corpus
 from speaker.data.pack import open_pack
-from speaker.evaluation import Evaluator, Protocol
-from speaker.learner import Learner
 from speaker.origin import origin
-from speaker.training import open_learner
+from speaker.training.evaluation import Evaluator, Protocol
+from speaker.training.learner import Learner
+from speaker.training.train import open_learner
 
 POINTS = tuple(
     HOMEWORK_BASELINE.replace(d_model=d_model, nhead=nhead, num_layers=layers, activation=activation)

@@ -29,7 +29,7 @@ from speaker.common.devices import claim
 from speaker.common.errors import DeviceLostError, UserError, first_line
 from speaker.common.processes import follow_parent, out_of_reach
 from speaker.config import TrialConfig
-from speaker.training import TrialResult
+from speaker.training.train import TrialResult
 
 LOOK_UP_S = 1.0
 PATIENCE_S = 30  # with workers that are told to stop: a store may be slow

@@ -5,18 +5,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from speaker import lookahead
 from speaker.common.cuda import release_memory, share_memory
 from speaker.common.devices import Compute, check_jobs, find_compute
 from speaker.config import TrialConfig
 from speaker.data.check import check_quickly
 from speaker.data.corpus import Corpus, read_corpus
 from speaker.data.pack import Pack, open_pack
-from speaker.evaluation import Protocol
-from speaker.lookahead import Cost
 from speaker.origin import origin
-from speaker.resume import Checkpoint, identity
 from speaker.sources.demo import build_demo
+from speaker.training import lookahead
+from speaker.training.checkpoint import Checkpoint, identity
+from speaker.training.evaluation import Protocol
+from speaker.training.lookahead import Cost
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from experiments.trial import Job
 from speaker.config import TrialConfig
-from speaker.training import TrialResult
+from speaker.training.train import TrialResult
 
 
 class Progress:

@@ -32,7 +32,7 @@ from speaker.common.errors import UserError
 from speaker.common.files import create_once
 from speaker.common.seeding import derive_seed
 from speaker.config import TrialConfig
-from speaker.evaluation import OBJECTIVE
+from speaker.training.evaluation import OBJECTIVE
 
 CONTRACT, IDENTITY, PARENT = "contract", "id", "mlflow.run_id"  # attributes of an Optuna study
 BUSY_TIMEOUT_S = 60

@@ -26,9 +26,9 @@ from experiments.material import Material
 from speaker.common.errors import DeviceLostError, UserError
 from speaker.common.files import canonical_json, create_once
 from speaker.config import TrialConfig
-from speaker.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, OBJECTIVE
 from speaker.model.saved_model import save_model
-from speaker.training import Metrics, TrialResult
+from speaker.training.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, OBJECTIVE
+from speaker.training.train import Metrics, TrialResult
 
 T = TypeVar("T")
 

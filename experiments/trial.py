@@ -14,9 +14,9 @@ from speaker.common.cli import interruptible, uninterrupted
 from speaker.common.errors import DeviceLostError, UserError
 from speaker.common.seeding import derive_seed
 from speaker.config import TrialConfig
-from speaker.evaluation import OBJECTIVE
-from speaker.resume import Checkpoint
-from speaker.training import Metrics, Report, TrialResult, train
+from speaker.training.checkpoint import Checkpoint
+from speaker.training.evaluation import OBJECTIVE
+from speaker.training.train import Metrics, Report, TrialResult, train
 
 RUN_ID, PRESET, LOSSES = "mlflow.run_id", "preset", "device.losses"  # attributes of an Optuna trial
 MOST_LOSSES = 2  # a trial that has lost its device so often ends as failed

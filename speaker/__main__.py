@@ -145,11 +145,11 @@ def run_predict(arguments: argparse.Namespace) -> None:
     from speaker.common.devices import find_compute
     from speaker.data.corpus import read_corpus
     from speaker.data.pack import open_pack
-    from speaker.evaluation import Protocol
     from speaker.model.saved_model import load_model
     from speaker.origin import origin
     from speaker.predict import check_match, predict_probabilities, validation_gain
     from speaker.submission import check_out, read_labels, write_csv, write_probabilities, write_sidecar
+    from speaker.training.evaluation import Protocol
 
     if (arguments.ensemble is None) != (arguments.study is None) or (arguments.ensemble and arguments.model):
         raise UserError("--ensemble N needs --study NAME and no --model; see python -m speaker predict --help")

@@ -12,8 +12,8 @@ from speaker.common import cuda
 from speaker.common.devices import Compute, claim, find_compute, find_device, find_precision
 from speaker.common.errors import DeviceLostError, UserError
 from speaker.data.pack import Pack
-from speaker.evaluation import Protocol
-from speaker.training import train
+from speaker.training.evaluation import Protocol
+from speaker.training.train import train
 from tests.helpers import ROOT, TINY
 
 GIB = 1 << 30
@@ -264,7 +264,7 @@ def test_a_point_that_is_beyond_a_card_fails_alone(pack: Pack, monkeypatch: pyte
     def fail(*_arguments: object) -> None:
         raise torch.AcceleratorError("CUDA error: invalid configuration argument\nCompile with ...")
 
-    monkeypatch.setattr("speaker.training._train", fail)
+    monkeypatch.setattr("speaker.training.train._train", fail)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _device: None)
     result = train(TINY, pack, Protocol(), lambda *_: False, Compute(torch.device("cuda", 0)))
     assert (result.state, result.reason) == (

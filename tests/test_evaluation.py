@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speaker.data.pack import Pack
-from speaker.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, MAX_FRAMES, Evaluator, Protocol
 from speaker.model.classifier import SpeakerClassifier
+from speaker.training.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, MAX_FRAMES, Evaluator, Protocol
 from tests.helpers import TINY
 
 

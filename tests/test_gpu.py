@@ -13,10 +13,10 @@ from speaker.common import cuda
 from speaker.common.devices import Compute, Crew
 from speaker.config import HOMEWORK_BASELINE, HOMEWORK_EDITED, TrialConfig
 from speaker.data.pack import Pack
-from speaker.evaluation import OBJECTIVE, Evaluator, Protocol
-from speaker.graph import FIRST_SCALE, GROWTH_STEPS, DeviceLearner
-from speaker.learner import ShardedLearner
-from speaker.training import train
+from speaker.training.evaluation import OBJECTIVE, Evaluator, Protocol
+from speaker.training.gpu_learner import FIRST_SCALE, GROWTH_STEPS, DeviceLearner
+from speaker.training.learner import ShardedLearner
+from speaker.training.train import train
 from tests.helpers import TINY
 from tests.imitation import AsOnGpu, Graph, Stream, Watch
 
@@ -107,7 +107,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Graph]]:
     monkeypatch.setattr(Graph, "ended", [])
     for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
         monkeypatch.setattr(torch._C, name, lambda *given, name=name: Graph.ended.append((name, *given)), raising=False)
-    monkeypatch.setattr("speaker.training.ShardedLearner", lambda *given: DeviceLearner(*given[:4]))
+    monkeypatch.setattr("speaker.training.train.ShardedLearner", lambda *given: DeviceLearner(*given[:4]))
     with AsOnGpu():
         yield Graph
     cuda._side_stream.cache_clear()

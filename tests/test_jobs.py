@@ -28,8 +28,8 @@ from experiments.trial import LOSSES
 from speaker.common.devices import usable_cores
 from speaker.common.errors import DeviceLostError, UserError
 from speaker.data.pack import Pack
-from speaker.evaluation import Protocol
-from speaker.training import TrialResult
+from speaker.training.evaluation import Protocol
+from speaker.training.train import TrialResult
 from tests.helpers import KILLS, TINY, assert_whole, run, start, write_corpus
 
 SEARCH = ("search.py", "--data", "corpus", "--steps", "5", "--jobs", "2", "--trials")

@@ -8,9 +8,9 @@ from torch import Tensor
 from speaker.common.devices import Compute, Crew
 from speaker.config import HOMEWORK_BASELINE, TrialConfig
 from speaker.data.pack import Pack
-from speaker.evaluation import Protocol
-from speaker.graph import DeviceLearner
-from speaker.learner import Batches, Learner, ShardedLearner, learning_rate
+from speaker.training.evaluation import Protocol
+from speaker.training.gpu_learner import DeviceLearner
+from speaker.training.learner import Batches, Learner, ShardedLearner, learning_rate
 from tests.helpers import TINY
 
 NO_DROPOUT = TINY.replace(dropout=0.0, warmup_steps=0, num_layers=2, batch_size=7)

@@ -6,13 +6,13 @@ import torch
 
 from experiments.material import Material, settle
 from experiments.space import HOMEWORK
-from speaker import lookahead
 from speaker.common.devices import CPU, Compute, find_precision
 from speaker.common.errors import DeviceLostError, UserError
 from speaker.data.pack import Pack
-from speaker.evaluation import Evaluator, Protocol
-from speaker.lookahead import Cost, describe, forecast, measure
 from speaker.model.classifier import SpeakerClassifier
+from speaker.training import lookahead
+from speaker.training.evaluation import Evaluator, Protocol
+from speaker.training.lookahead import Cost, describe, forecast, measure
 from tests.helpers import TINY
 
 NOWHERE = torch.device("meta")  # holds tensors and computes nothing: a device that fails at its first step
@@ -61,7 +61,7 @@ def test_a_lost_device_ends_the_look_ahead_in_one_line(monkeypatch: pytest.Monke
     def lose(_compute: Compute) -> Pack:
         raise torch.AcceleratorError("CUDA error: device-side assert triggered\nCompile with ...")
 
-    monkeypatch.setattr("speaker.lookahead.claim", lambda _compute: None)
+    monkeypatch.setattr("speaker.training.lookahead.claim", lambda _compute: None)
     for is_automatic in (True, False):
         with pytest.raises(DeviceLostError, match=r"^cuda:0 was lost \(CUDA error: .*\) before the first trial; try"):
             wanted = Compute(torch.device("cuda", 0), is_automatic=is_automatic)

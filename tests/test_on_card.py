@@ -16,10 +16,10 @@ from speaker.common.cuda import use
 from speaker.common.devices import Compute, find_compute
 from speaker.config import TrialConfig
 from speaker.data.pack import Pack
-from speaker.evaluation import OBJECTIVE, Evaluator, Protocol
-from speaker.graph import DeviceLearner
 from speaker.model.classifier import SpeakerClassifier
-from speaker.training import train
+from speaker.training.evaluation import OBJECTIVE, Evaluator, Protocol
+from speaker.training.gpu_learner import DeviceLearner
+from speaker.training.train import train
 from tests.helpers import TINY, assert_whole, run, write_corpus
 
 DEVICE = torch.device(os.environ.get("TEST_DEVICE", "cuda:0"))

@@ -13,10 +13,10 @@ from experiments.material import Material
 from experiments.registry import CHAMPION, MODEL, best_runs, fetch, find_version, promote
 from experiments.tracking import Books
 from speaker.common.errors import UserError
-from speaker.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE
 from speaker.model.classifier import SpeakerClassifier
 from speaker.model.saved_model import load_model
-from speaker.training import TrialResult
+from speaker.training.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE
+from speaker.training.train import TrialResult
 from tests.helpers import TINY
 
 ALONE = """

@@ -24,8 +24,8 @@ from speaker.common.cuda import noticing_loss
 from speaker.common.errors import DeviceLostError, UserError
 from speaker.config import TrialConfig
 from speaker.data.pack import Pack
-from speaker.evaluation import OBJECTIVE, Protocol
-from speaker.training import Metrics, Report, TrialResult, train
+from speaker.training.evaluation import OBJECTIVE, Protocol
+from speaker.training.train import Metrics, Report, TrialResult, train
 from tests.helpers import TINY
 
 PLAN = Plan("s", HOMEWORK, TINY.replace(steps=4, warmup_steps=1, valid_every=2), 0, "random", "none", 4, None)

@@ -12,10 +12,10 @@ from experiments.material import Material
 from experiments.tracking import BEST_WHOLE, EXPERIMENT, Books, existing_books
 from speaker.common.cli import Interrupted
 from speaker.common.errors import UserError
-from speaker.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, OBJECTIVE
 from speaker.model.classifier import SpeakerClassifier
 from speaker.model.saved_model import load_model
-from speaker.training import TrialResult
+from speaker.training.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, OBJECTIVE
+from speaker.training.train import TrialResult
 from tests.helpers import TINY
 
 ROW = {ACCURACY_WHOLE: 0.5, ACCURACY_CROPS: 0.25, "valid/loss_whole": 1.5, "train/loss": 2.5}

@@ -5,10 +5,10 @@ from torch import Tensor
 from speaker.common.errors import UserError
 from speaker.config import TrialConfig
 from speaker.data.pack import Pack
-from speaker.evaluation import OBJECTIVE, Evaluator, Protocol
-from speaker.learner import learning_rate
 from speaker.model.classifier import SpeakerClassifier
-from speaker.training import Metrics, TrialResult, train
+from speaker.training.evaluation import OBJECTIVE, Evaluator, Protocol
+from speaker.training.learner import learning_rate
+from speaker.training.train import Metrics, TrialResult, train
 from tests.helpers import TINY
 
 

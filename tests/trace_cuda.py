@@ -16,8 +16,8 @@ from torch.func import functional_call
 from experiments.space import HOMEWORK
 from speaker.config import HOMEWORK_BASELINE, TrialConfig
 from speaker.data.pack import Pack
-from speaker.evaluation import MAX_FRAMES
 from speaker.model.classifier import SpeakerClassifier
+from speaker.training.evaluation import MAX_FRAMES
 from tests.imitation import AsOnGpu, Memory, Watch
 
 LONGEST, MEDIAN = 7_193, 541  # frames of the homework's training utterances

@@ -12,10 +12,10 @@ from speaker.common.devices import Compute, Crew, claim
 from speaker.common.errors import DeviceLostError, UserError, first_line
 from speaker.config import TrialConfig
 from speaker.data.pack import Pack
-from speaker.evaluation import Evaluator, Protocol
-from speaker.learner import Learner
 from speaker.model.classifier import count_operations
-from speaker.training import open_learner
+from speaker.training.evaluation import Evaluator, Protocol
+from speaker.training.learner import Learner
+from speaker.training.train import open_learner
 
 TIMED_S, MOST_STEPS = 0.4, 50  # of the steps that are timed
 

@@ -12,7 +12,7 @@ from speaker.common.devices import Compute
 from speaker.common.errors import first_line
 from speaker.config import TrialConfig
 from speaker.data.pack import Pack
-from speaker.learner import Epoch, Learner, learning_rate
+from speaker.training.learner import Epoch, Learner, learning_rate
 
 FIRST_SCALE, GROWTH_STEPS = 2.0**16, 2_000  # of a loss scale: PyTorch's own, in torch.amp.GradScaler
 

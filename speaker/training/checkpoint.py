@@ -16,7 +16,7 @@ from speaker.common.errors import UserError
 from speaker.common.files import canonical_json, parse_json, read_bounded, write_atomically
 from speaker.config import TrialConfig
 from speaker.data.pack import Pack
-from speaker.evaluation import OBJECTIVE, Protocol
+from speaker.training.evaluation import OBJECTIVE, Protocol
 
 MOST_OFTEN_S = 1.0  # between two checkpoints
 SHARE = 0.02  # of a training's time that writing them may take

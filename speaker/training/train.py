@@ -14,11 +14,11 @@ from speaker.common.devices import Compute, Crew
 from speaker.common.errors import UserError, first_line
 from speaker.config import TrialConfig
 from speaker.data.pack import Pack
-from speaker.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, OBJECTIVE, Evaluator, Protocol
-from speaker.graph import DeviceLearner
-from speaker.learner import Learner, ShardedLearner, learning_rate
 from speaker.model.classifier import count_parameters
-from speaker.resume import Checkpoint, Course
+from speaker.training.checkpoint import Checkpoint, Course
+from speaker.training.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, OBJECTIVE, Evaluator, Protocol
+from speaker.training.gpu_learner import DeviceLearner
+from speaker.training.learner import Learner, ShardedLearner, learning_rate
 
 Metrics = dict[str, float]
 Report = Callable[[int, Metrics], bool]

@@ -1,0 +1,1 @@
+"""A point and a pack in, the best weights out."""
