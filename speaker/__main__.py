@@ -123,7 +123,7 @@ def run_prepare(arguments: argparse.Namespace) -> None:
 def run_check(arguments: argparse.Namespace) -> None:
     """Say what is wrong with a corpus, and draw it."""
     from speaker.data.check import PICTURES, check, describe, draw
-    from speaker.submission import check_out
+    from speaker.prediction.submission import check_out
 
     check_out(arguments.figure, "--figure", arguments.corpus)
     if arguments.figure.suffix not in PICTURES:
@@ -147,8 +147,8 @@ def run_predict(arguments: argparse.Namespace) -> None:
     from speaker.data.pack import open_pack
     from speaker.model.saved_model import load_model
     from speaker.origin import origin
-    from speaker.predict import check_match, predict_probabilities, validation_gain
-    from speaker.submission import check_out, read_labels, write_csv, write_probabilities, write_sidecar
+    from speaker.prediction.predict import check_match, predict_probabilities, validation_gain
+    from speaker.prediction.submission import check_out, read_labels, write_csv, write_probabilities, write_sidecar
     from speaker.training.evaluation import Protocol
 
     if (arguments.ensemble is None) != (arguments.study is None) or (arguments.ensemble and arguments.model):

@@ -9,7 +9,7 @@ from speaker.data.corpus import Corpus, read_corpus, read_mels
 from speaker.data.pack import Pack
 from speaker.model.classifier import SpeakerClassifier
 from speaker.model.saved_model import TrainedModel
-from speaker.predict import check_match, predict_probabilities, validation_gain
+from speaker.prediction.predict import check_match, predict_probabilities, validation_gain
 from speaker.training.evaluation import ACCURACY_WHOLE, MAX_FRAMES, Evaluator, Protocol
 from tests.helpers import TINY, write_corpus
 

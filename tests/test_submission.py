@@ -11,7 +11,7 @@ import torch
 
 from speaker.common.errors import UserError
 from speaker.data.corpus import Corpus
-from speaker.submission import (
+from speaker.prediction.submission import (
     check_out,
     read_csv,
     read_labels,

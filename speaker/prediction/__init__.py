@@ -1,0 +1,1 @@
+"""A model names the speakers of utterances."""
