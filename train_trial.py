@@ -145,7 +145,7 @@ def reporter(run: "TrackedRun") -> "Report":
 @contextlib.contextmanager
 def only_process(run_id: str) -> Iterator[None]:
     """Keep a second process from going on with a run that this one trains. Raises UserError when one does already."""
-    from experiments.locks import FileLocks
+    from experiments.study.locks import FileLocks
     from speaker.common.errors import UserError
 
     release = FileLocks(STATE / "locks" / "runs").try_take(run_id)

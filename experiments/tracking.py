@@ -21,8 +21,8 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from experiments.locks import masked
 from experiments.material import Material
+from experiments.study.locks import masked
 from speaker.common.errors import DeviceLostError, UserError
 from speaker.common.files import canonical_json, create_once
 from speaker.config import TrialConfig

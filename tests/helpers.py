@@ -12,9 +12,9 @@ import optuna
 import pytest
 import torch
 
-from experiments.study import open_storage
+from experiments.study.search import open_storage
+from experiments.study.trial import RUN_ID
 from experiments.tracking import Books
-from experiments.trial import RUN_ID
 from speaker.common.errors import UserError
 from speaker.common.seeding import generator
 from speaker.config import TrialConfig

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.space import HOMEWORK
+from experiments.study.space import HOMEWORK
 from speaker.common import cuda
 from speaker.common.devices import Compute, Crew
 from speaker.config import HOMEWORK_BASELINE, HOMEWORK_EDITED, TrialConfig

@@ -17,14 +17,14 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-import experiments.trial as trial_module
-from experiments.jobs import _work as work
-from experiments.jobs import run_at_once
+import experiments.study.trial as trial_module
 from experiments.material import Material
-from experiments.progress import Progress
-from experiments.space import HOMEWORK
-from experiments.study import Order, Plan
-from experiments.trial import LOSSES
+from experiments.study.local_workers import _work as work
+from experiments.study.local_workers import run_at_once
+from experiments.study.progress import Progress
+from experiments.study.search import Order, Plan
+from experiments.study.space import HOMEWORK
+from experiments.study.trial import LOSSES
 from speaker.common.devices import usable_cores
 from speaker.common.errors import DeviceLostError, UserError
 from speaker.data.pack import Pack
@@ -159,7 +159,7 @@ def lose_device(packed: bytes, connection: Connection) -> None:
 def test_a_worker_that_loses_its_device_leaves_its_trial_to_the_others(
     order: Order, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("experiments.jobs._work", lose_device)
+    monkeypatch.setattr("experiments.study.local_workers._work", lose_device)
     search = order.open()
     run_at_once(order, 2, Progress(search.job, 4, [], 2))
     trials = search.study.get_trials()
@@ -189,7 +189,7 @@ def test_a_card_that_cannot_be_shared_is_one_line(
 
 
 def test_when_all_lose_their_devices_the_search_ends_in_one_line(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("experiments.jobs._work", lose_device)
+    monkeypatch.setattr("experiments.study.local_workers._work", lose_device)
     order = replace(order, plan=replace(PLAN, seed=ALL_LOSE))
     search = order.open()
     with pytest.raises(DeviceLostError, match=r"cuda:0 was lost \(.*\) in trial #\d$"):

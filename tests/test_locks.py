@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from experiments.locks import masked, open_locks
+from experiments.study.locks import masked, open_locks
 from speaker.common.errors import UserError
 from tests.helpers import ROOT
 
 HOLD = """
 import sys, time
-from experiments.locks import open_locks
+from experiments.study.locks import open_locks
 release = open_locks(sys.argv[1], "study").take("trial-3")
 print("held", flush=True)
 time.sleep(60)

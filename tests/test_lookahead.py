@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from experiments.material import Material, settle
-from experiments.space import HOMEWORK
+from experiments.study.space import HOMEWORK
 from speaker.common.devices import CPU, Compute, find_precision
 from speaker.common.errors import DeviceLostError, UserError
 from speaker.data.pack import Pack

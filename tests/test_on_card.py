@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.space import HOMEWORK
+from experiments.study.space import HOMEWORK
 from experiments.tracking import Books
 from speaker.common.cuda import use
 from speaker.common.devices import Compute, find_compute

@@ -1,7 +1,7 @@
 import optuna
 import pytest
 
-from experiments.space import HOMEWORK, SPACES, Space, find_space
+from experiments.study.space import HOMEWORK, SPACES, Space, find_space
 from speaker.common.errors import UserError
 from speaker.config import HOMEWORK_BASELINE, HOMEWORK_EDITED, TrialConfig
 

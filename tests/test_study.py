@@ -12,13 +12,12 @@ import torch
 from optuna.trial import TrialState
 from tqdm import tqdm
 
-from experiments import trial as trial_module
-from experiments.locks import open_locks
 from experiments.material import Material
-from experiments.space import HOMEWORK, WIDE
-from experiments.study import Plan, Search, open_storage
+from experiments.study.locks import open_locks
+from experiments.study.search import Plan, Search, open_storage
+from experiments.study.space import HOMEWORK, WIDE
+from experiments.study.trial import PRESET, RUN_ID, run_trial
 from experiments.tracking import Books
-from experiments.trial import PRESET, RUN_ID, run_trial
 from speaker.common.cli import Interrupted
 from speaker.common.cuda import noticing_loss
 from speaker.common.errors import DeviceLostError, UserError
@@ -277,7 +276,7 @@ def test_a_study_of_another_corpus_or_objective_is_refused(
     open_search: Callable[[Plan], Search], state: Path, monkeypatch: pytest.MonkeyPatch, material: Material
 ) -> None:
     open_search(PLAN)
-    monkeypatch.setattr("experiments.study.OBJECTIVE", "valid/accuracy_crops")
+    monkeypatch.setattr("experiments.study.search.OBJECTIVE", "valid/accuracy_crops")
     with pytest.raises(UserError, match="objective is valid/accuracy_whole there and valid/accuracy_crops here"):
         open_search(PLAN)
     monkeypatch.undo()

@@ -5,7 +5,7 @@ from typing import Self
 from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
-from experiments.trial import Job
+from experiments.study.trial import Job
 from speaker.config import TrialConfig
 from speaker.training.train import TrialResult
 

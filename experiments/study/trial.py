@@ -8,7 +8,7 @@ from optuna.trial import TrialState
 from tqdm import tqdm
 
 from experiments.material import Material
-from experiments.space import Space
+from experiments.study.space import Space
 from experiments.tracking import STORE_ERRORS, Books, TrackedRun, describe_error
 from speaker.common.cli import interruptible, uninterrupted
 from speaker.common.errors import DeviceLostError, UserError

@@ -20,9 +20,9 @@ from typing import cast
 
 from tqdm import tqdm
 
-from experiments.progress import Progress
-from experiments.study import Order
-from experiments.trial import STORE_FAILURES, run_trial, store_failed
+from experiments.study.progress import Progress
+from experiments.study.search import Order
+from experiments.study.trial import STORE_FAILURES, run_trial, store_failed
 from speaker.common.cli import Interrupted, heed_signals, interruptible, uninterrupted
 from speaker.common.cuda import noticing_loss
 from speaker.common.devices import claim

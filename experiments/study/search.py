@@ -22,11 +22,11 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from experiments.locks import Locks, Release, masked, open_locks
 from experiments.material import Material
-from experiments.space import Space
+from experiments.study.locks import Locks, Release, masked, open_locks
+from experiments.study.space import Space
+from experiments.study.trial import PRESET, RUN_ID, Job
 from experiments.tracking import Books, TrackedRun
-from experiments.trial import PRESET, RUN_ID, Job
 from speaker.common.cli import interruptible
 from speaker.common.errors import UserError
 from speaker.common.files import create_once
