@@ -49,7 +49,6 @@ def main() -> None:
     """Run the search and print its table."""
     arguments = parser().parse_args()
     # Late: torch, optuna and mlflow take seconds to import, and --help needs none of them.
-    from experiments.leaderboard import ranked, table
     from experiments.material import prepare, settle
     from experiments.study.local_workers import run_at_once
     from experiments.study.locks import masked
@@ -57,7 +56,8 @@ def main() -> None:
     from experiments.study.search import Order, Plan, default_storage
     from experiments.study.space import find_space
     from experiments.study.trial import STORE_FAILURES, run_trial, store_failed
-    from experiments.tracking import default_tracking_uri
+    from experiments.tracking.leaderboard import ranked, table
+    from experiments.tracking.store import default_tracking_uri
     from speaker.common.errors import DeviceLostError, UserError
     from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE
     from speaker.training.lookahead import describe

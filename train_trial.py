@@ -13,7 +13,7 @@ from speaker.common.cli import Parser, interruptible, plain_name, run_cli, unint
 from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE, PRESETS, TrialConfig
 
 if TYPE_CHECKING:  # they bring torch and mlflow, which --help does without
-    from experiments.tracking import TrackedRun
+    from experiments.tracking.store import TrackedRun
     from speaker.training.train import Report
 
 STATE = Path("mlruns")
@@ -74,7 +74,7 @@ def main() -> None:
     from tqdm import tqdm
 
     from experiments.material import prepare, settle
-    from experiments.tracking import Books, default_tracking_uri
+    from experiments.tracking.store import Books, default_tracking_uri
     from speaker.training.lookahead import describe
     from speaker.training.train import check_batch, train
 

@@ -47,16 +47,16 @@ def parser() -> Parser:
 
 def run_compare(arguments: argparse.Namespace) -> None:
     """Print a study's table."""
-    from experiments.leaderboard import ranked, table
-    from experiments.tracking import existing_books
+    from experiments.tracking.leaderboard import ranked, table
+    from experiments.tracking.store import existing_books
 
     print(table(ranked(existing_books(arguments.tracking_uri, STATE), arguments.study), arguments.best))
 
 
 def run_promote(arguments: argparse.Namespace) -> None:
     """Promote a study's best run, or a given one."""
-    from experiments.registry import best_runs, promote
-    from experiments.tracking import existing_books
+    from experiments.tracking.registry import best_runs, promote
+    from experiments.tracking.store import existing_books
 
     books = existing_books(arguments.tracking_uri, STATE)
     print(promote(books, arguments.run_id or best_runs(books, arguments.study, 1)[0]).describe())
@@ -64,8 +64,8 @@ def run_promote(arguments: argparse.Namespace) -> None:
 
 def run_fetch(arguments: argparse.Namespace) -> None:
     """Copy a model, or the best ones of a study, out of MLflow."""
-    from experiments.registry import best_runs, fetch
-    from experiments.tracking import existing_books
+    from experiments.tracking.registry import best_runs, fetch
+    from experiments.tracking.store import existing_books
 
     books = existing_books(arguments.tracking_uri, STATE)
     if arguments.study:
@@ -77,7 +77,7 @@ def run_fetch(arguments: argparse.Namespace) -> None:
 
 def run_ui(arguments: argparse.Namespace) -> None:
     """Serve the MLflow UI until it is stopped."""
-    from experiments.tracking import existing_books
+    from experiments.tracking.store import existing_books
 
     books = existing_books(arguments.tracking_uri, STATE)
     page = f"#/experiments/{books.experiment_id}/runs?workflowType=machine_learning"

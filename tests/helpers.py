@@ -14,7 +14,7 @@ import torch
 
 from experiments.study.search import open_storage
 from experiments.study.trial import RUN_ID
-from experiments.tracking import Books
+from experiments.tracking.store import Books
 from speaker.common.errors import UserError
 from speaker.common.seeding import generator
 from speaker.config import TrialConfig

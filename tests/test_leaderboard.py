@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.leaderboard import Row, ranked, table
 from experiments.material import Material
-from experiments.tracking import BEST_CROPS, BEST_WHOLE, Books
+from experiments.tracking.leaderboard import Row, ranked, table
+from experiments.tracking.store import BEST_CROPS, BEST_WHOLE, Books
 from speaker.common.errors import UserError
 
 ROW = Row("id", "0", "d80 h2 L1 sigmoid", "complete", "", 0.5, 0.4, 125_896, 1_620.0)

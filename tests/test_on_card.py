@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from experiments.study.space import HOMEWORK
-from experiments.tracking import Books
+from experiments.tracking.store import Books
 from speaker.common.cuda import use
 from speaker.common.devices import Compute, find_compute
 from speaker.config import TrialConfig

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from experiments.material import Material
-from experiments.registry import CHAMPION, MODEL, best_runs, fetch, find_version, promote
-from experiments.tracking import Books
+from experiments.tracking.registry import CHAMPION, MODEL, best_runs, fetch, find_version, promote
+from experiments.tracking.store import Books
 from speaker.common.errors import UserError
 from speaker.model.classifier import SpeakerClassifier
 from speaker.model.saved_model import load_model

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.registry import best_runs
-from experiments.tracking import Books
+from experiments.tracking.registry import best_runs
+from experiments.tracking.store import Books
 from speaker.common.devices import find_precision
 from tests.helpers import KILLS, STUDY, assert_whole, environment, run, start, write_corpus
 

@@ -17,7 +17,7 @@ from experiments.study.locks import open_locks
 from experiments.study.search import Plan, Search, open_storage
 from experiments.study.space import HOMEWORK, WIDE
 from experiments.study.trial import PRESET, RUN_ID, run_trial
-from experiments.tracking import Books
+from experiments.tracking.store import Books
 from speaker.common.cli import Interrupted
 from speaker.common.cuda import noticing_loss
 from speaker.common.errors import DeviceLostError, UserError

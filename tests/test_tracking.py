@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from experiments.material import Material
-from experiments.tracking import BEST_WHOLE, EXPERIMENT, Books, existing_books
+from experiments.tracking.store import BEST_WHOLE, EXPERIMENT, Books, existing_books
 from speaker.common.cli import Interrupted
 from speaker.common.errors import UserError
 from speaker.model.classifier import SpeakerClassifier

@@ -26,7 +26,7 @@ from experiments.material import Material
 from experiments.study.locks import Locks, Release, masked, open_locks
 from experiments.study.space import Space
 from experiments.study.trial import PRESET, RUN_ID, Job
-from experiments.tracking import Books, TrackedRun
+from experiments.tracking.store import Books, TrackedRun
 from speaker.common.cli import interruptible
 from speaker.common.errors import UserError
 from speaker.common.files import create_once

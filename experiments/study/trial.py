@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from experiments.material import Material
 from experiments.study.space import Space
-from experiments.tracking import STORE_ERRORS, Books, TrackedRun, describe_error
+from experiments.tracking.store import STORE_ERRORS, Books, TrackedRun, describe_error
 from speaker.common.cli import interruptible, uninterrupted
 from speaker.common.errors import DeviceLostError, UserError
 from speaker.common.seeding import derive_seed

@@ -18,8 +18,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
-from experiments.leaderboard import ranked
-from experiments.tracking import BEST_CROPS, BEST_WHOLE, MODEL_FOLDER, SHA256, STORE_ERRORS, Books
+from experiments.tracking.leaderboard import ranked
+from experiments.tracking.store import BEST_CROPS, BEST_WHOLE, MODEL_FOLDER, SHA256, STORE_ERRORS, Books
 from speaker.common.errors import UserError
 from speaker.common.files import sha256_file, write_atomically
 from speaker.model.saved_model import CARD, CONFIG, SOURCE, WEIGHTS, TrainedModel, load_model

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from mlflow.entities import Run
 
-from experiments.tracking import BEST_CROPS, BEST_WHOLE, SECONDS, Books
+from experiments.tracking.store import BEST_CROPS, BEST_WHOLE, SECONDS, Books
 from speaker.common.errors import UserError
 
 

@@ -1,0 +1,1 @@
+"""What was tried: runs, models and their ranking in MLflow."""
