@@ -49,7 +49,7 @@ def main() -> None:
     """Run the search and print its table."""
     arguments = parser().parse_args()
     # Late: torch, optuna and mlflow take seconds to import, and --help needs none of them.
-    from experiments.material import prepare, settle
+    from experiments.context import prepare, settle
     from experiments.study.local_workers import run_at_once
     from experiments.study.locks import masked
     from experiments.study.progress import Progress
@@ -87,7 +87,7 @@ def main() -> None:
             material, costs = settle(material, (points[0], points[-1]), arguments.jobs)
             with uninterrupted():
                 search.use(material)
-            device = material.origin["device"]
+            device = material.provenance["device"]
             print(f"Study {plan.name}: {plan.trials} trials of {plan.base.steps:,} steps on {device}.")
             print(describe(points, costs, plan.trials - len(done), material.compute, arguments.jobs), flush=True)
         at_once = max(1, min(arguments.jobs, plan.trials - len(done)))

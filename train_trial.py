@@ -73,7 +73,7 @@ def main() -> None:
     # Late: torch and mlflow take seconds to import, and --help needs neither.
     from tqdm import tqdm
 
-    from experiments.material import prepare, settle
+    from experiments.context import prepare, settle
     from experiments.tracking.store import Books, default_tracking_uri
     from speaker.training.lookahead import describe
     from speaker.training.train import check_batch, train
@@ -95,7 +95,7 @@ def main() -> None:
             stack.enter_context(only_process(run.run_id))
         bar = stack.enter_context(tqdm(total=config.steps, desc=config.label(), unit="step", disable=None))
         print(f"Run {run.run_id}. Should it be stopped, go on with: {resuming_command(run.run_id)}")
-        print(f"On {material.origin['device']}. {describe([config], costs, 1, material.compute)}", flush=True)
+        print(f"On {material.provenance['device']}. {describe([config], costs, 1, material.compute)}", flush=True)
         checkpoint = material.checkpoint(run.run_id, config)
         with uninterrupted(), run.guarded():
             run.log_setup(config, material)

@@ -23,10 +23,10 @@ from benchmarks.train import POINTS, Entry, Team, measure
 from speaker.common.cli import BAD_INPUT
 from speaker.common.devices import Compute, find_compute
 from speaker.common.errors import UserError
+from speaker.common.provenance import provenance
 from speaker.config import TrialConfig
 from speaker.data.corpus import read_corpus
 from speaker.data.pack import open_pack
-from speaker.origin import origin
 
 RESULTS = Path(__file__).parent / "results"
 JOBS = (1, 2, 4, 8)
@@ -132,7 +132,7 @@ def main() -> None:
         "measured": results,
         "steps a second by jobs": together,
         "settings": {name: str(value) for name, value in vars(arguments).items() if name != "out"},
-        "origin": origin(compute),
+        "origin": provenance(compute),
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(kept, indent=2) + "\n")

@@ -17,11 +17,11 @@ import torch
 from benchmarks.floor import count_memory, count_traffic
 from benchmarks.scale import write_corpus
 from speaker.common.devices import Crew, claim, find_compute
+from speaker.common.provenance import provenance
 from speaker.config import HOMEWORK_BASELINE, TrialConfig
 from speaker.data.corpus import read_corpus
 from speaker.data.pack import open_pack
 from speaker.model.classifier import count_operations
-from speaker.origin import origin
 from speaker.training.evaluation import Protocol
 from speaker.training.train import open_learner
 
@@ -114,7 +114,7 @@ def main() -> None:
                 measured[name].append(row)
                 print(f"{name:<12} {value:>5} {row['ms a step']:>10.1f} ms {memory:>9,.0f} MiB", flush=True)
     if arguments.out:
-        about = {"origin": origin(find_compute(arguments.device, "auto"))}
+        about = {"origin": provenance(find_compute(arguments.device, "auto"))}
         arguments.out.write_text(json.dumps({"measured": measured, **about}, indent=2) + "\n")
         draw(measured, arguments.out.with_suffix(".png"))
 

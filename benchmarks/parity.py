@@ -20,10 +20,10 @@ import torch
 from benchmarks.train import POINTS
 from benchmarks.yardstick import Homework, accuracy_whole
 from speaker.common.devices import claim, find_compute
+from speaker.common.provenance import provenance
 from speaker.config import DEMO_BUDGET, TrialConfig
 from speaker.data.corpus import read_corpus
 from speaker.data.pack import open_pack
-from speaker.origin import origin
 from speaker.sources.demo import build_demo
 from speaker.training.evaluation import OBJECTIVE, Protocol
 from speaker.training.train import train
@@ -118,7 +118,7 @@ def main() -> None:
                 results[f"{folder.name} {config.label()}"] = result
                 print(line(folder.name, config, result), flush=True)
     if arguments.out:
-        about = {"origin": origin(find_compute(arguments.device, "auto", arguments.at_once))}
+        about = {"origin": provenance(find_compute(arguments.device, "auto", arguments.at_once))}
         arguments.out.write_text(json.dumps({"measured": results, **about}, indent=2) + "\n")
 
 

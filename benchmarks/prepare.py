@@ -17,7 +17,7 @@ import soundfile
 import torch
 
 from speaker.common.devices import Compute
-from speaker.origin import ROOT, origin
+from speaker.common.provenance import ROOT, provenance
 from speaker.sources.demo import draw_voice, synthesize
 from speaker.sources.recordings import find_recordings
 
@@ -118,7 +118,7 @@ def main() -> None:
         result = {
             "measured": measured,
             "settings": settings,
-            "origin": origin(Compute(threads=torch.get_num_threads())),
+            "origin": provenance(Compute(threads=torch.get_num_threads())),
         }
         arguments.out.write_text(json.dumps(result, indent=2) + "\n")
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 
 from speaker.common.devices import Compute
+from speaker.common.provenance import ROOT, provenance
 from speaker.config import HOMEWORK_BASELINE
 from speaker.data.corpus import read_corpus
 from speaker.data.pack import open_pack
-from speaker.origin import ROOT, origin
 from speaker.training.evaluation import Protocol
 from speaker.training.learner import Batches
 
@@ -118,7 +118,7 @@ def main() -> None:
     for name, value in measured.items():
         print(f"{name:<32} {value:>12,.2f} {f'{value * times:,.2f}' if name in growing else '':>12}".rstrip())
     if arguments.out:
-        result = {"measured": measured, "origin": origin(Compute(threads=torch.get_num_threads()))}
+        result = {"measured": measured, "origin": provenance(Compute(threads=torch.get_num_threads()))}
         arguments.out.write_text(json.dumps(result, indent=2) + "\n")
 
 

@@ -25,10 +25,10 @@ from benchmarks.floor import Floor
 from benchmarks.scale import write_corpus
 from benchmarks.yardstick import Homework
 from speaker.common.devices import Compute, Crew, claim, find_compute
+from speaker.common.provenance import provenance
 from speaker.config import HOMEWORK_BASELINE, TrialConfig
 from speaker.data.corpus import read_corpus
 from speaker.data.pack import open_pack
-from speaker.origin import origin
 from speaker.training.evaluation import Evaluator, Protocol
 from speaker.training.learner import Learner
 from speaker.training.train import open_learner
@@ -359,7 +359,7 @@ def main() -> None:
             print(table({POINTS[index].label(): results[POINTS[index].label()]}), flush=True)
     if arguments.out:
         settings = {name: str(value) for name, value in vars(arguments).items() if name != "out"}
-        about = {"settings": settings, "origin": origin(find_compute(arguments.device, "auto"))}
+        about = {"settings": settings, "origin": provenance(find_compute(arguments.device, "auto"))}
         arguments.out.write_text(json.dumps({"measured": results, **about}, indent=2) + "\n")
         draw(results, arguments.out.with_suffix(".png"))
 

@@ -143,10 +143,10 @@ def run_predict(arguments: argparse.Namespace) -> None:
     """Predict the test utterances of a corpus with a model, or with the vote of several."""
     from speaker.common import cuda
     from speaker.common.devices import find_compute
+    from speaker.common.provenance import provenance
     from speaker.data.corpus import read_corpus
     from speaker.data.pack import open_pack
     from speaker.model.saved_model import load_model
-    from speaker.origin import origin
     from speaker.prediction.predict import check_match, predict_probabilities, validation_gain
     from speaker.prediction.submission import check_out, read_labels, write_csv, write_probabilities, write_sidecar
     from speaker.training.evaluation import Protocol
@@ -174,7 +174,7 @@ def run_predict(arguments: argparse.Namespace) -> None:
     note: dict[str, object] = {
         "models": [trained.describe() for trained in models],
         "corpus": {"folder": str(corpus.folder), "manifests_sha256": corpus.key},
-        "code": origin(compute),
+        "code": provenance(compute),
     }
     if arguments.ensemble:
         gain = validation_gain(models, corpus, open_pack(corpus, STATE / "packs").digest, device, Protocol())

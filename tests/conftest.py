@@ -7,7 +7,7 @@ from pathlib import Path
 import pgserver
 import pytest
 
-from experiments.material import Material
+from experiments.context import Material
 from speaker.common.devices import Compute
 from speaker.data.corpus import Corpus, read_corpus
 from speaker.data.pack import Pack, open_pack

@@ -47,7 +47,7 @@ def test_training_one_point_needs_no_optuna() -> None:
 
     code = (
         "import sys; sys.modules['optuna'] = None\n"
-        "import train_trial, experiments.material, experiments.tracking.store, speaker.training.train"
+        "import train_trial, experiments.context, experiments.tracking.store, speaker.training.train"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 

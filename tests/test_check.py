@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.material import prepare
+from experiments.context import prepare
 from speaker.common.errors import UserError
 from speaker.data.check import Findings, check, check_quickly, describe, draw
 from speaker.data.corpus import Corpus, read_corpus, read_mels

@@ -18,7 +18,7 @@ import pytest
 from optuna.trial import TrialState
 
 import experiments.study.trial as trial_module
-from experiments.material import Material
+from experiments.context import Material
 from experiments.study.local_workers import _work as work
 from experiments.study.local_workers import run_at_once
 from experiments.study.progress import Progress

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.material import Material
+from experiments.context import Material
 from experiments.tracking.leaderboard import Row, ranked, table
 from experiments.tracking.store import BEST_CROPS, BEST_WHOLE, Books
 from speaker.common.errors import UserError

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from experiments.material import Material, settle
+from experiments.context import Material, settle
 from experiments.study.space import HOMEWORK
 from speaker.common.devices import CPU, Compute, find_precision
 from speaker.common.errors import DeviceLostError, UserError

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.material import Material
+from experiments.context import Material
 from experiments.tracking.registry import CHAMPION, MODEL, best_runs, fetch, find_version, promote
 from experiments.tracking.store import Books
 from speaker.common.errors import UserError

@@ -12,7 +12,7 @@ import torch
 from optuna.trial import TrialState
 from tqdm import tqdm
 
-from experiments.material import Material
+from experiments.context import Material
 from experiments.study.locks import open_locks
 from experiments.study.search import Plan, Search, open_storage
 from experiments.study.space import HOMEWORK, WIDE

@@ -8,7 +8,7 @@ import mlflow
 import pytest
 import torch
 
-from experiments.material import Material
+from experiments.context import Material
 from experiments.tracking.store import BEST_WHOLE, EXPERIMENT, Books, existing_books
 from speaker.common.cli import Interrupted
 from speaker.common.errors import UserError

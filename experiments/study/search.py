@@ -22,7 +22,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from experiments.material import Material
+from experiments.context import Material
 from experiments.study.locks import Locks, Release, masked, open_locks
 from experiments.study.space import Space
 from experiments.study.trial import PRESET, RUN_ID, Job

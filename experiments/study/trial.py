@@ -7,7 +7,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from tqdm import tqdm
 
-from experiments.material import Material
+from experiments.context import Material
 from experiments.study.space import Space
 from experiments.tracking.store import STORE_ERRORS, Books, TrackedRun, describe_error
 from speaker.common.cli import interruptible, uninterrupted

@@ -21,7 +21,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from experiments.material import Material
+from experiments.context import Material
 from experiments.study.locks import masked
 from speaker.common.errors import DeviceLostError, UserError
 from speaker.common.files import canonical_json, create_once
@@ -205,7 +205,9 @@ class Books:
             raise UserError(f"--resume goes on with runs of train_trial.py, but {run_id} is none; run search.py again")
         if (state := run.data.tags.get("state")) not in ("running", "interrupted"):
             raise UserError(f"--resume must name a run that was stopped, but {run_id} has ended: {state}")
-        must_be = {name: value for name, value in material.tags().items() if name not in {"corpus", *material.origin}}
+        must_be = {
+            name: value for name, value in material.tags().items() if name not in {"corpus", *material.provenance}
+        }
         must_be |= {name: str(value) for name, value in config.to_dict().items()}
         was = {**run.data.params, **run.data.tags}
         changes = [

@@ -7,12 +7,14 @@ from pathlib import Path
 
 from speaker.common.cuda import release_memory, share_memory
 from speaker.common.devices import Compute, check_jobs, find_compute
+from speaker.common.provenance import provenance
 from speaker.config import TrialConfig
 from speaker.data.check import check_quickly
 from speaker.data.corpus import Corpus, read_corpus
 from speaker.data.pack import Pack, open_pack
-from speaker.origin import origin
 from speaker.sources.demo import build_demo
+
+PACKAGES = ("torch", "optuna", "mlflow", "numpy", "sqlalchemy")  # whose versions a run keeps
 from speaker.training import lookahead
 from speaker.training.checkpoint import Checkpoint, identity
 from speaker.training.evaluation import Protocol
@@ -28,13 +30,13 @@ class Material:
     protocol: Protocol
     compute: Compute
     checkpoints: Path  # folder
-    origin: dict[str, str]
+    provenance: dict[str, str]
 
     def tags(self) -> dict[str, str]:
         """Return the tags of a run on this material."""
         protocols = {f"protocol.{name.rpartition('_')[2]}": text for name, text in self.protocol.describe().items()}
         data = {"corpus": self.corpus.name, "corpus.digest": self.pack.digest, "precision": self.compute.precision_name}
-        return {**data, **protocols, **self.origin}
+        return {**data, **protocols, **self.provenance}
 
     def checkpoint(self, run_id: str, config: TrialConfig) -> Checkpoint:
         """Return where a run's training keeps what it needs to go on after a kill."""
@@ -57,7 +59,7 @@ def prepare(data: Path | None, device_name: str, precision_name: str, state: Pat
     if warnings.counts:
         print("\n".join(warnings.lines("warnings")))
     pack = open_pack(corpus, state / "packs")
-    return Material(corpus, pack, Protocol(), compute, state / "checkpoints", origin(compute))
+    return Material(corpus, pack, Protocol(), compute, state / "checkpoints", provenance(compute, PACKAGES))
 
 
 def settle(material: Material, points: Sequence[TrialConfig], jobs: int = 1) -> tuple[Material, list[Cost]]:
@@ -75,4 +77,4 @@ def settle(material: Material, points: Sequence[TrialConfig], jobs: int = 1) -> 
     if compute.device.type == "cuda" and jobs > 1:
         release_memory()
         compute = replace(compute, memory_fraction=share_memory(compute.device, jobs))
-    return replace(material, pack=pack, compute=compute, origin=origin(compute)), costs
+    return replace(material, pack=pack, compute=compute, provenance=provenance(compute, PACKAGES)), costs
