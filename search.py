@@ -5,7 +5,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from speaker.common.cli import Parser, natural, plain_name, positive_float, positive_int, run_cli, uninterrupted
+from speaker.common.cli import Parser, natural, plain_name, positive_float, positive_int, run_cli
+from speaker.common.signals import uninterrupted
 
 STATE = Path("mlruns")
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speaker.common.cli import Parser, interruptible, plain_name, run_cli, uninterrupted
+from speaker.common.cli import Parser, plain_name, run_cli
+from speaker.common.signals import interruptible, uninterrupted
 from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE, PRESETS, TrialConfig
 
 if TYPE_CHECKING:  # they bring torch and mlflow, which --help does without

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from speaker.common import cli
-from speaker.common.cli import Interrupted, heed_signals, interruptible, printable, uninterrupted
+from speaker.common.cli import printable
+from speaker.common.signals import Interrupted, heed_signals, interruptible, uninterrupted
 
 
 @pytest.fixture(autouse=True)

@@ -18,9 +18,9 @@ from experiments.study.search import Plan, Search, open_storage
 from experiments.study.space import HOMEWORK, WIDE
 from experiments.study.trial import PRESET, RUN_ID, run_trial
 from experiments.tracking.store import Books
-from speaker.common.cli import Interrupted
 from speaker.common.cuda import noticing_loss
 from speaker.common.errors import DeviceLostError, UserError
+from speaker.common.signals import Interrupted
 from speaker.config import TrialConfig
 from speaker.data.pack import Pack
 from speaker.training.evaluation import OBJECTIVE, Protocol

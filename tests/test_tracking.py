@@ -10,8 +10,8 @@ import torch
 
 from experiments.context import Material
 from experiments.tracking.store import BEST_WHOLE, EXPERIMENT, Books, existing_books
-from speaker.common.cli import Interrupted
 from speaker.common.errors import UserError
+from speaker.common.signals import Interrupted
 from speaker.model.classifier import SpeakerClassifier
 from speaker.model.saved_model import load_model
 from speaker.training.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, OBJECTIVE

@@ -23,11 +23,11 @@ from tqdm import tqdm
 from experiments.study.progress import Progress
 from experiments.study.search import Order
 from experiments.study.trial import STORE_FAILURES, run_trial, store_failed
-from speaker.common.cli import Interrupted, heed_signals, interruptible, uninterrupted
 from speaker.common.cuda import noticing_loss
 from speaker.common.devices import claim
 from speaker.common.errors import DeviceLostError, UserError, first_line
 from speaker.common.processes import follow_parent, out_of_reach
+from speaker.common.signals import Interrupted, heed_signals, interruptible, uninterrupted
 from speaker.config import TrialConfig
 from speaker.training.train import TrialResult
 

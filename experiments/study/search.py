@@ -27,10 +27,10 @@ from experiments.study.locks import Locks, Release, masked, open_locks
 from experiments.study.space import Space
 from experiments.study.trial import PRESET, RUN_ID, Job
 from experiments.tracking.store import Books, TrackedRun
-from speaker.common.cli import interruptible
 from speaker.common.errors import UserError
 from speaker.common.files import create_once
 from speaker.common.seeding import derive_seed
+from speaker.common.signals import interruptible
 from speaker.config import TrialConfig
 from speaker.training.evaluation import OBJECTIVE
 

@@ -10,9 +10,9 @@ from tqdm import tqdm
 from experiments.context import Material
 from experiments.study.space import Space
 from experiments.tracking.store import STORE_ERRORS, Books, TrackedRun, describe_error
-from speaker.common.cli import interruptible, uninterrupted
 from speaker.common.errors import DeviceLostError, UserError
 from speaker.common.seeding import derive_seed
+from speaker.common.signals import interruptible, uninterrupted
 from speaker.config import TrialConfig
 from speaker.training.checkpoint import Checkpoint
 from speaker.training.evaluation import OBJECTIVE

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 
-from speaker.common.cli import uninterrupted
+from speaker.common.signals import uninterrupted
 
 
 @contextlib.contextmanager
