@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 
 from speaker.common.cli import Parser, natural, plain_name, positive_float, positive_int, run_cli
+from speaker.common.paths import STATE
 from speaker.common.signals import uninterrupted
-
-STATE = Path("mlruns")
 
 
 def parser() -> Parser:
@@ -52,13 +51,13 @@ def main() -> None:
     # Late: torch, optuna and mlflow take seconds to import, and --help needs none of them.
     from experiments.context import prepare, settle
     from experiments.study.local_workers import run_at_once
-    from experiments.study.locks import masked
     from experiments.study.progress import Progress
     from experiments.study.search import Order, Plan, default_storage
     from experiments.study.space import find_space
     from experiments.study.trial import STORE_FAILURES, run_trial, store_failed
     from experiments.tracking.leaderboard import ranked, table
     from experiments.tracking.store import default_tracking_uri
+    from experiments.urls import masked
     from speaker.common.errors import DeviceLostError, UserError
     from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE
     from speaker.training.lookahead import describe

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speaker.common.cli import Parser, plain_name, run_cli
+from speaker.common.paths import STATE
 from speaker.common.signals import interruptible, uninterrupted
 from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE, PRESETS, TrialConfig
 
 if TYPE_CHECKING:  # they bring torch and mlflow, which --help does without
     from experiments.tracking.store import TrackedRun
     from speaker.training.train import Report
-
-STATE = Path("mlruns")
 
 
 def parser() -> Parser:
@@ -121,7 +120,16 @@ def reporter(run: "TrackedRun") -> "Report":
     """Return what hears of each evaluation: it logs it and says what the homework's notebook says."""
     from tqdm import tqdm
 
-    from speaker.training.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, OBJECTIVE
+    from speaker.training.metrics import (
+        ACCURACY_CROPS,
+        ACCURACY_WHOLE,
+        LOSS_WHOLE,
+        OBJECTIVE,
+        STEPS_PER_S,
+        TRAIN_ACCURACY,
+        TRAIN_LOSS,
+        UTTERANCES_PER_S,
+    )
 
     best = -1.0
 
@@ -130,10 +138,10 @@ def reporter(run: "TrackedRun") -> "Report":
         with uninterrupted():
             run.log(step, metrics)
         tqdm.write(
-            f"Train  {metrics['speed/steps_per_s']:6.1f} step/s   accuracy={metrics['train/accuracy']:.2f}, "
-            f"loss={metrics['train/loss']:.2f}, step={step}\n"
-            f"Valid  {metrics['speed/valid_uttr_per_s']:6.0f} uttr/s   accuracy={metrics[ACCURACY_WHOLE]:.2f}, "
-            f"loss={metrics['valid/loss_whole']:.2f}, by crops {metrics[ACCURACY_CROPS]:.2f}"
+            f"Train  {metrics[STEPS_PER_S]:6.1f} step/s   accuracy={metrics[TRAIN_ACCURACY]:.2f}, "
+            f"loss={metrics[TRAIN_LOSS]:.2f}, step={step}\n"
+            f"Valid  {metrics[UTTERANCES_PER_S]:6.0f} uttr/s   accuracy={metrics[ACCURACY_WHOLE]:.2f}, "
+            f"loss={metrics[LOSS_WHOLE]:.2f}, by crops {metrics[ACCURACY_CROPS]:.2f}"
         )
         if metrics[OBJECTIVE] > best:
             best = metrics[OBJECTIVE]

@@ -21,8 +21,8 @@ from speaker.common.provenance import provenance
 from speaker.config import HOMEWORK_BASELINE, TrialConfig
 from speaker.data.corpus import read_corpus
 from speaker.data.pack import open_pack
+from speaker.data.protocol import Protocol
 from speaker.model.classifier import count_operations
-from speaker.training.evaluation import Protocol
 from speaker.training.train import open_learner
 
 CENTER = HOMEWORK_BASELINE.replace(d_model=128, nhead=4, num_layers=2, activation="relu")

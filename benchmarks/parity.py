@@ -24,8 +24,9 @@ from speaker.common.provenance import provenance
 from speaker.config import DEMO_BUDGET, TrialConfig
 from speaker.data.corpus import read_corpus
 from speaker.data.pack import open_pack
+from speaker.data.protocol import Protocol
 from speaker.sources.demo import build_demo
-from speaker.training.evaluation import OBJECTIVE, Protocol
+from speaker.training.metrics import OBJECTIVE
 from speaker.training.train import train
 
 CHOSEN = ((POINTS[0], 1_000), (POINTS[2], 300))  # with steps: enough to learn something, few enough to wait for

@@ -19,10 +19,10 @@ import torch
 from speaker.common.devices import Compute
 from speaker.common.provenance import ROOT, provenance
 from speaker.config import HOMEWORK_BASELINE
+from speaker.data.batches import Batches
 from speaker.data.corpus import read_corpus
 from speaker.data.pack import open_pack
-from speaker.training.evaluation import Protocol
-from speaker.training.learner import Batches
+from speaker.data.protocol import Protocol
 
 UTTERANCES, FRAMES, SPEAKERS = 56_666, 37_287_000, 600  # the homework's: 658 frames on average
 OPEN_AND_READ = """

@@ -29,8 +29,10 @@ from speaker.common.provenance import provenance
 from speaker.config import HOMEWORK_BASELINE, TrialConfig
 from speaker.data.corpus import read_corpus
 from speaker.data.pack import open_pack
-from speaker.training.evaluation import Evaluator, Protocol
+from speaker.data.protocol import Protocol
+from speaker.training.evaluation import Evaluator
 from speaker.training.learner import Learner
+from speaker.training.metrics import UTTERANCES_PER_S
 from speaker.training.train import open_learner
 
 POINTS = tuple(
@@ -125,7 +127,7 @@ class Ours:
     def wholes(self) -> tuple[float, float]:
         """Return the utterances a second over whole ones, and the frames of one on average."""
         lengths = self._evaluate._pack.lengths.float().mean()
-        return self._evaluate(self._learner.model)["speed/valid_uttr_per_s"], float(lengths)
+        return self._evaluate(self._learner.model)[UTTERANCES_PER_S], float(lengths)
 
     def parts(self, count: int) -> dict[str, float]:
         """Return the milliseconds of a step's parts, done one after the other in one thread."""

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from speaker.common.cli import Parser, plain_name, port, positive_int, run_cli
 from speaker.common.errors import UserError
-
-STATE = Path("mlruns")
+from speaker.common.paths import STATE
 
 
 def parser() -> Parser:

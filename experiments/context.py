@@ -15,9 +15,9 @@ from speaker.data.pack import Pack, open_pack
 from speaker.sources.demo import build_demo
 
 PACKAGES = ("torch", "optuna", "mlflow", "numpy", "sqlalchemy")  # whose versions a run keeps
+from speaker.data.protocol import Protocol
 from speaker.training import lookahead
 from speaker.training.checkpoint import Checkpoint, identity
-from speaker.training.evaluation import Protocol
 from speaker.training.lookahead import Cost
 
 
@@ -34,7 +34,7 @@ class Material:
 
     def tags(self) -> dict[str, str]:
         """Return the tags of a run on this material."""
-        protocols = {f"protocol.{name.rpartition('_')[2]}": text for name, text in self.protocol.describe().items()}
+        protocols = {f"protocol.{name}": text for name, text in self.protocol.describe().items()}
         data = {"corpus": self.corpus.name, "corpus.digest": self.pack.digest, "precision": self.compute.precision_name}
         return {**data, **protocols, **self.provenance}
 

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from speaker.common.cli import BAD_INPUT, Parser, natural, positive_float, positive_int, printable, run_cli, share
 from speaker.common.errors import UserError
-
-STATE = Path("mlruns")
+from speaker.common.paths import STATE
 
 
 def parser() -> Parser:
@@ -122,8 +121,8 @@ def run_prepare(arguments: argparse.Namespace) -> None:
 
 def run_check(arguments: argparse.Namespace) -> None:
     """Say what is wrong with a corpus, and draw it."""
+    from speaker.common.paths import check_out
     from speaker.data.check import PICTURES, check, describe, draw
-    from speaker.prediction.submission import check_out
 
     check_out(arguments.figure, "--figure", arguments.corpus)
     if arguments.figure.suffix not in PICTURES:
@@ -143,13 +142,15 @@ def run_predict(arguments: argparse.Namespace) -> None:
     """Predict the test utterances of a corpus with a model, or with the vote of several."""
     from speaker.common import cuda
     from speaker.common.devices import find_compute
+    from speaker.common.paths import check_out
     from speaker.common.provenance import provenance
     from speaker.data.corpus import read_corpus
+    from speaker.data.labels import read_labels, write_csv
     from speaker.data.pack import open_pack
+    from speaker.data.protocol import Protocol
     from speaker.model.saved_model import load_model
     from speaker.prediction.predict import check_match, predict_probabilities, validation_gain
-    from speaker.prediction.submission import check_out, read_labels, write_csv, write_probabilities, write_sidecar
-    from speaker.training.evaluation import Protocol
+    from speaker.prediction.submission import write_probabilities, write_sidecar
 
     if (arguments.ensemble is None) != (arguments.study is None) or (arguments.ensemble and arguments.model):
         raise UserError("--ensemble N needs --study NAME and no --model; see python -m speaker predict --help")

@@ -11,7 +11,7 @@ from experiments.context import Material
 from speaker.common.devices import Compute
 from speaker.data.corpus import Corpus, read_corpus
 from speaker.data.pack import Pack, open_pack
-from speaker.training.evaluation import Protocol
+from speaker.data.protocol import Protocol
 from tests.helpers import write_corpus
 
 

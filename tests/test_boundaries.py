@@ -1,50 +1,135 @@
-"""The dependencies point one way: search.py, train_trial.py -> experiments -> speaker."""
+"""Imports point one way. Each folder names here what it may import; what is not named is forbidden, at any depth."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.helpers import ROOT
 
-SPEAKER = sorted((ROOT / "speaker").glob("*.py"))
-EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
+# From the bottom up. Every folder may also import itself.
+MAY_IMPORT = {
+    "speaker.common": {"torch", "filelock"},
+    "speaker.config": {"speaker.common"},
+    "speaker.data": {"speaker.common", "speaker.config", "torch", "safetensors", "tqdm", "matplotlib"},
+    "speaker.model": {"speaker.common", "speaker.config", "torch", "numpy", "safetensors"},
+    "speaker.sources": {
+        "speaker.common", "speaker.config", "speaker.data",
+        "torch", "numpy", "tqdm", "av", "soxr", "requests", "urllib3",
+    },
+    "speaker.training": {
+        "speaker.common", "speaker.config", "speaker.data", "speaker.model",
+        "torch", "safetensors", "tqdm",
+    },
+    "speaker.prediction": {
+        "speaker.common", "speaker.config", "speaker.data", "speaker.model", "speaker.sources", "speaker.training",
+        "torch", "tqdm", "pyarrow",
+    },
+    "speaker": {"speaker"},  # __main__
+    "experiments.context": {"speaker"},
+    "experiments.tracking": {"experiments.context", "experiments.urls", "speaker", "mlflow", "torch", "numpy", "sqlalchemy"},
+    "experiments.study": {
+        "experiments.context", "experiments.urls", "experiments.tracking", "speaker",
+        "optuna", "sqlalchemy", "filelock", "tqdm",
+    },
+    "experiments": {"experiments", "speaker", "tqdm", "sqlalchemy"},
+    "search": {"experiments", "speaker"},
+    "train_trial": {"experiments", "speaker", "tqdm"},
+}  # fmt: skip
 
 
-def imports(path: Path) -> set[str]:
-    """Return the top-level packages that a file imports, wherever in it, by name or through importlib."""
+def room(module: str) -> str:
+    """Return the most specific entry above that a module belongs to."""
+    return max((name for name in MAY_IMPORT if f"{module}.".startswith(f"{name}.")), key=len)
+
+
+def imports(source: str) -> set[str]:
+    """Return the modules that a file imports, wherever in it; importing by a name that cannot be read is refused."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[0] for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name}: relative imports hide where the arrows point"
-            found.add((node.module or "").partition(".")[0])
+            assert node.level == 0, "relative imports hide where the arrows point"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Name | ast.Attribute):
             name = node.id if isinstance(node, ast.Name) else node.attr
-            assert name not in {"__import__", "import_module"}, f"{path.name} imports by a name this test cannot read"
+            assert name not in {"__import__", "import_module"}, "this test cannot read what is imported so"
     return found
 
 
-@pytest.mark.parametrize("path", SPEAKER, ids=lambda path: path.name)
-def test_speaker_knows_no_search_and_no_tracker(path: Path) -> None:
-    assert not imports(path) & {"optuna", "mlflow", "experiments", "search", "train_trial", "sqlalchemy"}
+def forbidden(module: str, source: str) -> set[str]:
+    """Return what a file imports that its folder may not."""
+    allowed = {*MAY_IMPORT[room(module)], room(module)}
+    return {
+        name
+        for name in imports(source)
+        if name.partition(".")[0] not in sys.stdlib_module_names
+        and not any(f"{name}.".startswith(f"{each}.") for each in allowed)
+    }
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.name)
-def test_only_some_files_know_optuna_or_mlflow(path: Path) -> None:
-    found = imports(path)
-    if path.name not in {"space.py", "study.py", "trial.py", "progress.py"}:
-        assert "optuna" not in found
-    if path.name not in {"tracking.py", "registry.py", "leaderboard.py", "served_model.py"}:
-        assert "mlflow" not in found
-    assert not found & {"search", "train_trial"}
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+FILES = sorted(
+    [
+        *(ROOT / "speaker").rglob("*.py"),
+        *(ROOT / "experiments").rglob("*.py"),
+        ROOT / "search.py",
+        ROOT / "train_trial.py",
+    ]
+)
+FOLDERS = sorted({path.parent for path in FILES if path.parent != ROOT})
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_a_file_imports_what_its_folder_may(path: Path) -> None:
+    assert not forbidden(module_of(path), path.read_text())
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(ROOT)))
+def test_a_folder_says_its_sentence_and_imports_nothing(folder: Path) -> None:
+    body = ast.parse((folder / "__init__.py").read_text()).body
+    assert len(body) == 1
+    assert isinstance(body[0], ast.Expr)
+    assert isinstance(body[0].value, ast.Constant)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(ROOT)))
+@pytest.mark.parametrize("depth", ["new", "new.deeper"])
+def test_a_planted_import_is_seen_in_every_folder(folder: Path, depth: str) -> None:
+    """What no folder may import, and for each folder what stands above it."""
+    module = f"{module_of(folder)}.{depth}"
+    for planted in ("import requests_html", "def late():\n    from search import main", "import tests.helpers"):
+        assert forbidden(module, planted)
+    if module.startswith("speaker"):
+        for above in ("optuna", "mlflow.entities", "experiments.context", "sqlalchemy"):
+            assert forbidden(module, f"def late():\n    import {above}") == {above}
+    if module.startswith("experiments.tracking"):
+        assert forbidden(module, "from experiments.study.trial import run_trial")
+    if module.startswith("speaker.data"):
+        assert forbidden(module, "from speaker.sources import demo")
+
+
+def test_every_dependency_between_folders_is_used() -> None:
+    """What a folder may import and does not is a door that nobody watches."""
+    used: dict[str, set[str]] = {name: set() for name in MAY_IMPORT}
+    for path in FILES:
+        used[room(module_of(path))] |= imports(path.read_text())
+    unused = {
+        f"{name} -> {each}"
+        for name, allowed in MAY_IMPORT.items()
+        for each in allowed
+        if not any(f"{found}.".startswith(f"{each}.") for found in used[name])
+    }
+    assert not unused
 
 
 def test_training_one_point_needs_no_optuna() -> None:
-    import subprocess
-    import sys
-
     code = (
         "import sys; sys.modules['optuna'] = None\n"
         "import train_trial, experiments.context, experiments.tracking.store, speaker.training.train"
@@ -52,6 +137,5 @@ def test_training_one_point_needs_no_optuna() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-def test_the_layers_are_not_empty() -> None:
-    assert len(SPEAKER) > 10
-    assert len(EXPERIMENTS) > 5
+def test_there_are_files_to_look_at() -> None:
+    assert len(FILES) > 40

@@ -16,9 +16,11 @@ from speaker.common.cuda import use
 from speaker.common.devices import Compute, find_compute
 from speaker.config import TrialConfig
 from speaker.data.pack import Pack
+from speaker.data.protocol import Protocol
 from speaker.model.classifier import SpeakerClassifier
-from speaker.training.evaluation import OBJECTIVE, Evaluator, Protocol
+from speaker.training.evaluation import Evaluator
 from speaker.training.gpu_learner import DeviceLearner
+from speaker.training.metrics import OBJECTIVE
 from speaker.training.train import train
 from tests.helpers import TINY, assert_whole, run, write_corpus
 

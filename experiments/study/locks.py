@@ -6,7 +6,6 @@ database, for workers of one machine; on PostgreSQL advisory locks, for workers 
 
 import contextlib
 import hashlib
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import sqlalchemy
 from filelock import FileLock, Timeout
 from sqlalchemy.exc import SQLAlchemyError
 
+from experiments.urls import masked
 from speaker.common.errors import UserError
 
 EXAMPLES = "use sqlite:///FILE, or postgresql+psycopg://USER@HOST/NAME after pip install 'psycopg[binary]'"
@@ -113,11 +113,3 @@ def open_locks(storage_url: str, study: str) -> Locks:
     raise UserError(
         f"a storage must be a file of SQLite or a database of PostgreSQL, but got {masked(storage_url)}; {EXAMPLES}"
     )
-
-
-def masked(url: str) -> str:
-    """Return a URL fit to be shown and logged: without its password."""
-    try:
-        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
-    except (SQLAlchemyError, ValueError):
-        return re.sub(r"://[^/@]*@", "://***@", url)

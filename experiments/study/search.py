@@ -23,16 +23,17 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.context import Material
-from experiments.study.locks import Locks, Release, masked, open_locks
+from experiments.study.locks import Locks, Release, open_locks
 from experiments.study.space import Space
 from experiments.study.trial import PRESET, RUN_ID, Job
 from experiments.tracking.store import Books, TrackedRun
+from experiments.urls import masked
 from speaker.common.errors import UserError
 from speaker.common.files import create_once
 from speaker.common.seeding import derive_seed
 from speaker.common.signals import interruptible
 from speaker.config import TrialConfig
-from speaker.training.evaluation import OBJECTIVE
+from speaker.training.metrics import OBJECTIVE
 
 CONTRACT, IDENTITY, PARENT = "contract", "id", "mlflow.run_id"  # attributes of an Optuna study
 BUSY_TIMEOUT_S = 60

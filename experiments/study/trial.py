@@ -15,8 +15,8 @@ from speaker.common.seeding import derive_seed
 from speaker.common.signals import interruptible, uninterrupted
 from speaker.config import TrialConfig
 from speaker.training.checkpoint import Checkpoint
-from speaker.training.evaluation import OBJECTIVE
-from speaker.training.train import Metrics, Report, TrialResult, train
+from speaker.training.metrics import OBJECTIVE, Metrics
+from speaker.training.train import Report, TrialResult, train
 
 RUN_ID, PRESET, LOSSES = "mlflow.run_id", "preset", "device.losses"  # attributes of an Optuna trial
 MOST_LOSSES = 2  # a trial that has lost its device so often ends as failed

@@ -22,13 +22,13 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.context import Material
-from experiments.study.locks import masked
+from experiments.urls import masked
 from speaker.common.errors import DeviceLostError, UserError
 from speaker.common.files import canonical_json, create_once
 from speaker.config import TrialConfig
 from speaker.model.saved_model import save_model
-from speaker.training.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, OBJECTIVE
-from speaker.training.train import Metrics, TrialResult
+from speaker.training.metrics import ACCURACY_CROPS, ACCURACY_WHOLE, LOSS_WHOLE, OBJECTIVE, Metrics
+from speaker.training.train import TrialResult
 
 T = TypeVar("T")
 
@@ -69,7 +69,7 @@ class TrackedRun:
         summary = {"model/parameters": float(result.parameters), SECONDS: result.seconds}
         if result.best:
             summary[BEST_WHOLE], summary[BEST_CROPS] = result.best[ACCURACY_WHOLE], result.best[ACCURACY_CROPS]
-            summary["best/loss_whole"] = result.best["valid/loss_whole"]
+            summary["best/loss_whole"] = result.best[LOSS_WHOLE]
             summary["best/step"] = float(result.best_step)
             with tempfile.TemporaryDirectory() as folder:
                 sha256 = save_model(

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from speaker.common.errors import UserError
 from speaker.data.corpus import MANIFESTS, TEST_LABELS, Corpus, Utterance, UtteranceError, read_manifests, read_mels
 from speaker.data.features import FLOOR, HOP, SAMPLE_RATE
-from speaker.prediction.submission import read_labels
+from speaker.data.labels import read_labels
 
 FIRST = 5  # cases of a kind that are kept
 SEGMENT = 128  # frames: the homework's crop

@@ -1,4 +1,4 @@
-"""A corpus: a folder in the homework's layout, read and checked; and the 90/10 split of its utterances."""
+"""A corpus: a folder in the homework's layout, read and checked."""
 
 import hashlib
 import io
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from speaker.common.errors import UserError
 from speaker.common.files import parse_json, read_bounded
-from speaker.common.seeding import permutation
 
 T = TypeVar("T")
 Listing = Iterable[tuple[str, int]]  # feature_path and mel_len of utterances
@@ -155,18 +154,6 @@ def read_mels(corpus: Corpus, utterance: Utterance) -> Tensor:
         text = f"{path}: a log-mel must lie within +-{LARGEST_LOG_MEL}, but one does not; fetch this file again"
         raise UtteranceError("value that is no log-mel", text)
     return mels
-
-
-def split(n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Split n utterances at random into train, int(0.9 * n) of them, and valid, the rest (the homework's rule).
-
-    Returns two int64 tensors of row numbers, each in rising order. Raises UserError when a part would be empty.
-    """
-    cut = int(0.9 * n)
-    if not 0 < cut < n:
-        raise UserError(f"a corpus must have at least 2 labelled utterances to split, but has {n}; add some")
-    order = permutation(n, seed, "split")
-    return order[:cut].sort().values, order[cut:].sort().values
 
 
 def _load_tensor(data: bytes, path: Path) -> Tensor:

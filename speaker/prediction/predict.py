@@ -10,10 +10,12 @@ from tqdm import tqdm
 
 from speaker.common.cuda import is_out_of_memory, noticing_loss, release_memory
 from speaker.common.errors import UserError
-from speaker.data.corpus import Corpus, Utterance, read_mels, split
+from speaker.data.corpus import Corpus, Utterance, read_mels
 from speaker.data.pack import PADDING, length_buckets
+from speaker.data.protocol import Protocol
+from speaker.data.split import split
 from speaker.model.saved_model import TrainedModel
-from speaker.training.evaluation import MAX_FRAMES, MAX_UTTERANCES, Protocol
+from speaker.training.evaluation import MAX_FRAMES, MAX_UTTERANCES
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from speaker.common.processes import follow_parent, out_of_reach
 from speaker.common.seeding import permutation
 from speaker.data.corpus import MANIFESTS, TEST_LABELS, Corpus, read_corpus, write_manifests
 from speaker.data.features import N_MELS, log_mel, normalize_peak, trim_silence
-from speaker.prediction.submission import write_csv
+from speaker.data.labels import write_csv
 from speaker.sources.audio import DEMUXERS, read_audio
 
 JOURNAL = "prepared.jsonl"

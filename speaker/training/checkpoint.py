@@ -16,14 +16,13 @@ from speaker.common.errors import UserError
 from speaker.common.files import canonical_json, parse_json, read_bounded, write_atomically
 from speaker.config import TrialConfig
 from speaker.data.pack import Pack
-from speaker.training.evaluation import OBJECTIVE, Protocol
+from speaker.data.protocol import Protocol
+from speaker.training.metrics import OBJECTIVE
 
 MOST_OFTEN_S = 1.0  # between two checkpoints
 SHARE = 0.02  # of a training's time that writing them may take
-DECIDING = (
-    "attention", "config", "corpus", "devices", "dropout", "evaluation", "fused", "graph", "learner", "model", "pack",
-    "resume", "seeding", "training",
-)  # fmt: skip
+PACKAGE = Path(__file__).parents[1]
+DECIDING = ("config.py", "common/devices.py", "common/seeding.py", "data", "model", "training")  # files and folders
 MOST_BYTES = 16 << 30
 ABOUT = "about"  # the tensor that holds what is not a tensor, as JSON
 
@@ -118,10 +117,20 @@ def identity(config: TrialConfig, pack: Pack, protocol: Protocol, precision: tor
 
 
 def _code() -> str:
-    """Return the identity of the modules that decide what a training learns."""
-    folder = Path(__file__).parent
-    sources = b"".join((folder / f"{name}.py").read_bytes() for name in DECIDING)
-    return hashlib.sha256(sources).hexdigest()[:12]
+    """Return the identity of the code that decides what a training learns: a change of it changes the result."""
+    digest = hashlib.sha256()
+    for path in sorted(deciding_files()):
+        digest.update(f"{path.relative_to(PACKAGE)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def deciding_files() -> list[Path]:
+    """Return the files of this program that decide what a training learns."""
+    found = []
+    for name in DECIDING:
+        path = PACKAGE / name
+        found += [path] if path.is_file() else list(path.rglob("*.py"))
+    return found
 
 
 def _read(path: Path) -> tuple[dict[str, str], Course, dict[str, Tensor]]:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -12,12 +11,10 @@ from torch import Tensor, nn
 from speaker.common.cuda import is_out_of_memory, release_memory
 from speaker.common.devices import Crew
 from speaker.common.seeding import uniform
-from speaker.data.corpus import split
 from speaker.data.pack import Pack, length_buckets
+from speaker.data.protocol import Protocol
+from speaker.training.metrics import ACCURACY_CROPS, ACCURACY_WHOLE, CROPS_PER_S, LOSS_WHOLE, UTTERANCES_PER_S
 
-ACCURACY_WHOLE = "valid/accuracy_whole"
-ACCURACY_CROPS = "valid/accuracy_crops"
-OBJECTIVE = ACCURACY_WHOLE
 MAX_FRAMES = {"cpu": 4_096, "cuda": 131_072, "mps": 32_768}  # of a batch, padding included; the CPU's caches are small
 MAX_UTTERANCES = 16_384  # of a batch: a GPU's kernels of attention can be started for at most 65,535
 
@@ -29,27 +26,6 @@ class Batch(NamedTuple):
     starts: Tensor  # (B,), int64: first frames
     width: int  # frames of each
     whole: bool  # whether none ends before that
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How an accuracy is measured. Numbers of different protocols are never ranked together."""
-
-    split_seed: int = 0  # decides which tenth of the utterances is the validation part
-    crop_len: int = 128  # frames of a crop: the homework's
-    crop_seed: int = 0  # decides where each utterance is cropped
-
-    def split(self, pack: Pack) -> tuple[Tensor, Tensor]:
-        """Return the rows (train, valid) of a pack, int64 on the CPU."""
-        return split(len(pack), self.split_seed)
-
-    def describe(self) -> dict[str, str]:
-        """Return each accuracy's protocol in words, by the accuracy's name."""
-        part = f"valid part of split {self.split_seed}"
-        return {
-            ACCURACY_WHOLE: f"{part}, whole utterances, masked",
-            ACCURACY_CROPS: f"{part}, one crop of {self.crop_len} frames each, crop seed {self.crop_seed}",
-        }
 
 
 class Evaluator:
@@ -92,9 +68,9 @@ class Evaluator:
         return {
             ACCURACY_WHOLE: hits / self._count,
             ACCURACY_CROPS: crop_hits / self._count,
-            "valid/loss_whole": loss / self._count,
-            "speed/valid_uttr_per_s": rate,
-            "speed/valid_crops_per_s": crop_rate,
+            LOSS_WHOLE: loss / self._count,
+            UTTERANCES_PER_S: rate,
+            CROPS_PER_S: crop_rate,
         }
 
     def rehearse(self, model: nn.Module) -> float:

@@ -11,8 +11,11 @@ from speaker.common.cuda import capture, is_out_of_memory, release_memory
 from speaker.common.devices import Compute
 from speaker.common.errors import first_line
 from speaker.config import TrialConfig
+from speaker.data.batches import Epoch
 from speaker.data.pack import Pack
-from speaker.training.learner import Epoch, Learner, learning_rate
+from speaker.training.learner import Learner
+from speaker.training.metrics import LOSS_SCALE, SKIPPED_STEPS
+from speaker.training.schedule import learning_rate
 
 FIRST_SCALE, GROWTH_STEPS = 2.0**16, 2_000  # of a loss scale: PyTorch's own, in torch.amp.GradScaler
 
@@ -93,7 +96,7 @@ class DeviceLearner(Learner):
         """Return the loss scale, and how many of `steps` steps were skipped since they overflowed, in float16."""
         if self._loss_scale is None:
             return {}
-        return {"train/loss_scale": float(self._loss_scale.scale), "train/skipped_steps": steps - float(self._count)}
+        return {LOSS_SCALE: float(self._loss_scale.scale), SKIPPED_STEPS: steps - float(self._count)}
 
     def state(self) -> dict[str, Tensor]:
         """Return all that the steps to come depend on, besides their numbers, on the CPU."""

@@ -12,8 +12,9 @@ from speaker.common.devices import Compute, Crew, claim
 from speaker.common.errors import DeviceLostError, UserError, first_line
 from speaker.config import TrialConfig
 from speaker.data.pack import Pack
+from speaker.data.protocol import Protocol
 from speaker.model.classifier import count_operations
-from speaker.training.evaluation import Evaluator, Protocol
+from speaker.training.evaluation import Evaluator
 from speaker.training.learner import Learner
 from speaker.training.train import open_learner
 

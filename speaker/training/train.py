@@ -14,13 +14,26 @@ from speaker.common.devices import Compute, Crew
 from speaker.common.errors import UserError, first_line
 from speaker.config import TrialConfig
 from speaker.data.pack import Pack
+from speaker.data.protocol import Protocol
 from speaker.model.classifier import count_parameters
 from speaker.training.checkpoint import Checkpoint, Course
-from speaker.training.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, OBJECTIVE, Evaluator, Protocol
+from speaker.training.cpu_learner import ShardedLearner
+from speaker.training.evaluation import Evaluator
 from speaker.training.gpu_learner import DeviceLearner
-from speaker.training.learner import Learner, ShardedLearner, learning_rate
+from speaker.training.learner import Learner
+from speaker.training.metrics import (
+    ACCURACY_CROPS,
+    ACCURACY_WHOLE,
+    LEARNING_RATE,
+    LOSS_WHOLE,
+    OBJECTIVE,
+    STEPS_PER_S,
+    TRAIN_ACCURACY,
+    TRAIN_LOSS,
+    Metrics,
+)
+from speaker.training.schedule import learning_rate
 
-Metrics = dict[str, float]
 Report = Callable[[int, Metrics], bool]
 State = Literal["complete", "pruned", "failed"]
 PLAIN = Compute()  # one thread, in float32
@@ -120,9 +133,9 @@ def _train(
             evaluated = course.step % config.valid_every == 0 or course.step == config.steps
             if evaluated:
                 metrics = _measure(config, course, learner) | learner.diagnostics(course.step)
-                metrics["speed/steps_per_s"] = (course.step - first) / max(clock() - since, 1e-9)
+                metrics[STEPS_PER_S] = (course.step - first) / max(clock() - since, 1e-9)
                 metrics |= evaluate(learner.model)
-                losses = metrics["train/loss"], metrics["valid/loss_whole"]
+                losses = metrics[TRAIN_LOSS], metrics[LOSS_WHOLE]
                 if not (all(map(math.isfinite, losses)) and learner.is_finite()):
                     reason = f"diverged: a loss or a weight is not finite any more at step {course.step}"
                     break
@@ -165,7 +178,7 @@ def _measure(config: TrialConfig, course: Course, learner: Learner) -> Metrics:
     loss, hits = learner.take_totals()
     steps = course.step - course.last
     rate = learning_rate(config, course.step - 1)
-    return {"train/loss": loss / steps, "train/accuracy": hits / steps, "train/lr": rate}
+    return {TRAIN_LOSS: loss / steps, TRAIN_ACCURACY: hits / steps, LEARNING_RATE: rate}
 
 
 def _percent(best: Metrics) -> str:

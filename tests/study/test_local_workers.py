@@ -28,7 +28,7 @@ from experiments.study.trial import LOSSES
 from speaker.common.devices import usable_cores
 from speaker.common.errors import DeviceLostError, UserError
 from speaker.data.pack import Pack
-from speaker.training.evaluation import Protocol
+from speaker.data.protocol import Protocol
 from speaker.training.train import TrialResult
 from tests.helpers import KILLS, TINY, assert_whole, run, start, write_corpus
 

@@ -14,7 +14,7 @@ from speaker.common.errors import UserError
 from speaker.common.signals import Interrupted
 from speaker.model.classifier import SpeakerClassifier
 from speaker.model.saved_model import load_model
-from speaker.training.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, OBJECTIVE
+from speaker.training.metrics import ACCURACY_CROPS, ACCURACY_WHOLE, OBJECTIVE
 from speaker.training.train import TrialResult
 from tests.helpers import TINY
 

@@ -10,9 +10,10 @@ import torch
 from speaker.common.devices import Compute
 from speaker.common.errors import UserError
 from speaker.data.pack import Pack
+from speaker.data.protocol import Protocol
 from speaker.training.checkpoint import MOST_OFTEN_S, SHARE, Checkpoint, Course, OtherTrainingError, identity
-from speaker.training.evaluation import Protocol
-from speaker.training.train import Metrics, TrialResult, train
+from speaker.training.metrics import Metrics
+from speaker.training.train import TrialResult, train
 from tests.helpers import TINY
 
 LONG = TINY.replace(steps=30, valid_every=4)

@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 from tqdm import tqdm
 
 from experiments.context import Material
+from experiments.study import trial as trial_module
 from experiments.study.locks import open_locks
 from experiments.study.search import Plan, Search, open_storage
 from experiments.study.space import HOMEWORK, WIDE
@@ -23,8 +24,9 @@ from speaker.common.errors import DeviceLostError, UserError
 from speaker.common.signals import Interrupted
 from speaker.config import TrialConfig
 from speaker.data.pack import Pack
-from speaker.training.evaluation import OBJECTIVE, Protocol
-from speaker.training.train import Metrics, Report, TrialResult, train
+from speaker.data.protocol import Protocol
+from speaker.training.metrics import OBJECTIVE, Metrics
+from speaker.training.train import Report, TrialResult, train
 from tests.helpers import TINY
 
 PLAN = Plan("s", HOMEWORK, TINY.replace(steps=4, warmup_steps=1, valid_every=2), 0, "random", "none", 4, None)

@@ -5,10 +5,12 @@ from torch import Tensor
 from speaker.common.errors import UserError
 from speaker.config import TrialConfig
 from speaker.data.pack import Pack
+from speaker.data.protocol import Protocol
 from speaker.model.classifier import SpeakerClassifier
-from speaker.training.evaluation import OBJECTIVE, Evaluator, Protocol
-from speaker.training.learner import learning_rate
-from speaker.training.train import Metrics, TrialResult, train
+from speaker.training.evaluation import Evaluator
+from speaker.training.metrics import OBJECTIVE, Metrics
+from speaker.training.schedule import learning_rate
+from speaker.training.train import TrialResult, train
 from tests.helpers import TINY
 
 

@@ -10,15 +10,8 @@ import torch
 
 from speaker.common.errors import UserError
 from speaker.common.seeding import permutation
-from speaker.data.corpus import (
-    MOST_MANIFEST_BYTES,
-    Corpus,
-    UtteranceError,
-    read_corpus,
-    read_manifests,
-    read_mels,
-    split,
-)
+from speaker.data.corpus import MOST_MANIFEST_BYTES, Corpus, UtteranceError, read_corpus, read_manifests, read_mels
+from speaker.data.split import split
 from tests.helpers import change
 
 

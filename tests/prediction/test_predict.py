@@ -7,10 +7,12 @@ from torch import Tensor
 from speaker.common.errors import UserError
 from speaker.data.corpus import Corpus, read_corpus, read_mels
 from speaker.data.pack import Pack
+from speaker.data.protocol import Protocol
 from speaker.model.classifier import SpeakerClassifier
 from speaker.model.saved_model import TrainedModel
 from speaker.prediction.predict import check_match, predict_probabilities, validation_gain
-from speaker.training.evaluation import ACCURACY_WHOLE, MAX_FRAMES, Evaluator, Protocol
+from speaker.training.evaluation import MAX_FRAMES, Evaluator
+from speaker.training.metrics import ACCURACY_WHOLE
 from tests.helpers import TINY, write_corpus
 
 CPU = torch.device("cpu")

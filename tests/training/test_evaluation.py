@@ -4,8 +4,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speaker.data.pack import Pack
+from speaker.data.protocol import Protocol
 from speaker.model.classifier import SpeakerClassifier
-from speaker.training.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE, MAX_FRAMES, Evaluator, Protocol
+from speaker.training.evaluation import MAX_FRAMES, Evaluator
+from speaker.training.metrics import ACCURACY_CROPS, ACCURACY_WHOLE
 from tests.helpers import TINY
 
 
@@ -61,8 +63,8 @@ def test_the_model_goes_on_in_the_mode_it_was_in(pack: Pack, model: SpeakerClass
 
 def test_protocols_read_well() -> None:
     words = Protocol(split_seed=3, crop_len=64, crop_seed=9).describe()
-    assert words[ACCURACY_WHOLE] == "valid part of split 3, whole utterances, masked"
-    assert words[ACCURACY_CROPS] == "valid part of split 3, one crop of 64 frames each, crop seed 9"
+    assert words["whole"] == "valid part of split 3, whole utterances, masked"
+    assert words["crops"] == "valid part of split 3, one crop of 64 frames each, crop seed 9"
 
 
 class Hungry(nn.Module):

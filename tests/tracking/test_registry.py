@@ -15,7 +15,7 @@ from experiments.tracking.store import Books
 from speaker.common.errors import UserError
 from speaker.model.classifier import SpeakerClassifier
 from speaker.model.saved_model import load_model
-from speaker.training.evaluation import ACCURACY_CROPS, ACCURACY_WHOLE
+from speaker.training.metrics import ACCURACY_CROPS, ACCURACY_WHOLE
 from speaker.training.train import TrialResult
 from tests.helpers import TINY
 

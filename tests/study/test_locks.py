@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.study.locks import masked, open_locks
+from experiments.study.locks import open_locks
+from experiments.urls import masked
 from speaker.common.errors import UserError
 from tests.helpers import ROOT
 

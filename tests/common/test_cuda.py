@@ -12,7 +12,7 @@ from speaker.common import cuda
 from speaker.common.devices import Compute, claim, find_compute, find_device, find_precision
 from speaker.common.errors import DeviceLostError, UserError
 from speaker.data.pack import Pack
-from speaker.training.evaluation import Protocol
+from speaker.data.protocol import Protocol
 from speaker.training.train import train
 from tests.helpers import ROOT, TINY
 

@@ -13,9 +13,11 @@ from speaker.common import cuda
 from speaker.common.devices import Compute, Crew
 from speaker.config import HOMEWORK_BASELINE, HOMEWORK_EDITED, TrialConfig
 from speaker.data.pack import Pack
-from speaker.training.evaluation import OBJECTIVE, Evaluator, Protocol
+from speaker.data.protocol import Protocol
+from speaker.training.cpu_learner import ShardedLearner
+from speaker.training.evaluation import Evaluator
 from speaker.training.gpu_learner import FIRST_SCALE, GROWTH_STEPS, DeviceLearner
-from speaker.training.learner import ShardedLearner
+from speaker.training.metrics import OBJECTIVE
 from speaker.training.train import train
 from tests.helpers import TINY
 from tests.imitation import AsOnGpu, Graph, Stream, Watch

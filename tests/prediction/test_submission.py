@@ -10,15 +10,10 @@ import pytest
 import torch
 
 from speaker.common.errors import UserError
+from speaker.common.paths import check_out
 from speaker.data.corpus import Corpus
-from speaker.prediction.submission import (
-    check_out,
-    read_csv,
-    read_labels,
-    write_csv,
-    write_probabilities,
-    write_sidecar,
-)
+from speaker.data.labels import read_csv, read_labels, write_csv
+from speaker.prediction.submission import write_probabilities, write_sidecar
 
 SPEAKERS = ["id00001", "id00000", "id00003", "id00001", "id00002", "id00001"]
 

@@ -5,7 +5,7 @@ import pytest
 
 from speaker.sources.parts import HOMEWORK, Part, find_parts, parts_of_urls, read_manifest
 from tests.helpers import AA, AB, AC, AD, refused
-from tests.test_archive import write_parts
+from tests.sources.test_archive import write_parts
 
 
 def test_the_homeworks_parts() -> None:

@@ -9,9 +9,10 @@ from experiments.study.space import HOMEWORK
 from speaker.common.devices import CPU, Compute, find_precision
 from speaker.common.errors import DeviceLostError, UserError
 from speaker.data.pack import Pack
+from speaker.data.protocol import Protocol
 from speaker.model.classifier import SpeakerClassifier
 from speaker.training import lookahead
-from speaker.training.evaluation import Evaluator, Protocol
+from speaker.training.evaluation import Evaluator
 from speaker.training.lookahead import Cost, describe, forecast, measure
 from tests.helpers import TINY
 

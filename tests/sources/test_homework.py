@@ -17,7 +17,7 @@ from speaker.sources.http import redirect_target
 from speaker.sources.parts import Part, find_parts, parts_of_urls
 from tests.fault_server import MODIFIED, Fault, FaultServer
 from tests.helpers import AA, AB, AC, AD, ROOT, environment, refused, run, write_corpus
-from tests.test_archive import pack_folder, split, tree, write_parts
+from tests.sources.test_archive import pack_folder, split, tree, write_parts
 
 QUICK = (0.01,) * 5
 BARE = {"ETag": None, "Last-Modified": None}

@@ -7,10 +7,13 @@ from torch import Tensor
 
 from speaker.common.devices import Compute, Crew
 from speaker.config import HOMEWORK_BASELINE, TrialConfig
+from speaker.data.batches import Batches
 from speaker.data.pack import Pack
-from speaker.training.evaluation import Protocol
+from speaker.data.protocol import Protocol
+from speaker.training.cpu_learner import ShardedLearner
 from speaker.training.gpu_learner import DeviceLearner
-from speaker.training.learner import Batches, Learner, ShardedLearner, learning_rate
+from speaker.training.learner import Learner
+from speaker.training.schedule import learning_rate
 from tests.helpers import TINY
 
 NO_DROPOUT = TINY.replace(dropout=0.0, warmup_steps=0, num_layers=2, batch_size=7)

@@ -1,0 +1,21 @@
+"""What a training measures, by name. These are the names in MLflow, too: what stands before the slash groups the charts.
+
+Accuracies are in [0, 1], losses in nats.
+"""
+
+Metrics = dict[str, float]
+
+ACCURACY_WHOLE = "valid/accuracy_whole"  # on whole utterances
+ACCURACY_CROPS = "valid/accuracy_crops"  # on one crop of each
+LOSS_WHOLE = "valid/loss_whole"
+OBJECTIVE = ACCURACY_WHOLE  # what a search maximises, and the best weights are the best by
+
+TRAIN_LOSS = "train/loss"
+TRAIN_ACCURACY = "train/accuracy"
+LEARNING_RATE = "train/lr"
+LOSS_SCALE = "train/loss_scale"  # in float16 only
+SKIPPED_STEPS = "train/skipped_steps"  # in float16 only: their gradients overflowed
+
+STEPS_PER_S = "speed/steps_per_s"
+UTTERANCES_PER_S = "speed/valid_uttr_per_s"
+CROPS_PER_S = "speed/valid_crops_per_s"
