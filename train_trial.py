@@ -74,14 +74,14 @@ def main() -> None:
     from tqdm import tqdm
 
     from experiments.context import prepare, settle
-    from experiments.tracking.store import Books, default_tracking_uri
+    from experiments.tracking.store import TrackingStore, default_tracking_uri
     from speaker.training.lookahead import describe
     from speaker.training.train import check_batch, train
 
     material = prepare(arguments.data, arguments.device, arguments.precision, STATE)
     check_batch(config, material.pack, material.protocol)
     material, costs = settle(material, [config])
-    books = Books(arguments.tracking_uri or default_tracking_uri(STATE))
+    books = TrackingStore(arguments.tracking_uri or default_tracking_uri(STATE))
     with contextlib.ExitStack() as stack:
         if arguments.resume:
             stack.enter_context(only_process(arguments.resume))

@@ -47,26 +47,26 @@ def parser() -> Parser:
 def run_compare(arguments: argparse.Namespace) -> None:
     """Print a study's table."""
     from experiments.tracking.leaderboard import ranked, table
-    from experiments.tracking.store import existing_books
+    from experiments.tracking.store import existing_store
 
-    print(table(ranked(existing_books(arguments.tracking_uri, STATE), arguments.study), arguments.best))
+    print(table(ranked(existing_store(arguments.tracking_uri, STATE), arguments.study), arguments.best))
 
 
 def run_promote(arguments: argparse.Namespace) -> None:
     """Promote a study's best run, or a given one."""
     from experiments.tracking.registry import best_runs, promote
-    from experiments.tracking.store import existing_books
+    from experiments.tracking.store import existing_store
 
-    books = existing_books(arguments.tracking_uri, STATE)
+    books = existing_store(arguments.tracking_uri, STATE)
     print(promote(books, arguments.run_id or best_runs(books, arguments.study, 1)[0]).describe())
 
 
 def run_fetch(arguments: argparse.Namespace) -> None:
     """Copy a model, or the best ones of a study, out of MLflow."""
     from experiments.tracking.registry import best_runs, fetch
-    from experiments.tracking.store import existing_books
+    from experiments.tracking.store import existing_store
 
-    books = existing_books(arguments.tracking_uri, STATE)
+    books = existing_store(arguments.tracking_uri, STATE)
     if arguments.study:
         for rank, run_id in enumerate(best_runs(books, arguments.study, arguments.best), start=1):
             print(f"Fetched {fetch(books, run_id, arguments.out / str(rank))}.")
@@ -76,9 +76,9 @@ def run_fetch(arguments: argparse.Namespace) -> None:
 
 def run_ui(arguments: argparse.Namespace) -> None:
     """Serve the MLflow UI until it is stopped."""
-    from experiments.tracking.store import existing_books
+    from experiments.tracking.store import existing_store
 
-    books = existing_books(arguments.tracking_uri, STATE)
+    books = existing_store(arguments.tracking_uri, STATE)
     page = f"#/experiments/{books.experiment_id}/runs?workflowType=machine_learning"
     best = f"{page}&orderByKey=metrics.%60best%2Faccuracy_whole%60&orderByAsc=false"
     if books.uri.startswith("http"):

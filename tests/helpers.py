@@ -14,7 +14,7 @@ import torch
 
 from experiments.study.search import open_storage
 from experiments.study.trial import RUN_ID
-from experiments.tracking.store import Books
+from experiments.tracking.store import TrackingStore
 from speaker.common.errors import UserError
 from speaker.common.seeding import generator
 from speaker.config import TrialConfig
@@ -116,7 +116,7 @@ def assert_whole(home: Path, count: int, storage: str = "") -> None:
     database.engine.dispose()
     assert [trial.number for trial in trials] == list(range(count))
     assert all(trial.state.is_finished() for trial in trials)
-    books = Books(f"sqlite:///{home}/mlruns/mlflow.db")
+    books = TrackingStore(f"sqlite:///{home}/mlruns/mlflow.db")
     assert books.runs("attributes.status = 'RUNNING'") == []
     runs = books.runs("tags.kind = 'trial'")
     assert sorted(run.info.run_id for run in runs) == sorted(trial.user_attrs[RUN_ID] for trial in trials)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from experiments.study.space import HOMEWORK
-from experiments.tracking.store import Books
+from experiments.tracking.store import TrackingStore
 from speaker.common.cuda import use
 from speaker.common.devices import Compute, find_compute
 from speaker.config import TrialConfig
@@ -142,7 +142,7 @@ def test_a_search_looks_ahead_and_its_jobs_share_the_pack(tmp_path: Path) -> Non
         assert "warning" not in done.stderr.lower(), done.stderr
         assert re.search(r"^A step takes .* GiB of memory", done.stdout, re.MULTILINE), done.stdout
     assert_whole(tmp_path, 8)
-    runs = Books(f"sqlite:///{tmp_path}/mlruns/mlflow.db").runs("tags.kind = 'trial'")
+    runs = TrackingStore(f"sqlite:///{tmp_path}/mlruns/mlflow.db").runs("tags.kind = 'trial'")
     assert all("device.fallbacks" not in each.data.tags for each in runs)
     predicted = run(tmp_path, "speaker", "predict", "--data", "corpus", "--device", DEVICE, "--ensemble", 2,
                     "--study", "homework-corpus", "--out", "voted.csv")  # fmt: skip

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from experiments.tracking.registry import best_runs
-from experiments.tracking.store import Books
+from experiments.tracking.store import TrackingStore
 from speaker.common.devices import find_precision
 from tests.helpers import KILLS, STUDY, assert_whole, environment, run, start, write_corpus
 
@@ -65,7 +65,9 @@ def test_from_corpus_to_predictions(home: Path) -> None:
     gain = r"5 validation utterances, .*: best [01]\.\d+, vote of 2 [01]\.\d+, a gain of [+-]\d+\.\d\d points"
     assert re.search(gain, voted.stdout), voted.stdout
     note = json.loads((home / "two.csv.json").read_text())
-    assert [each["run"] for each in note["models"]] == best_runs(Books(f"sqlite:///{home}/mlruns/mlflow.db"), STUDY, 2)
+    assert [each["run"] for each in note["models"]] == best_runs(
+        TrackingStore(f"sqlite:///{home}/mlruns/mlflow.db"), STUDY, 2
+    )
     assert len(note["validation"]["singles"]) == 2
 
 
@@ -79,7 +81,7 @@ def test_one_point_is_tracked_like_a_trial_and_promotes(home: Path) -> None:
         r"Step \d+, best model saved. \(accuracy=0\.\d{4}\)",
     ):
         assert re.search(pattern, done.stdout), done.stdout
-    books = Books(f"sqlite:///{home}/mlruns/mlflow.db")
+    books = TrackingStore(f"sqlite:///{home}/mlruns/mlflow.db")
     (tracked,) = books.runs("tags.kind = 'trial'")
     assert tracked.info.run_name == "d32 h16 L2 relu"
     assert "preset" not in tracked.data.tags, "it was changed"
@@ -135,7 +137,7 @@ def test_a_killed_training_goes_on_to_the_same_end(home: Path) -> None:
     assert not checkpoint.exists()
     assert not partial.exists()
 
-    books = Books(f"sqlite:///{home}/mlruns/mlflow.db")
+    books = TrackingStore(f"sqlite:///{home}/mlruns/mlflow.db")
     one, other = books.runs("tags.kind = 'trial'")
     assert other.info.run_id == run_id
     assert one.data.tags["weights.sha256"] == other.data.tags["weights.sha256"]
@@ -271,7 +273,7 @@ def test_a_server_that_goes_away_costs_no_trial(home: Path) -> None:
         done = run(home, *search)
         assert done.returncode == 0, done.stderr
         assert f"promote --study {STUDY} --tracking-uri {uri}" in done.stdout
-        assert Counter(run.info.status for run in Books(uri).runs("")) == {"FINISHED": 5}
+        assert Counter(run.info.status for run in TrackingStore(uri).runs("")) == {"FINISHED": 5}
         assert run(home, "experiments", "promote", "--study", STUDY, "--tracking-uri", uri).returncode == 0
         said = run(home, "speaker", "predict", "--data", "corpus", "--tracking-uri", uri)
         assert said.returncode == 0, said.stderr

@@ -26,7 +26,7 @@ from experiments.context import Material
 from experiments.study.locks import Locks, Release, open_locks
 from experiments.study.space import Space
 from experiments.study.trial import PRESET, RUN_ID, Job
-from experiments.tracking.store import Books, TrackedRun
+from experiments.tracking.store import TrackedRun, TrackingStore
 from experiments.urls import masked
 from speaker.common.errors import UserError
 from speaker.common.files import create_once
@@ -79,7 +79,7 @@ class Order:
         plan, url = self.plan, self.storage_url
         locks = open_locks(url, plan.name)
         tags = {"storage": masked(url), "sampler": plan.sampler, "pruner": plan.pruner}
-        books = Books(self.tracking_uri)
+        books = TrackingStore(self.tracking_uri)
         return Search(plan, open_storage(url), locks, self.material, books, tags)
 
 
@@ -87,7 +87,13 @@ class Search:
     """One worker of a study."""
 
     def __init__(
-        self, plan: Plan, storage: RDBStorage, locks: Locks, material: Material, books: Books, tags: dict[str, str]
+        self,
+        plan: Plan,
+        storage: RDBStorage,
+        locks: Locks,
+        material: Material,
+        books: TrackingStore,
+        tags: dict[str, str],
     ) -> None:
         """Open the study and its parent run, or make them. Raises UserError when the study has another contract."""
         self._plan = plan

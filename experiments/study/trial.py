@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from experiments.context import Material
 from experiments.study.space import Space
-from experiments.tracking.store import STORE_ERRORS, Books, TrackedRun, describe_error
+from experiments.tracking.store import STORE_ERRORS, TrackedRun, TrackingStore, describe_error
 from speaker.common.errors import DeviceLostError, UserError
 from speaker.common.seeding import derive_seed
 from speaker.common.signals import interruptible, uninterrupted
@@ -33,7 +33,7 @@ class Job:
     base: TrialConfig
     seed: int
     material: Material
-    books: Books
+    books: TrackingStore
     parent: str  # the study's run
 
     def config(self, trial: optuna.trial.Trial) -> TrialConfig:

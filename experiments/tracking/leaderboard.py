@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from mlflow.entities import Run
 
-from experiments.tracking.store import BEST_CROPS, BEST_WHOLE, SECONDS, Books
+from experiments.tracking.store import BEST_CROPS, BEST_WHOLE, SECONDS, TrackingStore
 from speaker.common.errors import UserError
 
 
@@ -23,7 +23,7 @@ class Row:
     seconds: float
 
 
-def ranked(books: Books, study: str) -> list[Row]:
+def ranked(books: TrackingStore, study: str) -> list[Row]:
     """Return a study's ended runs: the complete ones best first, by accuracy on whole utterances, then the others.
 
     A study has one protocol, so its accuracies may be ranked together. Raises UserError for an unknown study.

@@ -19,7 +19,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from experiments.tracking.leaderboard import ranked
-from experiments.tracking.store import BEST_CROPS, BEST_WHOLE, MODEL_FOLDER, SHA256, STORE_ERRORS, Books
+from experiments.tracking.store import BEST_CROPS, BEST_WHOLE, MODEL_FOLDER, SHA256, STORE_ERRORS, TrackingStore
 from speaker.common.errors import UserError
 from speaker.common.files import sha256_file, write_atomically
 from speaker.model.saved_model import CARD, CONFIG, SOURCE, WEIGHTS, TrainedModel, load_model
@@ -54,7 +54,7 @@ class Promotion:
         return "\n".join(lines)
 
 
-def best_runs(books: Books, study: str, count: int) -> list[str]:
+def best_runs(books: TrackingStore, study: str, count: int) -> list[str]:
     """Return the ids of a study's best complete runs, best first. Raises UserError when there are fewer."""
     rows = [row for row in ranked(books, study) if row.state == "complete"]
     if len(rows) < count:
@@ -65,7 +65,7 @@ def best_runs(books: Books, study: str, count: int) -> list[str]:
     return [row.run_id for row in rows[:count]]
 
 
-def promote(books: Books, run_id: str) -> Promotion:
+def promote(books: TrackingStore, run_id: str) -> Promotion:
     """Register a run's model as a new version, if it is not one yet, and give it the alias `champion`."""
     client = books.client
     run = _run(books, run_id)
@@ -78,7 +78,7 @@ def promote(books: Books, run_id: str) -> Promotion:
     return Promotion(before, client.get_model_version(MODEL, after.version))
 
 
-def find_version(books: Books, name: str) -> ModelVersion | None:
+def find_version(books: TrackingStore, name: str) -> ModelVersion | None:
     """Return the registered version called by an alias or a number, or None."""
     try:
         if name.isdecimal():
@@ -88,7 +88,7 @@ def find_version(books: Books, name: str) -> ModelVersion | None:
         return None
 
 
-def fetch(books: Books, name: str, folder: Path) -> str:
+def fetch(books: TrackingStore, name: str, folder: Path) -> str:
     """Copy the model called by an alias, a version or a run id into `folder`; return what it is, in words.
 
     Only data is copied, and its sha256 is that of the run that made it; a file beside it says which that was. Raises
@@ -120,7 +120,7 @@ def fetch(books: Books, name: str, folder: Path) -> str:
     return words
 
 
-def _register(books: Books, run: Run) -> ModelVersion:
+def _register(books: TrackingStore, run: Run) -> ModelVersion:
     """Log a run's model so that plain MLflow can serve it, and register that as a new version."""
     client = books.client
     tags = {tag: run.data.tags[tag] for tag in CARRIED_TAGS if tag in run.data.tags}
@@ -165,7 +165,7 @@ def export_program(trained: TrainedModel, path: Path) -> None:
     torch.export.save(torch.export.export(trained.model, example, dynamic_shapes=shapes), path)
 
 
-def _run(books: Books, run_id: str) -> Run:
+def _run(books: TrackingStore, run_id: str) -> Run:
     try:
         run = books.client.get_run(run_id)
     except MlflowException:
@@ -176,7 +176,7 @@ def _run(books: Books, run_id: str) -> Run:
     return run
 
 
-def _download(books: Books, uri: str, folder: str) -> Path:
+def _download(books: TrackingStore, uri: str, folder: str) -> Path:
     try:
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder, tracking_uri=books.uri))
     except STORE_ERRORS as error:

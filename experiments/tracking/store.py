@@ -126,7 +126,7 @@ class TrackedRun:
         return max((row.step for row in self._client.get_metric_history(self.run_id, key)), default=-1)
 
 
-class Books:
+class TrackingStore:
     """The MLflow store of this project, by its URI: a database's or a server's."""
 
     def __init__(self, uri: str, clock: Callable[[], float] = time.time) -> None:
@@ -298,12 +298,12 @@ def default_tracking_uri(state: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{state.resolve() / 'mlflow.db'}"
 
 
-def existing_books(uri: str | None, state: Path) -> Books:
+def existing_store(uri: str | None, state: Path) -> TrackingStore:
     """Open a store that must be there already. Raises UserError when it is not."""
     uri = uri or default_tracking_uri(state)
     if (path := _sqlite_path(uri)) and not path.exists():
         raise UserError(f"there are no runs yet: {path} is missing; run search.py here first, or give --tracking-uri")
-    return Books(uri)
+    return TrackingStore(uri)
 
 
 def _sqlite_path(uri: str) -> Path | None:

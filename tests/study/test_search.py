@@ -18,7 +18,7 @@ from experiments.study.locks import open_locks
 from experiments.study.search import Plan, Search, open_storage
 from experiments.study.space import HOMEWORK, WIDE
 from experiments.study.trial import PRESET, RUN_ID, run_trial
-from experiments.tracking.store import Books
+from experiments.tracking.store import TrackingStore
 from speaker.common.cuda import noticing_loss
 from speaker.common.errors import DeviceLostError, UserError
 from speaker.common.signals import Interrupted
@@ -37,7 +37,7 @@ def open_search(state: Path, material: Material) -> Callable[[Plan], Search]:
     url = f"sqlite:///{state}/optuna.db"
 
     def opened(plan: Plan) -> Search:
-        books = Books(f"sqlite:///{state}/mlflow.db")
+        books = TrackingStore(f"sqlite:///{state}/mlflow.db")
         return Search(plan, open_storage(url), open_locks(url, plan.name), material, books, {})
 
     return opened
@@ -155,7 +155,7 @@ def test_a_worker_may_die_after_any_write(
 
     owner, name = {
         "ask": (optuna.Study, "ask"),
-        "open_run": (Books, "_create_run"),
+        "open_run": (TrackingStore, "_create_run"),
         "log_result": (trial_module.TrackedRun, "log_result"),
         "tell": (optuna.Study, "tell"),
         "close": (trial_module.TrackedRun, "close"),
@@ -285,7 +285,7 @@ def test_a_study_of_another_corpus_or_objective_is_refused(
     other = replace(material, pack=replace(material.pack, digest="other"))
     url = f"sqlite:///{state}/optuna.db"
     with pytest.raises(UserError, match="corpus is .* there and other here"):
-        Search(PLAN, open_storage(url), open_locks(url, "s"), other, Books(f"sqlite:///{state}/mlflow.db"), {})
+        Search(PLAN, open_storage(url), open_locks(url, "s"), other, TrackingStore(f"sqlite:///{state}/mlflow.db"), {})
 
 
 def test_a_study_that_is_not_ours_is_refused(open_search: Callable[[Plan], Search], state: Path) -> None:
@@ -323,14 +323,18 @@ def test_a_new_storage_does_not_take_over_the_runs_of_another(
     open_search(PLAN)
     url = f"sqlite:///{state}/second.db"
     with pytest.raises(UserError, match="holds another study 's', of another --storage; choose another --study"):
-        Search(PLAN, open_storage(url), open_locks(url, "s"), material, Books(f"sqlite:///{state}/mlflow.db"), {})
+        Search(
+            PLAN, open_storage(url), open_locks(url, "s"), material, TrackingStore(f"sqlite:///{state}/mlflow.db"), {}
+        )
 
 
 def test_lost_runs_are_noticed(open_search: Callable[[Plan], Search], state: Path, material: Material) -> None:
     open_search(PLAN)
     url = f"sqlite:///{state}/optuna.db"
     with pytest.raises(UserError, match="must be in the tracking store"):
-        Search(PLAN, open_storage(url), open_locks(url, "s"), material, Books(f"sqlite:///{state}/other.db"), {})
+        Search(
+            PLAN, open_storage(url), open_locks(url, "s"), material, TrackingStore(f"sqlite:///{state}/other.db"), {}
+        )
 
 
 @pytest.mark.usefixtures("fast")

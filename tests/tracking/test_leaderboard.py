@@ -5,14 +5,14 @@ import pytest
 
 from experiments.context import Material
 from experiments.tracking.leaderboard import Row, ranked, table
-from experiments.tracking.store import BEST_CROPS, BEST_WHOLE, Books
+from experiments.tracking.store import BEST_CROPS, BEST_WHOLE, TrackingStore
 from speaker.common.errors import UserError
 
 ROW = Row("id", "0", "d80 h2 L1 sigmoid", "complete", "", 0.5, 0.4, 125_896, 1_620.0)
 
 
 def test_complete_trials_are_ranked_by_whole_utterances(state: Path, material: Material) -> None:
-    books = Books(f"sqlite:///{state}/mlflow.db")
+    books = TrackingStore(f"sqlite:///{state}/mlflow.db")
     parent = books.open_study("s", "id", None, {}, {}, material)
     endings = [("complete", 0.4, 0.9), ("pruned", 0.9, 0.9), ("complete", 0.6, 0.1), ("complete", 0.6, 0.2)]
     for number, (state_name, whole, crops) in enumerate(endings):

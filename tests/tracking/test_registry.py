@@ -11,7 +11,7 @@ import torch
 
 from experiments.context import Material
 from experiments.tracking.registry import CHAMPION, MODEL, best_runs, fetch, find_version, promote
-from experiments.tracking.store import Books
+from experiments.tracking.store import TrackingStore
 from speaker.common.errors import UserError
 from speaker.model.classifier import SpeakerClassifier
 from speaker.model.saved_model import load_model
@@ -33,11 +33,11 @@ assert not [name for name in sys.modules if name.split(".")[0] in ("speaker", "e
 
 
 @pytest.fixture
-def books(state: Path) -> Books:
-    return Books(f"sqlite:///{state}/mlflow.db")
+def books(state: Path) -> TrackingStore:
+    return TrackingStore(f"sqlite:///{state}/mlflow.db")
 
 
-def finished_run(books: Books, material: Material, number: int, whole: float) -> tuple[str, SpeakerClassifier]:
+def finished_run(books: TrackingStore, material: Material, number: int, whole: float) -> tuple[str, SpeakerClassifier]:
     """Leave a run as a trial does, with an untrained model."""
     torch.manual_seed(number)
     model = SpeakerClassifier(TINY, 40, 4).eval()
@@ -49,7 +49,9 @@ def finished_run(books: Books, material: Material, number: int, whole: float) ->
     return run.run_id, model
 
 
-def test_the_best_run_becomes_champion_and_says_what_changed(books: Books, material: Material, tmp_path: Path) -> None:
+def test_the_best_run_becomes_champion_and_says_what_changed(
+    books: TrackingStore, material: Material, tmp_path: Path
+) -> None:
     books.open_study("s", "id", None, {}, {}, material)
     with pytest.raises(UserError, match="only complete trials can be used, but 1 are wanted and study 's' has 0"):
         best_runs(books, "s", 1)
@@ -81,14 +83,16 @@ def test_the_best_run_becomes_champion_and_says_what_changed(books: Books, mater
 
 
 @pytest.mark.parametrize("name", ["challenger", "7", "0" * 32, "v1", "x@y=(z)"])
-def test_an_unknown_model_is_one_clear_line(books: Books, tmp_path: Path, name: str) -> None:
+def test_an_unknown_model_is_one_clear_line(books: TrackingStore, tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError) as caught:
         fetch(books, name, tmp_path / "model")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "model").exists()
 
 
-def test_weights_that_changed_in_the_store_are_refused(books: Books, material: Material, tmp_path: Path) -> None:
+def test_weights_that_changed_in_the_store_are_refused(
+    books: TrackingStore, material: Material, tmp_path: Path
+) -> None:
     run_id, _ = finished_run(books, material, 0, 0.5)
     promote(books, run_id)
     for file in (tmp_path / "mlruns" / "artifacts").rglob("weights.safetensors"):
@@ -101,14 +105,16 @@ def test_weights_that_changed_in_the_store_are_refused(books: Books, material: M
 
 
 @pytest.mark.parametrize("state_name", ["pruned", "failed", "interrupted"])
-def test_only_complete_runs_are_promoted(books: Books, material: Material, state_name: str) -> None:
+def test_only_complete_runs_are_promoted(books: TrackingStore, material: Material, state_name: str) -> None:
     run_id, _ = finished_run(books, material, 0, 0.5)
     books.open_run("#0 d16", {}, run_id=run_id).close(state_name)
     with pytest.raises(UserError, match="only a complete trial's run"):
         promote(books, run_id)
 
 
-def test_a_model_whose_files_are_gone_is_one_clear_line(books: Books, material: Material, tmp_path: Path) -> None:
+def test_a_model_whose_files_are_gone_is_one_clear_line(
+    books: TrackingStore, material: Material, tmp_path: Path
+) -> None:
     run_id, _ = finished_run(books, material, 0, 0.5)
     promote(books, run_id)
     shutil.rmtree(tmp_path / "mlruns" / "artifacts")
@@ -117,7 +123,7 @@ def test_a_model_whose_files_are_gone_is_one_clear_line(books: Books, material: 
             fetch(books, name, tmp_path / "model")
 
 
-def test_mlflow_alone_gets_the_same_answers(books: Books, material: Material, tmp_path: Path) -> None:
+def test_mlflow_alone_gets_the_same_answers(books: TrackingStore, material: Material, tmp_path: Path) -> None:
     """In a process whose path holds none of this project's code, for several lengths and batches."""
     run_id, model = finished_run(books, material, 0, 0.5)
     promote(books, run_id)
@@ -143,7 +149,7 @@ def test_mlflow_alone_gets_the_same_answers(books: Books, material: Material, tm
         assert outputs[f"speaker{i}"].tolist() == expected
 
 
-def test_the_registered_model_carries_its_signature_and_origin(books: Books, material: Material) -> None:
+def test_the_registered_model_carries_its_signature_and_origin(books: TrackingStore, material: Material) -> None:
     run_id, _ = finished_run(books, material, 0, 0.5)
     promote(books, run_id)
     version = books.client.get_model_version_by_alias(MODEL, CHAMPION)

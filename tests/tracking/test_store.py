@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from experiments.context import Material
-from experiments.tracking.store import BEST_WHOLE, EXPERIMENT, Books, existing_books
+from experiments.tracking.store import BEST_WHOLE, EXPERIMENT, TrackingStore, existing_store
 from speaker.common.errors import UserError
 from speaker.common.signals import Interrupted
 from speaker.model.classifier import SpeakerClassifier
@@ -22,11 +22,11 @@ ROW = {ACCURACY_WHOLE: 0.5, ACCURACY_CROPS: 0.25, "valid/loss_whole": 1.5, "trai
 
 
 @pytest.fixture
-def books(state: Path) -> Books:
-    return Books(f"sqlite:///{state}/mlflow.db", clock=iter(range(1_000, 2_000)).__next__)
+def books(state: Path) -> TrackingStore:
+    return TrackingStore(f"sqlite:///{state}/mlflow.db", clock=iter(range(1_000, 2_000)).__next__)
 
 
-def test_a_run_holds_point_corpus_protocol_and_origin(books: Books, material: Material) -> None:
+def test_a_run_holds_point_corpus_protocol_and_origin(books: TrackingStore, material: Material) -> None:
     run = books.open_run("d16", {"preset": "p"})
     run.log_setup(TINY, material)
     run.log_setup(TINY, material)  # as a resumed trial does
@@ -48,7 +48,7 @@ def test_a_run_holds_point_corpus_protocol_and_origin(books: Books, material: Ma
     assert text == TINY.to_json()
 
 
-def test_rows_stand_once_when_a_trial_starts_over(books: Books) -> None:
+def test_rows_stand_once_when_a_trial_starts_over(books: TrackingStore) -> None:
     run = books.open_run("d16", {})
     run.log(4, ROW)
     run.log(8, ROW)
@@ -60,7 +60,7 @@ def test_rows_stand_once_when_a_trial_starts_over(books: Books) -> None:
     assert rows[0].timestamp == 1_000_000
 
 
-def test_the_result_is_metrics_and_a_model_that_loads(books: Books, material: Material, tmp_path: Path) -> None:
+def test_the_result_is_metrics_and_a_model_that_loads(books: TrackingStore, material: Material, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = SpeakerClassifier(TINY, 40, 4)
     run = books.open_run("d16", {})
@@ -85,7 +85,7 @@ def test_the_result_is_metrics_and_a_model_that_loads(books: Books, material: Ma
     ("state_name", "status"),
     [("complete", "FINISHED"), ("pruned", "KILLED"), ("failed", "FAILED"), ("interrupted", "KILLED")],
 )
-def test_a_run_ends_visibly(books: Books, state_name: str, status: str) -> None:
+def test_a_run_ends_visibly(books: TrackingStore, state_name: str, status: str) -> None:
     run = books.open_run("#7 d16 h2", {})
     assert books.client.get_run(run.run_id).info.status == "RUNNING"
     run.close(state_name, "because")
@@ -96,21 +96,23 @@ def test_a_run_ends_visibly(books: Books, state_name: str, status: str) -> None:
 
 
 @pytest.mark.parametrize(("error", "state_name"), [(Interrupted(2), "interrupted"), (KeyError("x"), "failed")])
-def test_what_breaks_a_run_closes_it_and_passes_through(books: Books, error: BaseException, state_name: str) -> None:
+def test_what_breaks_a_run_closes_it_and_passes_through(
+    books: TrackingStore, error: BaseException, state_name: str
+) -> None:
     run = books.open_run("d16", {})
     with pytest.raises(type(error)), run.guarded():
         raise error
     assert books.client.get_run(run.run_id).data.tags["state"] == state_name
 
 
-def test_a_trial_without_a_score_leaves_no_model(books: Books, material: Material) -> None:
+def test_a_trial_without_a_score_leaves_no_model(books: TrackingStore, material: Material) -> None:
     run = books.open_run("d16", {})
     run.log_result(TrialResult("failed", "out of memory"), TINY, material)
     assert "weights.sha256" not in books.client.get_run(run.run_id).data.tags
     assert books.client.list_artifacts(run.run_id) == []
 
 
-def test_the_best_so_far_of_a_study_stands_once(books: Books, material: Material) -> None:
+def test_the_best_so_far_of_a_study_stands_once(books: TrackingStore, material: Material) -> None:
     parent = books.open_study("s", "id", None, {"seed": "0"}, {}, material)
     for rows in ([(0, 5, 0.1), (1, 6, 0.3)], [(0, 5, 0.1), (1, 6, 0.3), (2, 9, 0.4)]):
         assert books.open_study("s", "id", parent, {"seed": "0"}, {}, material) == parent
@@ -127,20 +129,20 @@ def test_eight_processes_open_new_books_at_once(state: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(8) as pool:
         ids = pool.map(open_and_log, [uri] * 8)
     assert len(set(ids)) == 8
-    books = Books(uri)
+    books = TrackingStore(uri)
     assert len(books.runs("")) == 8
     experiment = books.client.get_experiment_by_name(EXPERIMENT)
     assert experiment.artifact_location == (state / "artifacts").as_uri()
 
 
 def open_and_log(uri: str) -> str:
-    run = Books(uri).open_run("many", {})
+    run = TrackingStore(uri).open_run("many", {})
     run.log(1, ROW)
     run.close("complete")
     return run.run_id
 
 
-def test_more_runs_than_a_page(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_runs_than_a_page(books: TrackingStore, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(7):
         books.open_run(f"r{number}", {})
     original = books.client.search_runs
@@ -155,29 +157,29 @@ def test_more_runs_than_a_page(books: Books, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_store_that_is_not_there(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(UserError, match="there are no runs yet"):
-        existing_books(None, state)
+        existing_store(None, state)
     with pytest.raises(UserError, match="does not answer"):
-        Books("http://127.0.0.1:9")
+        TrackingStore("http://127.0.0.1:9")
     with pytest.raises(UserError, match="does not answer"):
-        Books("nonsense://x")
+        TrackingStore("nonsense://x")
 
 
-def test_books_that_were_moved_are_refused(books: Books, state: Path, tmp_path: Path) -> None:
+def test_books_that_were_moved_are_refused(books: TrackingStore, state: Path, tmp_path: Path) -> None:
     shutil.copytree(state, tmp_path / "copy")
     with pytest.raises(UserError, match="was moved or copied from there"):
-        Books(f"sqlite:///{tmp_path}/copy/mlflow.db")
+        TrackingStore(f"sqlite:///{tmp_path}/copy/mlflow.db")
     assert books.runs("") == []
 
 
 @pytest.mark.parametrize("uri", ["http://localhost:port", "mysql://u:secret@h/d", "sqlite:////proc/none/x.db", ""])
 def test_an_odd_uri_is_one_clear_line(uri: str) -> None:
     with pytest.raises(UserError) as caught:
-        Books(uri or f"sqlite:///{Path.cwd()}")
+        TrackingStore(uri or f"sqlite:///{Path.cwd()}")
     assert "\n" not in str(caught.value)
     assert "secret" not in str(caught.value)
 
 
-def test_a_resumed_training_may_not_change_its_point(books: Books, material: Material) -> None:
+def test_a_resumed_training_may_not_change_its_point(books: TrackingStore, material: Material) -> None:
     run = books.open_run("d16", {})
     run.log_setup(TINY, material)
     with pytest.raises(mlflow.exceptions.MlflowException):
