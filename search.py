@@ -116,7 +116,7 @@ def main() -> None:
     if finished < plan.trials:
         print(f"Time is up with {finished} of {plan.trials} trials finished; run the same command to go on.")
     elsewhere = ["--tracking-uri", masked(tracking_uri)] if arguments.tracking_uri else []
-    print(f"\n{table(ranked(search.job.books, plan.name), best=5)}\n\nNext:")
+    print(f"\n{table(ranked(search.job.store, plan.name), best=5)}\n\nNext:")
     print(next_commands(plan.name, material.corpus.folder, elsewhere))
 
 

@@ -81,17 +81,17 @@ def main() -> None:
     material = prepare(arguments.data, arguments.device, arguments.precision, STATE)
     check_batch(config, material.pack, material.protocol)
     material, costs = settle(material, [config])
-    books = TrackingStore(arguments.tracking_uri or default_tracking_uri(STATE))
+    store = TrackingStore(arguments.tracking_uri or default_tracking_uri(STATE))
     with contextlib.ExitStack() as stack:
         if arguments.resume:
             stack.enter_context(only_process(arguments.resume))
             found = material.checkpoint(arguments.resume, config).load()  # refuses what it cannot go on from
-            run = books.reopen_run(arguments.resume, config, material)
+            run = store.reopen_run(arguments.resume, config, material)
             if not found:
                 print("It has no checkpoint yet, so it starts over.")
         else:
             is_preset = arguments.preset and not given_fields(arguments).keys() - {"steps", "seed"}
-            run = books.open_run(config.label(), {"preset": arguments.preset} if is_preset else {})
+            run = store.open_run(config.label(), {"preset": arguments.preset} if is_preset else {})
             stack.enter_context(only_process(run.run_id))
         bar = stack.enter_context(tqdm(total=config.steps, desc=config.label(), unit="step", disable=None))
         print(f"Run {run.run_id}. Should it be stopped, go on with: {resuming_command(run.run_id)}")

@@ -1,1 +1,1 @@
-"""The search and its books: studies in Optuna, runs and models in MLflow, on top of `speaker`."""
+"""The search and its records: studies in Optuna, runs and models in MLflow, on top of `speaker`."""

@@ -18,27 +18,27 @@ def parser() -> Parser:
     """Return the command line."""
     flags = Parser(prog="python -m experiments", description="Look at finished trials and use the best.")
     verbs = flags.add_subparsers(dest="verb", required=True, metavar="VERB")
-    store = Parser(add_help=False)
-    store.add_argument(
+    tracking = Parser(add_help=False)
+    tracking.add_argument(
         "--tracking-uri", metavar="URL", help="MLflow's store; else $MLFLOW_TRACKING_URI, else mlruns/mlflow.db"
     )
-    compare = verbs.add_parser("compare", parents=[store], help="rank the trials of a study")
+    compare = verbs.add_parser("compare", parents=[tracking], help="rank the trials of a study")
     compare.add_argument("--study", type=plain_name, required=True, metavar="NAME")
     compare.add_argument("--best", type=positive_int, default=10, help="how many rows to show")
     compare.set_defaults(run=run_compare)
-    promote = verbs.add_parser("promote", parents=[store], help="register the best model of a study as champion")
+    promote = verbs.add_parser("promote", parents=[tracking], help="register the best model of a study as champion")
     which = promote.add_mutually_exclusive_group(required=True)
     which.add_argument("--study", type=plain_name, metavar="NAME", help="promote this study's best complete trial")
     which.add_argument("--run", dest="run_id", metavar="ID", help="promote this run, as train_trial.py leaves one")
     promote.set_defaults(run=run_promote)
-    fetch = verbs.add_parser("fetch", parents=[store], help="copy a model out of MLflow into a folder")
+    fetch = verbs.add_parser("fetch", parents=[tracking], help="copy a model out of MLflow into a folder")
     which = fetch.add_mutually_exclusive_group()
     which.add_argument("--model", default="champion", help="alias, version or run id")
     which.add_argument("--study", type=plain_name, metavar="NAME", help="the best models of this study instead")
     fetch.add_argument("--best", type=positive_int, default=1, metavar="N", help="how many: into folders 1 to N")
     fetch.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     fetch.set_defaults(run=run_fetch)
-    ui = verbs.add_parser("ui", parents=[store], help="open the MLflow UI on this machine's loopback address")
+    ui = verbs.add_parser("ui", parents=[tracking], help="open the MLflow UI on this machine's loopback address")
     ui.add_argument("--port", type=port, default=5000)
     ui.set_defaults(run=run_ui)
     return flags
@@ -57,8 +57,8 @@ def run_promote(arguments: argparse.Namespace) -> None:
     from experiments.tracking.registry import best_runs, promote
     from experiments.tracking.store import existing_store
 
-    books = existing_store(arguments.tracking_uri, STATE)
-    print(promote(books, arguments.run_id or best_runs(books, arguments.study, 1)[0]).describe())
+    store = existing_store(arguments.tracking_uri, STATE)
+    print(promote(store, arguments.run_id or best_runs(store, arguments.study, 1)[0]).describe())
 
 
 def run_fetch(arguments: argparse.Namespace) -> None:
@@ -66,23 +66,23 @@ def run_fetch(arguments: argparse.Namespace) -> None:
     from experiments.tracking.registry import best_runs, fetch
     from experiments.tracking.store import existing_store
 
-    books = existing_store(arguments.tracking_uri, STATE)
+    store = existing_store(arguments.tracking_uri, STATE)
     if arguments.study:
-        for rank, run_id in enumerate(best_runs(books, arguments.study, arguments.best), start=1):
-            print(f"Fetched {fetch(books, run_id, arguments.out / str(rank))}.")
+        for rank, run_id in enumerate(best_runs(store, arguments.study, arguments.best), start=1):
+            print(f"Fetched {fetch(store, run_id, arguments.out / str(rank))}.")
     else:
-        print(f"Fetched {fetch(books, arguments.model, arguments.out)}.")
+        print(f"Fetched {fetch(store, arguments.model, arguments.out)}.")
 
 
 def run_ui(arguments: argparse.Namespace) -> None:
     """Serve the MLflow UI until it is stopped."""
     from experiments.tracking.store import existing_store
 
-    books = existing_store(arguments.tracking_uri, STATE)
-    page = f"#/experiments/{books.experiment_id}/runs?workflowType=machine_learning"
+    store = existing_store(arguments.tracking_uri, STATE)
+    page = f"#/experiments/{store.experiment_id}/runs?workflowType=machine_learning"
     best = f"{page}&orderByKey=metrics.%60best%2Faccuracy_whole%60&orderByAsc=false"
-    if books.uri.startswith("http"):
-        print(f"The server has its own UI: {books.uri}/{page}\nBest first: {books.uri}/{best}")
+    if store.uri.startswith("http"):
+        print(f"The server has its own UI: {store.uri}/{page}\nBest first: {store.uri}/{best}")
         return
     address = f"127.0.0.1:{arguments.port}"
     with socket.socket() as probe:
@@ -90,7 +90,7 @@ def run_ui(arguments: argparse.Namespace) -> None:
             raise UserError(f"--port must be free, but {address} answers already; choose another --port")
     print(f"Runs: http://{address}/{page}\nBest first: http://{address}/{best}")
     print(f"Models: http://{address}/#/models\nStop with Ctrl-C.", flush=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", books.uri, "--host", "127.0.0.1"]
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri, "--host", "127.0.0.1"]
     command += ["--port", str(arguments.port), "--workers", "1"]
     command += ["--allowed-hosts", f"{address},localhost:{arguments.port}"]
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}

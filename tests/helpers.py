@@ -116,11 +116,11 @@ def assert_whole(home: Path, count: int, storage: str = "") -> None:
     database.engine.dispose()
     assert [trial.number for trial in trials] == list(range(count))
     assert all(trial.state.is_finished() for trial in trials)
-    books = TrackingStore(f"sqlite:///{home}/mlruns/mlflow.db")
-    assert books.runs("attributes.status = 'RUNNING'") == []
-    runs = books.runs("tags.kind = 'trial'")
+    store = TrackingStore(f"sqlite:///{home}/mlruns/mlflow.db")
+    assert store.runs("attributes.status = 'RUNNING'") == []
+    runs = store.runs("tags.kind = 'trial'")
     assert sorted(run.info.run_id for run in runs) == sorted(trial.user_attrs[RUN_ID] for trial in trials)
-    assert len(books.runs("tags.kind = 'study'")) == 1
+    assert len(store.runs("tags.kind = 'study'")) == 1
 
 
 def _path(word: str) -> str:

@@ -81,8 +81,8 @@ def test_one_point_is_tracked_like_a_trial_and_promotes(home: Path) -> None:
         r"Step \d+, best model saved. \(accuracy=0\.\d{4}\)",
     ):
         assert re.search(pattern, done.stdout), done.stdout
-    books = TrackingStore(f"sqlite:///{home}/mlruns/mlflow.db")
-    (tracked,) = books.runs("tags.kind = 'trial'")
+    store = TrackingStore(f"sqlite:///{home}/mlruns/mlflow.db")
+    (tracked,) = store.runs("tags.kind = 'trial'")
     assert tracked.info.run_name == "d32 h16 L2 relu"
     assert "preset" not in tracked.data.tags, "it was changed"
     assert tracked.data.params["norm_first"] == "True"
@@ -137,13 +137,13 @@ def test_a_killed_training_goes_on_to_the_same_end(home: Path) -> None:
     assert not checkpoint.exists()
     assert not partial.exists()
 
-    books = TrackingStore(f"sqlite:///{home}/mlruns/mlflow.db")
-    one, other = books.runs("tags.kind = 'trial'")
+    store = TrackingStore(f"sqlite:///{home}/mlruns/mlflow.db")
+    one, other = store.runs("tags.kind = 'trial'")
     assert other.info.run_id == run_id
     assert one.data.tags["weights.sha256"] == other.data.tags["weights.sha256"]
     for key in (name for name in one.data.metrics if not name.startswith("speed/")):
         rows = [
-            sorted((row.step, row.value) for row in books.client.get_metric_history(each.info.run_id, key))
+            sorted((row.step, row.value) for row in store.client.get_metric_history(each.info.run_id, key))
             for each in (one, other)
         ]
         assert rows[0] == rows[1], key

@@ -44,7 +44,7 @@ class Moved:
 
 @dataclass(frozen=True)
 class Ended:
-    """A trial has ended. Its weights are in the books, not here."""
+    """A trial has ended. Its weights are in the store, not here."""
 
     number: int
     config: TrialConfig

@@ -79,8 +79,8 @@ class Order:
         plan, url = self.plan, self.storage_url
         locks = open_locks(url, plan.name)
         tags = {"storage": masked(url), "sampler": plan.sampler, "pruner": plan.pruner}
-        books = TrackingStore(self.tracking_uri)
-        return Search(plan, open_storage(url), locks, self.material, books, tags)
+        store = TrackingStore(self.tracking_uri)
+        return Search(plan, open_storage(url), locks, self.material, store, tags)
 
 
 class Search:
@@ -92,27 +92,27 @@ class Search:
         storage: RDBStorage,
         locks: Locks,
         material: Material,
-        books: TrackingStore,
+        store: TrackingStore,
         tags: dict[str, str],
     ) -> None:
         """Open the study and its parent run, or make them. Raises UserError when the study has another contract."""
         self._plan = plan
         self._locks = locks
-        self._books = books
+        self._store = store
         contract = _contract(plan, material)
         with locks.holding("study"):
             self.study = _open_study(storage, plan.name, contract)
             self.study.pruner = PRUNERS[plan.pruner](plan.base.steps)
             known = self.study.user_attrs
-            parent = books.open_study(plan.name, known[IDENTITY], known.get(PARENT), contract, tags, material)
+            parent = store.open_study(plan.name, known[IDENTITY], known.get(PARENT), contract, tags, material)
             self.study.set_user_attr(PARENT, parent)
-        self.job = Job(self.study, plan.space, plan.base, plan.seed, material, books, parent)
+        self.job = Job(self.study, plan.space, plan.base, plan.seed, material, store, parent)
         self._close_ended_runs()
 
     def use(self, material: Material) -> None:
         """Compute with this material from now on: the same data, on the device that they were put on."""
         self.job = replace(self.job, material=material)
-        self._books.tag_run(self.job.parent, material.tags())
+        self._store.tag_run(self.job.parent, material.tags())
 
     def finished(self) -> list[FrozenTrial]:
         """Return the trials that have ended: complete, pruned or failed."""
@@ -143,7 +143,7 @@ class Search:
         self._close_ended_runs()
         complete = len(self.finished()) >= self._plan.trials
         rows = self._best_so_far() if complete else []
-        self._books.close_study(self.job.parent, "complete" if complete else "interrupted", rows)
+        self._store.close_study(self.job.parent, "complete" if complete else "interrupted", rows)
 
     def _claim(self) -> tuple[optuna.trial.Trial, Release] | None:
         """Take the next trial: one whose worker died, or else a new one, if the plan asks for more than there are."""
@@ -173,9 +173,9 @@ class Search:
         """Close the runs of trials whose worker died after it told the study and before it closed the run."""
         ended = {trial.user_attrs.get(RUN_ID): trial for trial in self.finished()}
         condition = f"tags.study = '{self._plan.name}' and tags.kind = 'trial' and attributes.status = 'RUNNING'"
-        for run in self._books.runs(condition):
+        for run in self._store.runs(condition):
             if trial := ended.get(run.info.run_id):
-                tracked = TrackedRun(self._books.client, run.info.run_id, run.info.run_name, time.time)
+                tracked = TrackedRun(self._store.client, run.info.run_id, run.info.run_name, time.time)
                 tracked.close(STATES[trial.state], trial.user_attrs.get("reason", ""))
 
     def _best_so_far(self) -> list[tuple[int, int, float]]:

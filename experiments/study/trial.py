@@ -33,7 +33,7 @@ class Job:
     base: TrialConfig
     seed: int
     material: Material
-    books: TrackingStore
+    store: TrackingStore
     parent: str  # the study's run
 
     def config(self, trial: optuna.trial.Trial) -> TrialConfig:
@@ -99,11 +99,11 @@ def run_name(trial_number: int, config: TrialConfig) -> str:
 def _open_run(job: Job, trial: optuna.trial.Trial, config: TrialConfig) -> TrackedRun:
     """Open the trial's run and store the link on both sides."""
     study = job.study.study_name
-    run_id = trial.user_attrs.get(RUN_ID) or job.books.find_run(study, trial.number)
+    run_id = trial.user_attrs.get(RUN_ID) or job.store.find_run(study, trial.number)
     tags = {"study": study, "trial": str(trial.number)}
     if preset := trial.user_attrs.get(PRESET):
         tags["preset"] = preset
-    run = job.books.open_run(run_name(trial.number, config), tags, job.parent, run_id)
+    run = job.store.open_run(run_name(trial.number, config), tags, job.parent, run_id)
     trial.set_user_attr(RUN_ID, run.run_id)
     return run
 

@@ -23,14 +23,14 @@ class Row:
     seconds: float
 
 
-def ranked(books: TrackingStore, study: str) -> list[Row]:
+def ranked(store: TrackingStore, study: str) -> list[Row]:
     """Return a study's ended runs: the complete ones best first, by accuracy on whole utterances, then the others.
 
     A study has one protocol, so its accuracies may be ranked together. Raises UserError for an unknown study.
     """
-    if not books.runs(f"tags.study = '{study}' and tags.kind = 'study'"):
-        raise UserError(f"there is no study {study!r} in {books.shown}; run search.py --study {study} first")
-    rows = [_row(run) for run in books.runs(f"tags.study = '{study}' and tags.kind = 'trial'")]
+    if not store.runs(f"tags.study = '{study}' and tags.kind = 'study'"):
+        raise UserError(f"there is no study {study!r} in {store.shown}; run search.py --study {study} first")
+    rows = [_row(run) for run in store.runs(f"tags.study = '{study}' and tags.kind = 'trial'")]
     ended = [row for row in rows if row.state in ("complete", "pruned", "failed")]
     return sorted(ended, key=lambda row: (row.state != "complete", -(row.whole or 0.0), int(row.trial)))
 

@@ -54,9 +54,9 @@ class Promotion:
         return "\n".join(lines)
 
 
-def best_runs(books: TrackingStore, study: str, count: int) -> list[str]:
+def best_runs(store: TrackingStore, study: str, count: int) -> list[str]:
     """Return the ids of a study's best complete runs, best first. Raises UserError when there are fewer."""
-    rows = [row for row in ranked(books, study) if row.state == "complete"]
+    rows = [row for row in ranked(store, study) if row.state == "complete"]
     if len(rows) < count:
         raise UserError(
             f"only complete trials can be used, but {count} are wanted and study {study!r} has {len(rows)}; run "
@@ -65,69 +65,69 @@ def best_runs(books: TrackingStore, study: str, count: int) -> list[str]:
     return [row.run_id for row in rows[:count]]
 
 
-def promote(books: TrackingStore, run_id: str) -> Promotion:
+def promote(store: TrackingStore, run_id: str) -> Promotion:
     """Register a run's model as a new version, if it is not one yet, and give it the alias `champion`."""
-    client = books.client
-    run = _run(books, run_id)
-    before = find_version(books, CHAMPION)
+    client = store.client
+    run = _run(store, run_id)
+    before = find_version(store, CHAMPION)
     if not client.search_registered_models(f"name = '{MODEL}'"):
         client.create_registered_model(MODEL, description="Names the speaker of log-mel features.")
     known = client.search_model_versions(f"name = '{MODEL}' and run_id = '{run_id}'")
-    after = max(known, key=lambda each: int(each.version)) if known else _register(books, run)
+    after = max(known, key=lambda each: int(each.version)) if known else _register(store, run)
     client.set_registered_model_alias(MODEL, CHAMPION, after.version)
     return Promotion(before, client.get_model_version(MODEL, after.version))
 
 
-def find_version(books: TrackingStore, name: str) -> ModelVersion | None:
+def find_version(store: TrackingStore, name: str) -> ModelVersion | None:
     """Return the registered version called by an alias or a number, or None."""
     try:
         if name.isdecimal():
-            return books.client.get_model_version(MODEL, name)
-        return books.client.get_model_version_by_alias(MODEL, name)
+            return store.client.get_model_version(MODEL, name)
+        return store.client.get_model_version_by_alias(MODEL, name)
     except MlflowException:
         return None
 
 
-def fetch(books: TrackingStore, name: str, folder: Path) -> str:
+def fetch(store: TrackingStore, name: str, folder: Path) -> str:
     """Copy the model called by an alias, a version or a run id into `folder`; return what it is, in words.
 
     Only data is copied, and its sha256 is that of the run that made it; a file beside it says which that was. Raises
     UserError when there is no such model.
     """
     with tempfile.TemporaryDirectory() as temporary:
-        found = find_version(books, name)
+        found = find_version(store, name)
         if found is not None:
-            uri = books.client.get_model_version_download_uri(MODEL, found.version)
-            source = _download(books, uri, temporary) / "artifacts"
+            uri = store.client.get_model_version_download_uri(MODEL, found.version)
+            source = _download(store, uri, temporary) / "artifacts"
             expected, words = found.tags[SHA256], f"version {found.version} of {MODEL}"
             origin = {"model": MODEL, "version": str(found.version), "run": found.run_id}
         elif re.fullmatch("[0-9a-f]{32}", name):
-            run = _run(books, name)
-            source = _download(books, f"{run.info.artifact_uri}/{MODEL_FOLDER}", temporary)
+            run = _run(store, name)
+            source = _download(store, f"{run.info.artifact_uri}/{MODEL_FOLDER}", temporary)
             expected, words = run.data.tags[SHA256], f"run {name}"
             origin = {"run": name}
         else:
             raise UserError(
                 f"--model must be an alias or version of {MODEL}, a run id or a folder, but {name!r} is none in "
-                f"{books.shown}; promote a study first: python -m experiments promote --study NAME"
+                f"{store.shown}; promote a study first: python -m experiments promote --study NAME"
             )
         if sha256_file(source / WEIGHTS) != expected:
             raise UserError(f"the weights of {words} must have sha256 {expected}, but have another; promote them again")
         folder.mkdir(parents=True, exist_ok=True)
         for file in (WEIGHTS, CONFIG, CARD):
             shutil.copyfile(source / file, folder / file)
-        write_atomically(folder / SOURCE, json.dumps({**origin, "store": books.shown}, indent=1).encode())
+        write_atomically(folder / SOURCE, json.dumps({**origin, "store": store.shown}, indent=1).encode())
     return words
 
 
-def _register(books: TrackingStore, run: Run) -> ModelVersion:
+def _register(store: TrackingStore, run: Run) -> ModelVersion:
     """Log a run's model so that plain MLflow can serve it, and register that as a new version."""
-    client = books.client
+    client = store.client
     tags = {tag: run.data.tags[tag] for tag in CARRIED_TAGS if tag in run.data.tags}
     tags |= {key: f"{run.data.metrics[key]:.4f}" for key in (BEST_WHOLE, BEST_CROPS)}
     with tempfile.TemporaryDirectory() as temporary:
         fetched, served = Path(temporary, "fetched"), Path(temporary, "served")
-        fetch(books, run.info.run_id, fetched)
+        fetch(store, run.info.run_id, fetched)
         _save_served(load_model(fetched), fetched, served)
         logged = client.create_logged_model(run.info.experiment_id, MODEL, run.info.run_id, tags=tags)
         client.log_model_artifacts(logged.model_id, str(served))
@@ -165,20 +165,20 @@ def export_program(trained: TrainedModel, path: Path) -> None:
     torch.export.save(torch.export.export(trained.model, example, dynamic_shapes=shapes), path)
 
 
-def _run(books: TrackingStore, run_id: str) -> Run:
+def _run(store: TrackingStore, run_id: str) -> Run:
     try:
-        run = books.client.get_run(run_id)
+        run = store.client.get_run(run_id)
     except MlflowException:
-        raise UserError(f"there is no run {run_id!r} in {books.shown}; copy its id from the UI") from None
+        raise UserError(f"there is no run {run_id!r} in {store.shown}; copy its id from the UI") from None
     tags = run.data.tags
     if SHA256 not in tags or tags.get("state") != "complete" or run.info.lifecycle_stage != "active":
         raise UserError(f"only a complete trial's run can be used, but run {run_id} is none; choose another")
     return run
 
 
-def _download(books: TrackingStore, uri: str, folder: str) -> Path:
+def _download(store: TrackingStore, uri: str, folder: str) -> Path:
     try:
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder, tracking_uri=books.uri))
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder, tracking_uri=store.uri))
     except STORE_ERRORS as error:
         raise UserError(
             f"the model's files cannot be read from {uri}; bring them back, or promote another run"

@@ -266,7 +266,7 @@ class TrackingStore:
         if place and location.startswith("file:") and location != place:
             raise UserError(
                 f"{self._path} keeps its artifacts in {location}, so it was moved or copied from there; move it back, "
-                "or start new books in another folder"
+                "or start a new store in another folder"
             )
         return str(experiment.experiment_id)
 

@@ -37,8 +37,8 @@ def open_search(state: Path, material: Material) -> Callable[[Plan], Search]:
     url = f"sqlite:///{state}/optuna.db"
 
     def opened(plan: Plan) -> Search:
-        books = TrackingStore(f"sqlite:///{state}/mlflow.db")
-        return Search(plan, open_storage(url), open_locks(url, plan.name), material, books, {})
+        store = TrackingStore(f"sqlite:///{state}/mlflow.db")
+        return Search(plan, open_storage(url), open_locks(url, plan.name), material, store, {})
 
     return opened
 
@@ -69,7 +69,7 @@ def assert_books_agree(search: Search, count: int) -> None:
     trials = search.study.get_trials()
     assert [trial.number for trial in trials] == list(range(count))
     assert all(trial.state.is_finished() for trial in trials)
-    runs = search._books.runs("tags.study = 's' and tags.kind = 'trial'")
+    runs = search._store.runs("tags.study = 's' and tags.kind = 'trial'")
     assert {run.info.run_id: int(run.data.tags["trial"]) for run in runs} == {
         trial.user_attrs[RUN_ID]: trial.number for trial in trials
     }
@@ -79,7 +79,7 @@ def assert_books_agree(search: Search, count: int) -> None:
         trial = trials[int(run.data.tags["trial"])]
         assert names[run.info.status] == trial.state
         assert run.data.tags["mlflow.parentRunId"] == search.job.parent
-        rows = search._books.client.get_metric_history(run.info.run_id, OBJECTIVE)
+        rows = search._store.client.get_metric_history(run.info.run_id, OBJECTIVE)
         assert {row.step: row.value for row in rows} == trial.intermediate_values
         assert len(rows) == len(trial.intermediate_values), "a row stands twice"
 
@@ -95,7 +95,7 @@ def test_trials_means_that_many_finished_trials(open_search: Callable[[Plan], Se
     presets = [trial.user_attrs.get(PRESET) for trial in search.study.trials]
     assert presets == ["homework-baseline", "homework-edited", None, None]
     assert search.study.trials[1].params == {"d_model": 512, "nhead": 16, "num_layers": 6, "activation": "relu"}
-    assert search._books.client.get_run(search.job.parent).info.status == "FINISHED"
+    assert search._store.client.get_run(search.job.parent).info.status == "FINISHED"
 
 
 @pytest.mark.usefixtures("fast")
@@ -133,7 +133,7 @@ def test_an_interrupted_trial_is_resumed_under_its_number_and_run(
     search.close()
     (trial,) = search.study.get_trials()
     assert trial.state == TrialState.RUNNING
-    run = search._books.client.get_run(trial.user_attrs[RUN_ID])
+    run = search._store.client.get_run(trial.user_attrs[RUN_ID])
     assert (run.info.status, run.data.tags["state"]) == ("KILLED", "interrupted")
 
     again = open_search(PLAN)
@@ -194,7 +194,7 @@ def test_a_bug_closes_the_run_as_failed_and_stops_the_search(
         patch.setattr(trial_module, "train", crash)
         with pytest.raises(ZeroDivisionError):
             work(search)
-    (run,) = search._books.runs("tags.kind = 'trial'")
+    (run,) = search._store.runs("tags.kind = 'trial'")
     assert run.info.status == "FAILED"
     assert run.data.tags["state.reason"] == "ZeroDivisionError: a bug"
     again = open_search(PLAN)
@@ -226,7 +226,7 @@ def test_a_lost_device_costs_a_trial_only_the_second_time(
             with pytest.raises(DeviceLostError, match=rf"^{re.escape(reason)} in trial #0$"):
                 work(search)
             search.close()
-            (run,) = search._books.runs("tags.kind = 'trial'")
+            (run,) = search._store.runs("tags.kind = 'trial'")
             assert run.data.tags["state"] == state
             assert run.data.tags["state.reason"].startswith(reason)
     again = open_search(PLAN)
@@ -258,7 +258,7 @@ def test_points_that_fail_or_are_pruned_end_as_such_and_the_search_goes_on(
     states = [trial.state for trial in search.study.trials]
     assert states == [TrialState.FAIL, TrialState.COMPLETE, TrialState.PRUNED, TrialState.COMPLETE]
     assert_books_agree(search, 4)
-    runs = search._books.runs("tags.kind = 'trial'")
+    runs = search._store.runs("tags.kind = 'trial'")
     assert [run.data.tags["state"] for run in runs] == ["failed", "complete", "pruned", "complete"]
     assert "diverged" in runs[0].data.tags["state.reason"]
     assert runs[2].data.tags["state.reason"] == "too slow"
@@ -311,7 +311,7 @@ def test_a_disk_that_is_full_costs_no_trial(
             work(search)
     search.close()
     assert [trial.state for trial in search.study.get_trials()] == [TrialState.RUNNING]
-    assert search._books.client.get_run(search.job.parent).data.tags["state"] == "interrupted"
+    assert search._store.client.get_run(search.job.parent).data.tags["state"] == "interrupted"
     again = open_search(PLAN)
     work(again)
     assert_books_agree(again, 4)

@@ -12,22 +12,22 @@ ROW = Row("id", "0", "d80 h2 L1 sigmoid", "complete", "", 0.5, 0.4, 125_896, 1_6
 
 
 def test_complete_trials_are_ranked_by_whole_utterances(state: Path, material: Material) -> None:
-    books = TrackingStore(f"sqlite:///{state}/mlflow.db")
-    parent = books.open_study("s", "id", None, {}, {}, material)
+    store = TrackingStore(f"sqlite:///{state}/mlflow.db")
+    parent = store.open_study("s", "id", None, {}, {}, material)
     endings = [("complete", 0.4, 0.9), ("pruned", 0.9, 0.9), ("complete", 0.6, 0.1), ("complete", 0.6, 0.2)]
     for number, (state_name, whole, crops) in enumerate(endings):
-        run = books.open_run(f"#{number} d80 h2 L1 relu", {"study": "s", "trial": str(number)}, parent)
+        run = store.open_run(f"#{number} d80 h2 L1 relu", {"study": "s", "trial": str(number)}, parent)
         for name, value in ((BEST_WHOLE, whole), (BEST_CROPS, crops)):
-            books.client.log_metric(run.run_id, name, value)
-        books.client.set_tag(run.run_id, "point", "d80 h2 L1 relu")
+            store.client.log_metric(run.run_id, name, value)
+        store.client.set_tag(run.run_id, "point", "d80 h2 L1 relu")
         run.close(state_name)
-    books.open_run("#4 d80 h2 L1 relu", {"study": "s", "trial": "4"}, parent)  # still running
-    books.open_run("#0 other", {"study": "t", "trial": "0"}).close("complete")
-    rows = ranked(books, "s")
+    store.open_run("#4 d80 h2 L1 relu", {"study": "s", "trial": "4"}, parent)  # still running
+    store.open_run("#0 other", {"study": "t", "trial": "0"}).close("complete")
+    rows = ranked(store, "s")
     assert [row.trial for row in rows] == ["2", "3", "0", "1"]
     assert rows[0].point == "d80 h2 L1 relu"
     with pytest.raises(UserError, match="there is no study 'none'"):
-        ranked(books, "none")
+        ranked(store, "none")
 
 
 def test_the_table_shows_the_best_and_the_homeworks_points() -> None:

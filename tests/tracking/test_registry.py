@@ -33,15 +33,15 @@ assert not [name for name in sys.modules if name.split(".")[0] in ("speaker", "e
 
 
 @pytest.fixture
-def books(state: Path) -> TrackingStore:
+def store(state: Path) -> TrackingStore:
     return TrackingStore(f"sqlite:///{state}/mlflow.db")
 
 
-def finished_run(books: TrackingStore, material: Material, number: int, whole: float) -> tuple[str, SpeakerClassifier]:
+def finished_run(store: TrackingStore, material: Material, number: int, whole: float) -> tuple[str, SpeakerClassifier]:
     """Leave a run as a trial does, with an untrained model."""
     torch.manual_seed(number)
     model = SpeakerClassifier(TINY, 40, 4).eval()
-    run = books.open_run(f"#{number} {TINY.label()}", {"study": "s", "trial": str(number)})
+    run = store.open_run(f"#{number} {TINY.label()}", {"study": "s", "trial": str(number)})
     run.log_setup(TINY, material)
     best = {ACCURACY_WHOLE: whole, ACCURACY_CROPS: whole / 2, "valid/loss_whole": 1.0}
     run.log_result(TrialResult("complete", steps=1, best_step=1, best=best, weights=model.state_dict()), TINY, material)
@@ -50,83 +50,83 @@ def finished_run(books: TrackingStore, material: Material, number: int, whole: f
 
 
 def test_the_best_run_becomes_champion_and_says_what_changed(
-    books: TrackingStore, material: Material, tmp_path: Path
+    store: TrackingStore, material: Material, tmp_path: Path
 ) -> None:
-    books.open_study("s", "id", None, {}, {}, material)
+    store.open_study("s", "id", None, {}, {}, material)
     with pytest.raises(UserError, match="only complete trials can be used, but 1 are wanted and study 's' has 0"):
-        best_runs(books, "s", 1)
-    assert find_version(books, CHAMPION) is None
-    first, _ = finished_run(books, material, 0, 0.5)
-    words = promote(books, best_runs(books, "s", 1)[0]).describe()
+        best_runs(store, "s", 1)
+    assert find_version(store, CHAMPION) is None
+    first, _ = finished_run(store, material, 0, 0.5)
+    words = promote(store, best_runs(store, "s", 1)[0]).describe()
     assert words.splitlines() == [
         f"champion of speaker-classifier is version 1: {TINY.label()}, whole 0.5000, crops 0.2500, #0 of study s",
         "There was none before.",
     ]
-    ended = books.client.get_run(first).info
-    assert "nothing changed" in promote(books, best_runs(books, "s", 1)[0]).describe()
-    _, model = finished_run(books, material, 1, 0.75)
-    words = promote(books, best_runs(books, "s", 1)[0]).describe()
+    ended = store.client.get_run(first).info
+    assert "nothing changed" in promote(store, best_runs(store, "s", 1)[0]).describe()
+    _, model = finished_run(store, material, 1, 0.75)
+    words = promote(store, best_runs(store, "s", 1)[0]).describe()
     assert "is version 2" in words
     assert "Before, it was version 1" in words
     assert "do not compare" not in words
-    assert books.client.get_run(first).info.end_time == ended.end_time, "promotion must not touch the run"
+    assert store.client.get_run(first).info.end_time == ended.end_time, "promotion must not touch the run"
 
-    assert fetch(books, CHAMPION, tmp_path / "champion") == "version 2 of speaker-classifier"
+    assert fetch(store, CHAMPION, tmp_path / "champion") == "version 2 of speaker-classifier"
     trained = load_model(tmp_path / "champion")
     assert torch.equal(trained.model.project.weight, model.project.weight)
-    assert fetch(books, "1", tmp_path / "one") == "version 1 of speaker-classifier"
-    assert fetch(books, first, tmp_path / "run") == f"run {first}"
-    assert load_model(tmp_path / "run").source == {"run": first, "store": books.shown}
+    assert fetch(store, "1", tmp_path / "one") == "version 1 of speaker-classifier"
+    assert fetch(store, first, tmp_path / "run") == f"run {first}"
+    assert load_model(tmp_path / "run").source == {"run": first, "store": store.shown}
     assert trained.source["version"] == "2"
-    assert best_runs(books, "s", 2)[1] == first
+    assert best_runs(store, "s", 2)[1] == first
     assert (tmp_path / "one" / "config.json").read_text() == (tmp_path / "run" / "config.json").read_text()
 
 
 @pytest.mark.parametrize("name", ["challenger", "7", "0" * 32, "v1", "x@y=(z)"])
-def test_an_unknown_model_is_one_clear_line(books: TrackingStore, tmp_path: Path, name: str) -> None:
+def test_an_unknown_model_is_one_clear_line(store: TrackingStore, tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError) as caught:
-        fetch(books, name, tmp_path / "model")
+        fetch(store, name, tmp_path / "model")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "model").exists()
 
 
 def test_weights_that_changed_in_the_store_are_refused(
-    books: TrackingStore, material: Material, tmp_path: Path
+    store: TrackingStore, material: Material, tmp_path: Path
 ) -> None:
-    run_id, _ = finished_run(books, material, 0, 0.5)
-    promote(books, run_id)
+    run_id, _ = finished_run(store, material, 0, 0.5)
+    promote(store, run_id)
     for file in (tmp_path / "mlruns" / "artifacts").rglob("weights.safetensors"):
         data = bytearray(file.read_bytes())
         data[-1] ^= 1
         file.write_bytes(data)
     for name in (CHAMPION, run_id):
         with pytest.raises(UserError, match="must have sha256"):
-            fetch(books, name, tmp_path / "model")
+            fetch(store, name, tmp_path / "model")
 
 
 @pytest.mark.parametrize("state_name", ["pruned", "failed", "interrupted"])
-def test_only_complete_runs_are_promoted(books: TrackingStore, material: Material, state_name: str) -> None:
-    run_id, _ = finished_run(books, material, 0, 0.5)
-    books.open_run("#0 d16", {}, run_id=run_id).close(state_name)
+def test_only_complete_runs_are_promoted(store: TrackingStore, material: Material, state_name: str) -> None:
+    run_id, _ = finished_run(store, material, 0, 0.5)
+    store.open_run("#0 d16", {}, run_id=run_id).close(state_name)
     with pytest.raises(UserError, match="only a complete trial's run"):
-        promote(books, run_id)
+        promote(store, run_id)
 
 
 def test_a_model_whose_files_are_gone_is_one_clear_line(
-    books: TrackingStore, material: Material, tmp_path: Path
+    store: TrackingStore, material: Material, tmp_path: Path
 ) -> None:
-    run_id, _ = finished_run(books, material, 0, 0.5)
-    promote(books, run_id)
+    run_id, _ = finished_run(store, material, 0, 0.5)
+    promote(store, run_id)
     shutil.rmtree(tmp_path / "mlruns" / "artifacts")
     for name in (CHAMPION, run_id):
         with pytest.raises(UserError, match="files cannot be read"):
-            fetch(books, name, tmp_path / "model")
+            fetch(store, name, tmp_path / "model")
 
 
-def test_mlflow_alone_gets_the_same_answers(books: TrackingStore, material: Material, tmp_path: Path) -> None:
+def test_mlflow_alone_gets_the_same_answers(store: TrackingStore, material: Material, tmp_path: Path) -> None:
     """In a process whose path holds none of this project's code, for several lengths and batches."""
-    run_id, model = finished_run(books, material, 0, 0.5)
-    promote(books, run_id)
+    run_id, model = finished_run(store, material, 0, 0.5)
+    promote(store, run_id)
     draw = np.random.default_rng(0)
     shapes = [(1, 1), (1, 50), (3, 128), (2, 700), (5, 2)]
     inputs = {}
@@ -136,7 +136,7 @@ def test_mlflow_alone_gets_the_same_answers(books: TrackingStore, material: Mate
     np.savez(tmp_path / "inputs.npz", **inputs)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "-P", "-c", ALONE, books.uri, tmp_path / "inputs.npz", tmp_path / "outputs.npz"],
+        [sys.executable, "-P", "-c", ALONE, store.uri, tmp_path / "inputs.npz", tmp_path / "outputs.npz"],
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -149,14 +149,14 @@ def test_mlflow_alone_gets_the_same_answers(books: TrackingStore, material: Mate
         assert outputs[f"speaker{i}"].tolist() == expected
 
 
-def test_the_registered_model_carries_its_signature_and_origin(books: TrackingStore, material: Material) -> None:
-    run_id, _ = finished_run(books, material, 0, 0.5)
-    promote(books, run_id)
-    version = books.client.get_model_version_by_alias(MODEL, CHAMPION)
+def test_the_registered_model_carries_its_signature_and_origin(store: TrackingStore, material: Material) -> None:
+    run_id, _ = finished_run(store, material, 0, 0.5)
+    promote(store, run_id)
+    version = store.client.get_model_version_by_alias(MODEL, CHAMPION)
     assert version.run_id == run_id
     assert version.tags["corpus.digest"] == material.pack.digest
     assert version.tags["best/accuracy_whole"] == "0.5000"
-    (file,) = Path(books.client.get_model_version_download_uri(MODEL, version.version).removeprefix("file://")).glob(
+    (file,) = Path(store.client.get_model_version_download_uri(MODEL, version.version).removeprefix("file://")).glob(
         "MLmodel"
     )
     text = file.read_text()

@@ -22,15 +22,15 @@ ROW = {ACCURACY_WHOLE: 0.5, ACCURACY_CROPS: 0.25, "valid/loss_whole": 1.5, "trai
 
 
 @pytest.fixture
-def books(state: Path) -> TrackingStore:
+def store(state: Path) -> TrackingStore:
     return TrackingStore(f"sqlite:///{state}/mlflow.db", clock=iter(range(1_000, 2_000)).__next__)
 
 
-def test_a_run_holds_point_corpus_protocol_and_origin(books: TrackingStore, material: Material) -> None:
-    run = books.open_run("d16", {"preset": "p"})
+def test_a_run_holds_point_corpus_protocol_and_origin(store: TrackingStore, material: Material) -> None:
+    run = store.open_run("d16", {"preset": "p"})
     run.log_setup(TINY, material)
     run.log_setup(TINY, material)  # as a resumed trial does
-    got = books.client.get_run(run.run_id)
+    got = store.client.get_run(run.run_id)
     assert got.data.params == {name: str(value) for name, value in TINY.to_dict().items()}
     tags = got.data.tags
     assert tags["corpus"] == "tiny"
@@ -48,28 +48,28 @@ def test_a_run_holds_point_corpus_protocol_and_origin(books: TrackingStore, mate
     assert text == TINY.to_json()
 
 
-def test_rows_stand_once_when_a_trial_starts_over(books: TrackingStore) -> None:
-    run = books.open_run("d16", {})
+def test_rows_stand_once_when_a_trial_starts_over(store: TrackingStore) -> None:
+    run = store.open_run("d16", {})
     run.log(4, ROW)
     run.log(8, ROW)
-    again = books.open_run("d16", {}, run_id=run.run_id)
+    again = store.open_run("d16", {}, run_id=run.run_id)
     for step in (4, 8, 12):
         again.log(step, ROW)
-    rows = books.client.get_metric_history(run.run_id, OBJECTIVE)
+    rows = store.client.get_metric_history(run.run_id, OBJECTIVE)
     assert [(row.step, row.value) for row in rows] == [(4, 0.5), (8, 0.5), (12, 0.5)]
     assert rows[0].timestamp == 1_000_000
 
 
-def test_the_result_is_metrics_and_a_model_that_loads(books: TrackingStore, material: Material, tmp_path: Path) -> None:
+def test_the_result_is_metrics_and_a_model_that_loads(store: TrackingStore, material: Material, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = SpeakerClassifier(TINY, 40, 4)
-    run = books.open_run("d16", {})
+    run = store.open_run("d16", {})
     result = TrialResult(
         "complete", steps=12, best_step=8, best=ROW, weights=model.state_dict(), parameters=3, seconds=2
     )
     run.log_result(result, TINY, material)
     run.close("complete")
-    got = books.client.get_run(run.run_id)
+    got = store.client.get_run(run.run_id)
     assert got.data.metrics == {
         BEST_WHOLE: 0.5, "best/accuracy_crops": 0.25, "best/loss_whole": 1.5, "best/step": 8.0, "model/parameters": 3.0,
         "speed/seconds": 2.0,
@@ -85,11 +85,11 @@ def test_the_result_is_metrics_and_a_model_that_loads(books: TrackingStore, mate
     ("state_name", "status"),
     [("complete", "FINISHED"), ("pruned", "KILLED"), ("failed", "FAILED"), ("interrupted", "KILLED")],
 )
-def test_a_run_ends_visibly(books: TrackingStore, state_name: str, status: str) -> None:
-    run = books.open_run("#7 d16 h2", {})
-    assert books.client.get_run(run.run_id).info.status == "RUNNING"
+def test_a_run_ends_visibly(store: TrackingStore, state_name: str, status: str) -> None:
+    run = store.open_run("#7 d16 h2", {})
+    assert store.client.get_run(run.run_id).info.status == "RUNNING"
     run.close(state_name, "because")
-    got = books.client.get_run(run.run_id)
+    got = store.client.get_run(run.run_id)
     assert got.info.status == status
     assert got.info.run_name == ("#7 d16 h2" if state_name == "complete" else f"#7 {state_name} d16 h2")
     assert (got.data.tags["state"], got.data.tags["state.reason"]) == (state_name, "because")
@@ -97,29 +97,29 @@ def test_a_run_ends_visibly(books: TrackingStore, state_name: str, status: str) 
 
 @pytest.mark.parametrize(("error", "state_name"), [(Interrupted(2), "interrupted"), (KeyError("x"), "failed")])
 def test_what_breaks_a_run_closes_it_and_passes_through(
-    books: TrackingStore, error: BaseException, state_name: str
+    store: TrackingStore, error: BaseException, state_name: str
 ) -> None:
-    run = books.open_run("d16", {})
+    run = store.open_run("d16", {})
     with pytest.raises(type(error)), run.guarded():
         raise error
-    assert books.client.get_run(run.run_id).data.tags["state"] == state_name
+    assert store.client.get_run(run.run_id).data.tags["state"] == state_name
 
 
-def test_a_trial_without_a_score_leaves_no_model(books: TrackingStore, material: Material) -> None:
-    run = books.open_run("d16", {})
+def test_a_trial_without_a_score_leaves_no_model(store: TrackingStore, material: Material) -> None:
+    run = store.open_run("d16", {})
     run.log_result(TrialResult("failed", "out of memory"), TINY, material)
-    assert "weights.sha256" not in books.client.get_run(run.run_id).data.tags
-    assert books.client.list_artifacts(run.run_id) == []
+    assert "weights.sha256" not in store.client.get_run(run.run_id).data.tags
+    assert store.client.list_artifacts(run.run_id) == []
 
 
-def test_the_best_so_far_of_a_study_stands_once(books: TrackingStore, material: Material) -> None:
-    parent = books.open_study("s", "id", None, {"seed": "0"}, {}, material)
+def test_the_best_so_far_of_a_study_stands_once(store: TrackingStore, material: Material) -> None:
+    parent = store.open_study("s", "id", None, {"seed": "0"}, {}, material)
     for rows in ([(0, 5, 0.1), (1, 6, 0.3)], [(0, 5, 0.1), (1, 6, 0.3), (2, 9, 0.4)]):
-        assert books.open_study("s", "id", parent, {"seed": "0"}, {}, material) == parent
-        books.close_study(parent, "complete", rows)
-    history = books.client.get_metric_history(parent, BEST_WHOLE)
+        assert store.open_study("s", "id", parent, {"seed": "0"}, {}, material) == parent
+        store.close_study(parent, "complete", rows)
+    history = store.client.get_metric_history(parent, BEST_WHOLE)
     assert [(row.step, row.value) for row in history] == [(0, 0.1), (1, 0.3), (2, 0.4)]
-    assert books.open_study("s", "id", None, {"seed": "0"}, {}, material) == parent, (
+    assert store.open_study("s", "id", None, {"seed": "0"}, {}, material) == parent, (
         "a worker died before the study knew of it"
     )
 
@@ -129,9 +129,9 @@ def test_eight_processes_open_new_books_at_once(state: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(8) as pool:
         ids = pool.map(open_and_log, [uri] * 8)
     assert len(set(ids)) == 8
-    books = TrackingStore(uri)
-    assert len(books.runs("")) == 8
-    experiment = books.client.get_experiment_by_name(EXPERIMENT)
+    store = TrackingStore(uri)
+    assert len(store.runs("")) == 8
+    experiment = store.client.get_experiment_by_name(EXPERIMENT)
     assert experiment.artifact_location == (state / "artifacts").as_uri()
 
 
@@ -142,16 +142,16 @@ def open_and_log(uri: str) -> str:
     return run.run_id
 
 
-def test_more_runs_than_a_page(books: TrackingStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_runs_than_a_page(store: TrackingStore, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(7):
-        books.open_run(f"r{number}", {})
-    original = books.client.search_runs
+        store.open_run(f"r{number}", {})
+    original = store.client.search_runs
     monkeypatch.setattr(
-        books.client,
+        store.client,
         "search_runs",
         lambda ids, text, view, _most, order, token: original(ids, text, view, 3, order, token),
     )
-    assert [run.info.run_name for run in books.runs("")] == [f"r{number}" for number in range(7)]
+    assert [run.info.run_name for run in store.runs("")] == [f"r{number}" for number in range(7)]
 
 
 def test_a_store_that_is_not_there(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,11 +164,11 @@ def test_a_store_that_is_not_there(state: Path, monkeypatch: pytest.MonkeyPatch)
         TrackingStore("nonsense://x")
 
 
-def test_books_that_were_moved_are_refused(books: TrackingStore, state: Path, tmp_path: Path) -> None:
+def test_books_that_were_moved_are_refused(store: TrackingStore, state: Path, tmp_path: Path) -> None:
     shutil.copytree(state, tmp_path / "copy")
     with pytest.raises(UserError, match="was moved or copied from there"):
         TrackingStore(f"sqlite:///{tmp_path}/copy/mlflow.db")
-    assert books.runs("") == []
+    assert store.runs("") == []
 
 
 @pytest.mark.parametrize("uri", ["http://localhost:port", "mysql://u:secret@h/d", "sqlite:////proc/none/x.db", ""])
@@ -179,8 +179,8 @@ def test_an_odd_uri_is_one_clear_line(uri: str) -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_a_resumed_training_may_not_change_its_point(books: TrackingStore, material: Material) -> None:
-    run = books.open_run("d16", {})
+def test_a_resumed_training_may_not_change_its_point(store: TrackingStore, material: Material) -> None:
+    run = store.open_run("d16", {})
     run.log_setup(TINY, material)
     with pytest.raises(mlflow.exceptions.MlflowException):
         run.log_setup(replace(TINY, seed=1), material)
