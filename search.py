@@ -49,7 +49,7 @@ def main() -> None:
     """Run the search and print its table."""
     arguments = parser().parse_args()
     # Late: torch, optuna and mlflow take seconds to import, and --help needs none of them.
-    from experiments.context import prepare, settle
+    from experiments.context import load_context, move_to_device
     from experiments.study.local_workers import run_at_once
     from experiments.study.progress import Progress
     from experiments.study.search import Order, Plan, default_storage
@@ -66,10 +66,10 @@ def main() -> None:
     space = find_space(arguments.space)
     storage_url = arguments.storage or default_storage(STATE)
     tracking_uri = arguments.tracking_uri or default_tracking_uri(STATE)
-    material = prepare(arguments.data, arguments.device, arguments.precision, STATE, arguments.jobs)
+    context = load_context(arguments.data, arguments.device, arguments.precision, STATE, arguments.jobs)
     base = HOMEWORK_BASELINE if arguments.data else DEMO_BUDGET
     plan = Plan(
-        name=arguments.study or f"{space.name}-{material.corpus.name}",
+        name=arguments.study or f"{space.name}-{context.corpus.name}",
         space=space,
         base=base.with_steps(arguments.steps) if arguments.steps else base,
         seed=arguments.seed,
@@ -78,22 +78,22 @@ def main() -> None:
         trials=arguments.trials,
         timeout=arguments.timeout,
     )
-    check_batch(plan.base, material.pack, material.protocol)
-    search = Order(plan, material, storage_url, tracking_uri).open()
+    check_batch(plan.base, context.pack, context.protocol)
+    search = Order(plan, context, storage_url, tracking_uri).open()
     try:
         done = search.finished()
         if len(done) < plan.trials:
             points = space.points(plan.base)
-            material, costs = settle(material, (points[0], points[-1]), arguments.jobs)
+            context, costs = move_to_device(context, (points[0], points[-1]), arguments.jobs)
             with uninterrupted():
-                search.use(material)
-            device = material.provenance["device"]
+                search.use(context)
+            device = context.provenance["device"]
             print(f"Study {plan.name}: {plan.trials} trials of {plan.base.steps:,} steps on {device}.")
-            print(describe(points, costs, plan.trials - len(done), material.compute, arguments.jobs), flush=True)
+            print(describe(points, costs, plan.trials - len(done), context.compute, arguments.jobs), flush=True)
         at_once = max(1, min(arguments.jobs, plan.trials - len(done)))
         with uninterrupted(), Progress(search.job, plan.trials, done, at_once) as progress:
             if at_once > 1:
-                run_at_once(Order(plan, material, storage_url, tracking_uri), at_once, progress)
+                run_at_once(Order(plan, context, storage_url, tracking_uri), at_once, progress)
             else:
                 for trial in search.trials():
                     config, result = run_trial(search.job, trial, progress.running[0])
@@ -117,7 +117,7 @@ def main() -> None:
         print(f"Time is up with {finished} of {plan.trials} trials finished; run the same command to go on.")
     elsewhere = ["--tracking-uri", masked(tracking_uri)] if arguments.tracking_uri else []
     print(f"\n{table(ranked(search.job.store, plan.name), best=5)}\n\nNext:")
-    print(next_commands(plan.name, material.corpus.folder, elsewhere))
+    print(next_commands(plan.name, context.corpus.folder, elsewhere))
 
 
 def next_commands(study: str, folder: Path, elsewhere: list[str]) -> str:

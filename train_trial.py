@@ -73,20 +73,20 @@ def main() -> None:
     # Late: torch and mlflow take seconds to import, and --help needs neither.
     from tqdm import tqdm
 
-    from experiments.context import prepare, settle
+    from experiments.context import load_context, move_to_device
     from experiments.tracking.store import TrackingStore, default_tracking_uri
     from speaker.training.lookahead import describe
     from speaker.training.train import check_batch, train
 
-    material = prepare(arguments.data, arguments.device, arguments.precision, STATE)
-    check_batch(config, material.pack, material.protocol)
-    material, costs = settle(material, [config])
+    context = load_context(arguments.data, arguments.device, arguments.precision, STATE)
+    check_batch(config, context.pack, context.protocol)
+    context, costs = move_to_device(context, [config])
     store = TrackingStore(arguments.tracking_uri or default_tracking_uri(STATE))
     with contextlib.ExitStack() as stack:
         if arguments.resume:
             stack.enter_context(only_process(arguments.resume))
-            found = material.checkpoint(arguments.resume, config).load()  # refuses what it cannot go on from
-            run = store.reopen_run(arguments.resume, config, material)
+            found = context.checkpoint(arguments.resume, config).load()  # refuses what it cannot go on from
+            run = store.reopen_run(arguments.resume, config, context)
             if not found:
                 print("It has no checkpoint yet, so it starts over.")
         else:
@@ -95,15 +95,13 @@ def main() -> None:
             stack.enter_context(only_process(run.run_id))
         bar = stack.enter_context(tqdm(total=config.steps, desc=config.label(), unit="step", disable=None))
         print(f"Run {run.run_id}. Should it be stopped, go on with: {resuming_command(run.run_id)}")
-        print(f"On {material.provenance['device']}. {describe([config], costs, 1, material.compute)}", flush=True)
-        checkpoint = material.checkpoint(run.run_id, config)
+        print(f"On {context.provenance['device']}. {describe([config], costs, 1, context.compute)}", flush=True)
+        checkpoint = context.checkpoint(run.run_id, config)
         with uninterrupted(), run.guarded():
-            run.log_setup(config, material)
+            run.log_setup(config, context)
             with interruptible():
-                result = train(
-                    config, material.pack, material.protocol, reporter(run), material.compute, checkpoint, bar
-                )
-            run.log_result(result, config, material)
+                result = train(config, context.pack, context.protocol, reporter(run), context.compute, checkpoint, bar)
+            run.log_result(result, config, context)
         run.close(result.state, result.reason)
         checkpoint.remove()
     whole, crops = (f"{value:.4f}" if value is not None else "-" for value in result.scores())

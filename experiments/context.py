@@ -22,7 +22,7 @@ from speaker.training.lookahead import Cost
 
 
 @dataclass(frozen=True)
-class Material:
+class TrainingContext:
     """What every trial of a search shares: the data, how it is scored, and where it comes from."""
 
     corpus: Corpus
@@ -33,7 +33,7 @@ class Material:
     provenance: dict[str, str]
 
     def tags(self) -> dict[str, str]:
-        """Return the tags of a run on this material."""
+        """Return the tags of a run on this context."""
         protocols = {f"protocol.{name}": text for name, text in self.protocol.describe().items()}
         data = {"corpus": self.corpus.name, "corpus.digest": self.pack.digest, "precision": self.compute.precision_name}
         return {**data, **protocols, **self.provenance}
@@ -44,7 +44,9 @@ class Material:
         return Checkpoint(self.checkpoints / f"{run_id}.checkpoint", which)
 
 
-def prepare(data: Path | None, device_name: str, precision_name: str, state: Path, jobs: int = 1) -> Material:
+def load_context(
+    data: Path | None, device_name: str, precision_name: str, state: Path, jobs: int = 1
+) -> TrainingContext:
     """Read a corpus, or make the demo corpus in the folder `state`, and open its pack, on the CPU for the time being.
 
     It will be computed on by `jobs` processes. Raises UserError for a corpus or a device that cannot be used.
@@ -59,17 +61,19 @@ def prepare(data: Path | None, device_name: str, precision_name: str, state: Pat
     if warnings.counts:
         print("\n".join(warnings.lines("warnings")))
     pack = open_pack(corpus, state / "packs")
-    return Material(corpus, pack, Protocol(), compute, state / "checkpoints", provenance(compute, PACKAGES))
+    return TrainingContext(corpus, pack, Protocol(), compute, state / "checkpoints", provenance(compute, PACKAGES))
 
 
-def settle(material: Material, points: Sequence[TrialConfig], jobs: int = 1) -> tuple[Material, list[Cost]]:
+def move_to_device(
+    context: TrainingContext, points: Sequence[TrialConfig], jobs: int = 1
+) -> tuple[TrainingContext, list[Cost]]:
     """Put the pack on the device and look ahead: do a few steps of some points, and take what works from then on.
 
-    Prints what does not. Returns the material to compute with in each of `jobs` processes, and what the points cost.
+    Prints what does not. Returns the context to compute with in each of `jobs` processes, and what the points cost.
     Raises UserError when the device cannot compute, or has too little memory.
     """
-    compute, pack, costs = lookahead.settle(
-        points, lambda tried: material.pack.to(tried.device, tried.precision), material.protocol, material.compute
+    compute, pack, costs = lookahead.find_working_compute(
+        points, lambda tried: context.pack.to(tried.device, tried.precision), context.protocol, context.compute
     )
     for fallback in compute.fallbacks:
         print(f"warning: {fallback}", file=sys.stderr)
@@ -77,4 +81,4 @@ def settle(material: Material, points: Sequence[TrialConfig], jobs: int = 1) -> 
     if compute.device.type == "cuda" and jobs > 1:
         release_memory()
         compute = replace(compute, memory_fraction=share_memory(compute.device, jobs))
-    return replace(material, pack=pack, compute=compute, provenance=provenance(compute, PACKAGES)), costs
+    return replace(context, pack=pack, compute=compute, provenance=provenance(compute, PACKAGES)), costs

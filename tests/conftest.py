@@ -7,7 +7,7 @@ from pathlib import Path
 import pgserver
 import pytest
 
-from experiments.context import Material
+from experiments.context import TrainingContext
 from speaker.common.devices import Compute
 from speaker.data.corpus import Corpus, read_corpus
 from speaker.data.pack import Pack, open_pack
@@ -34,8 +34,10 @@ def pack(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Pack:
 
 
 @pytest.fixture(scope="session")
-def material(corpus: Corpus, pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Material:
-    return Material(corpus, pack, Protocol(), Compute(), tmp_path_factory.mktemp("checkpoints"), {"device": "cpu"})
+def context(corpus: Corpus, pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> TrainingContext:
+    return TrainingContext(
+        corpus, pack, Protocol(), Compute(), tmp_path_factory.mktemp("checkpoints"), {"device": "cpu"}
+    )
 
 
 @pytest.fixture

@@ -94,12 +94,12 @@ def run_at_once(order: Order, jobs: int, progress: Progress) -> None:
 @contextlib.contextmanager
 def _started(order: Order, jobs: int) -> Iterator[dict[Connection, SpawnProcess]]:
     """Start workers, and stop at the end of a `with` block those that still run; their trials can be gone on with."""
-    context = multiprocessing.get_context("spawn")
+    spawn = multiprocessing.get_context("spawn")
     workers: dict[Connection, SpawnProcess] = {}
     try:
         for number in range(jobs):
-            ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_work, args=(_pack(order), theirs), name=f"worker {number + 1}")
+            ours, theirs = spawn.Pipe(duplex=False)
+            process = spawn.Process(target=_work, args=(_pack(order), theirs), name=f"worker {number + 1}")
             with out_of_reach():
                 process.start()
             theirs.close()
@@ -165,8 +165,8 @@ def _work(packed: bytes, connection: Connection) -> None:
     tqdm.set_lock(threading.RLock())  # instead of one between processes, which a kill would leave behind
     try:
         order = _unpack(packed)
-        with noticing_loss(order.material.compute.device):
-            claim(order.material.compute)
+        with noticing_loss(order.context.compute.device):
+            claim(order.context.compute)
         search = order.open()
         with uninterrupted(), _DistantBar(connection, unit="step", leave=False, disable=None) as bar:
             for trial in search.trials():

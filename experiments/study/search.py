@@ -22,7 +22,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from experiments.context import Material
+from experiments.context import TrainingContext
 from experiments.study.locks import Locks, Release, open_locks
 from experiments.study.space import Space
 from experiments.study.trial import PRESET, RUN_ID, Job
@@ -70,7 +70,7 @@ class Order:
     """All that a process needs to take part in a search."""
 
     plan: Plan
-    material: Material
+    context: TrainingContext
     storage_url: str
     tracking_uri: str
 
@@ -80,7 +80,7 @@ class Order:
         locks = open_locks(url, plan.name)
         tags = {"storage": masked(url), "sampler": plan.sampler, "pruner": plan.pruner}
         store = TrackingStore(self.tracking_uri)
-        return Search(plan, open_storage(url), locks, self.material, store, tags)
+        return Search(plan, open_storage(url), locks, self.context, store, tags)
 
 
 class Search:
@@ -91,7 +91,7 @@ class Search:
         plan: Plan,
         storage: RDBStorage,
         locks: Locks,
-        material: Material,
+        context: TrainingContext,
         store: TrackingStore,
         tags: dict[str, str],
     ) -> None:
@@ -99,20 +99,20 @@ class Search:
         self._plan = plan
         self._locks = locks
         self._store = store
-        contract = _contract(plan, material)
+        contract = _contract(plan, context)
         with locks.holding("study"):
             self.study = _open_study(storage, plan.name, contract)
             self.study.pruner = PRUNERS[plan.pruner](plan.base.steps)
             known = self.study.user_attrs
-            parent = store.open_study(plan.name, known[IDENTITY], known.get(PARENT), contract, tags, material)
+            parent = store.open_study(plan.name, known[IDENTITY], known.get(PARENT), contract, tags, context)
             self.study.set_user_attr(PARENT, parent)
-        self.job = Job(self.study, plan.space, plan.base, plan.seed, material, store, parent)
+        self.job = Job(self.study, plan.space, plan.base, plan.seed, context, store, parent)
         self._close_ended_runs()
 
-    def use(self, material: Material) -> None:
-        """Compute with this material from now on: the same data, on the device that they were put on."""
-        self.job = replace(self.job, material=material)
-        self._store.tag_run(self.job.parent, material.tags())
+    def use(self, context: TrainingContext) -> None:
+        """Compute with this context from now on: the same data, on the device that they were put on."""
+        self.job = replace(self.job, context=context)
+        self._store.tag_run(self.job.parent, context.tags())
 
     def finished(self) -> list[FrozenTrial]:
         """Return the trials that have ended: complete, pruned or failed."""
@@ -227,18 +227,18 @@ def _begin_immediately(engine: sqlalchemy.Engine) -> None:
     engine.dispose()  # connections opened before this do not know it
 
 
-def _contract(plan: Plan, material: Material) -> dict[str, str]:
+def _contract(plan: Plan, context: TrainingContext) -> dict[str, str]:
     """Return what must not change while a study grows, by name, in words."""
     base = plan.base.to_dict()
     varied = plan.space.definition()
     return {
         "objective": OBJECTIVE,
         "direction": "maximize",
-        "corpus": material.pack.digest,
+        "corpus": context.pack.digest,
         "space": plan.space.name,
         **{f"space.{name}": words for name, words in varied.items()},
         **{name: str(value) for name, value in base.items() if name not in varied and name != "seed"},
-        **{f"protocol.{name}": str(value) for name, value in vars(material.protocol).items()},
+        **{f"protocol.{name}": str(value) for name, value in vars(context.protocol).items()},
         "seed": str(plan.seed),
         "version.torch": version("torch"),
         "version.optuna": version("optuna"),

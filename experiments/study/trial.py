@@ -7,7 +7,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from tqdm import tqdm
 
-from experiments.context import Material
+from experiments.context import TrainingContext
 from experiments.study.space import Space
 from experiments.tracking.store import STORE_ERRORS, TrackedRun, TrackingStore, describe_error
 from speaker.common.errors import DeviceLostError, UserError
@@ -32,7 +32,7 @@ class Job:
     space: Space
     base: TrialConfig
     seed: int
-    material: Material
+    context: TrainingContext
     store: TrackingStore
     parent: str  # the study's run
 
@@ -55,15 +55,15 @@ def run_trial(job: Job, trial: optuna.trial.Trial, bar: "tqdm[int]") -> tuple[Tr
     checkpoint = _checkpoint(job, trial, run, config)
     try:
         with run.guarded():
-            run.log_setup(config, job.material)
+            run.log_setup(config, job.context)
             bar.reset(config.steps)
             bar.set_description_str(f"#{trial.number} {config.label()}", refresh=False)
-            material = job.material
+            context = job.context
             with interruptible():
                 result = train(
-                    config, material.pack, material.protocol, _report(trial, run), material.compute, checkpoint, bar
+                    config, context.pack, context.protocol, _report(trial, run), context.compute, checkpoint, bar
                 )
-            run.log_result(result, config, job.material)
+            run.log_result(result, config, job.context)
     except STORE_FAILURES:
         raise
     except DeviceLostError as error:
@@ -110,7 +110,7 @@ def _open_run(job: Job, trial: optuna.trial.Trial, config: TrialConfig) -> Track
 
 def _checkpoint(job: Job, trial: optuna.trial.Trial, run: TrackedRun, config: TrialConfig) -> Checkpoint:
     """Return the trial's checkpoint. One that cannot be gone on from, of other code say, must not stop the search."""
-    checkpoint = job.material.checkpoint(run.run_id, config)
+    checkpoint = job.context.checkpoint(run.run_id, config)
     try:
         checkpoint.load()
     except UserError as error:

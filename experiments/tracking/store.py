@@ -21,7 +21,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from experiments.context import Material
+from experiments.context import TrainingContext
 from experiments.urls import masked
 from speaker.common.errors import DeviceLostError, UserError
 from speaker.common.files import canonical_json, create_once
@@ -52,19 +52,19 @@ class TrackedRun:
         # A trial that starts over measures again what the killed one had logged; those rows stay as they are.
         self._logged = {key: self._last_step(key) for key in (OBJECTIVE, SECONDS)}
 
-    def log_setup(self, config: TrialConfig, material: Material) -> None:
+    def log_setup(self, config: TrialConfig, context: TrainingContext) -> None:
         """Log the point, field by field and whole, and the corpus."""
         params = [Param(name, str(value)) for name, value in config.to_dict().items()]
-        tags = {"point": config.label(), "config.fingerprint": config.fingerprint(), **material.tags()}
+        tags = {"point": config.label(), "config.fingerprint": config.fingerprint(), **context.tags()}
         self._client.log_batch(self.run_id, params=params, tags=_tags(tags))
-        self._client.log_inputs(self.run_id, [_dataset(material)])
+        self._client.log_inputs(self.run_id, [_dataset(context)])
         self._client.log_text(self.run_id, config.to_json(), "config.json")
 
     def log(self, step: int, metrics: Metrics) -> None:
         """Log one evaluation's row, unless it stands there already."""
         self._log_once(OBJECTIVE, metrics, step)
 
-    def log_result(self, result: TrialResult, config: TrialConfig, material: Material) -> None:
+    def log_result(self, result: TrialResult, config: TrialConfig, context: TrainingContext) -> None:
         """Log the best of a trial and its weights, with what is needed to load them."""
         summary = {"model/parameters": float(result.parameters), SECONDS: result.seconds}
         if result.best:
@@ -76,14 +76,14 @@ class TrackedRun:
                     Path(folder),
                     result.weights,
                     config,
-                    material.pack.n_mels,
-                    material.pack.speakers,
-                    material.pack.digest,
+                    context.pack.n_mels,
+                    context.pack.speakers,
+                    context.pack.digest,
                 )
                 self._client.log_artifacts(self.run_id, folder, MODEL_FOLDER)
             self._client.set_tag(self.run_id, SHA256, sha256)
         if result.fallback:
-            reasons = "; ".join((*material.compute.fallbacks, result.fallback))
+            reasons = "; ".join((*context.compute.fallbacks, result.fallback))
             self._client.set_tag(self.run_id, FALLBACKS, reasons)
         self._log_once(SECONDS, summary, result.steps)
 
@@ -148,7 +148,7 @@ class TrackingStore:
         run_id: str | None,
         params: dict[str, str],
         tags: dict[str, str],
-        material: Material,
+        context: TrainingContext,
     ) -> str:
         """Open a study's parent run, for the first time or again, and return its id.
 
@@ -166,8 +166,8 @@ class TrackingStore:
         self._must_have(run_id, name)
         self.client.update_run(run_id, status="RUNNING")
         batch = [Param(key, value) for key, value in params.items()]
-        self.client.log_batch(run_id, params=batch, tags=_tags({**tags, **material.tags(), "state": "running"}))
-        self.client.log_inputs(run_id, [_dataset(material)])
+        self.client.log_batch(run_id, params=batch, tags=_tags({**tags, **context.tags(), "state": "running"}))
+        self.client.log_inputs(run_id, [_dataset(context)])
         return run_id
 
     def tag_run(self, run_id: str, tags: dict[str, str]) -> None:
@@ -192,7 +192,7 @@ class TrackingStore:
         self.client.set_tag(run_id, "state", "running")
         return TrackedRun(self.client, run_id, name, self._clock)
 
-    def reopen_run(self, run_id: str, config: TrialConfig, material: Material) -> TrackedRun:
+    def reopen_run(self, run_id: str, config: TrialConfig, context: TrainingContext) -> TrackedRun:
         """Open a run that was stopped, to go on with it.
 
         Raises UserError for one that ended, and for one of another point, corpus, protocol or precision.
@@ -205,9 +205,7 @@ class TrackingStore:
             raise UserError(f"--resume goes on with runs of train_trial.py, but {run_id} is none; run search.py again")
         if (state := run.data.tags.get("state")) not in ("running", "interrupted"):
             raise UserError(f"--resume must name a run that was stopped, but {run_id} has ended: {state}")
-        must_be = {
-            name: value for name, value in material.tags().items() if name not in {"corpus", *material.provenance}
-        }
+        must_be = {name: value for name, value in context.tags().items() if name not in {"corpus", *context.provenance}}
         must_be |= {name: str(value) for name, value in config.to_dict().items()}
         was = {**run.data.params, **run.data.tags}
         changes = [
@@ -323,20 +321,20 @@ def _create_store(path: Path, artifacts: str) -> None:
     store.engine.dispose()
 
 
-def _dataset(material: Material) -> DatasetInput:
+def _dataset(context: TrainingContext) -> DatasetInput:
     """Return the corpus as MLflow shows it among a run's inputs."""
     profile = {
-        "utterances": len(material.pack),
-        "speakers": len(material.pack.speakers),
-        "frames": len(material.pack.frames),
-        "test_utterances": len(material.corpus.test),
+        "utterances": len(context.pack),
+        "speakers": len(context.pack.speakers),
+        "frames": len(context.pack.frames),
+        "test_utterances": len(context.corpus.test),
     }
-    schema = {"mels": f"float32 (frames, {material.pack.n_mels})", "speaker": "id"}
+    schema = {"mels": f"float32 (frames, {context.pack.n_mels})", "speaker": "id"}
     dataset = Dataset(
-        name=material.corpus.name,
-        digest=material.pack.digest[:12],  # short, for the UI's table; the tag corpus.digest holds it all
+        name=context.corpus.name,
+        digest=context.pack.digest[:12],  # short, for the UI's table; the tag corpus.digest holds it all
         source_type="local",
-        source=canonical_json({"uri": material.corpus.folder.as_uri()}),
+        source=canonical_json({"uri": context.corpus.folder.as_uri()}),
         schema=canonical_json(schema),
         profile=canonical_json(profile),
     )

@@ -56,7 +56,7 @@ def measure(config: TrialConfig, pack: Pack, protocol: Protocol, compute: Comput
         return Cost(config, step, evaluation, memory, learner.fallback)
 
 
-def settle(
+def find_working_compute(
     points: Sequence[TrialConfig], put: Callable[[Compute], Pack], protocol: Protocol, compute: Compute
 ) -> tuple[Compute, Pack, list[Cost]]:
     """Find out what to compute with, from what was asked for down to what works, and what points cost there.

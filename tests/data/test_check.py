@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.context import prepare
+from experiments.context import load_context
 from speaker.common.errors import UserError
 from speaker.data.check import Findings, check, check_quickly, describe, draw
 from speaker.data.corpus import Corpus, read_corpus, read_mels
@@ -133,7 +133,7 @@ def test_a_search_warns_of_labels_before_it_packs(
         "metadata.json",
         lambda m: m["speakers"]["id00002"][10].update(mel_len=corpus.utterances[3].frames),
     )
-    prepare(copy, "cpu", "auto", tmp_path)
+    load_context(copy, "cpu", "auto", tmp_path)
     out = capsys.readouterr().out
     assert "1 x test utterance that is also a training utterance" in out
     assert "warning: 1 utterances stand under two speakers" in out

@@ -18,7 +18,7 @@ import pytest
 from optuna.trial import TrialState
 
 import experiments.study.trial as trial_module
-from experiments.context import Material
+from experiments.context import TrainingContext
 from experiments.study.local_workers import _work as work
 from experiments.study.local_workers import run_at_once
 from experiments.study.progress import Progress
@@ -47,8 +47,8 @@ def home(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def order(state: Path, material: Material) -> Order:
-    return Order(PLAN, material, f"sqlite:///{state}/optuna.db", f"sqlite:///{state}/mlflow.db")
+def order(state: Path, context: TrainingContext) -> Order:
+    return Order(PLAN, context, f"sqlite:///{state}/optuna.db", f"sqlite:///{state}/mlflow.db")
 
 
 def workers_of(process: "subprocess.Popen[str]", count: int = 2) -> list[int]:
@@ -136,7 +136,7 @@ def test_when_all_are_killed_it_says_so_and_goes_on_later(home: Path) -> None:
 
 
 def test_a_bug_in_a_worker_stops_all_and_shows_where(order: Order) -> None:
-    order = replace(order, material=replace(order.material, protocol=Protocol(crop_len=-1)))
+    order = replace(order, context=replace(order.context, protocol=Protocol(crop_len=-1)))
     search = order.open()
     with pytest.raises(RuntimeError, match=r"a worker met a bug:\n(.*\n)+.*experiments/trial.py"):
         run_at_once(order, 2, Progress(search.job, 4, [], 2))

@@ -12,7 +12,7 @@ import torch
 from optuna.trial import TrialState
 from tqdm import tqdm
 
-from experiments.context import Material
+from experiments.context import TrainingContext
 from experiments.study import trial as trial_module
 from experiments.study.locks import open_locks
 from experiments.study.search import Plan, Search, open_storage
@@ -33,12 +33,12 @@ PLAN = Plan("s", HOMEWORK, TINY.replace(steps=4, warmup_steps=1, valid_every=2),
 
 
 @pytest.fixture
-def open_search(state: Path, material: Material) -> Callable[[Plan], Search]:
+def open_search(state: Path, context: TrainingContext) -> Callable[[Plan], Search]:
     url = f"sqlite:///{state}/optuna.db"
 
     def opened(plan: Plan) -> Search:
         store = TrackingStore(f"sqlite:///{state}/mlflow.db")
-        return Search(plan, open_storage(url), open_locks(url, plan.name), material, store, {})
+        return Search(plan, open_storage(url), open_locks(url, plan.name), context, store, {})
 
     return opened
 
@@ -275,14 +275,14 @@ def test_a_study_of_another_kind_is_refused_by_name(open_search: Callable[[Plan]
 
 
 def test_a_study_of_another_corpus_or_objective_is_refused(
-    open_search: Callable[[Plan], Search], state: Path, monkeypatch: pytest.MonkeyPatch, material: Material
+    open_search: Callable[[Plan], Search], state: Path, monkeypatch: pytest.MonkeyPatch, context: TrainingContext
 ) -> None:
     open_search(PLAN)
     monkeypatch.setattr("experiments.study.search.OBJECTIVE", "valid/accuracy_crops")
     with pytest.raises(UserError, match="objective is valid/accuracy_whole there and valid/accuracy_crops here"):
         open_search(PLAN)
     monkeypatch.undo()
-    other = replace(material, pack=replace(material.pack, digest="other"))
+    other = replace(context, pack=replace(context.pack, digest="other"))
     url = f"sqlite:///{state}/optuna.db"
     with pytest.raises(UserError, match="corpus is .* there and other here"):
         Search(PLAN, open_storage(url), open_locks(url, "s"), other, TrackingStore(f"sqlite:///{state}/mlflow.db"), {})
@@ -318,23 +318,21 @@ def test_a_disk_that_is_full_costs_no_trial(
 
 
 def test_a_new_storage_does_not_take_over_the_runs_of_another(
-    open_search: Callable[[Plan], Search], state: Path, material: Material
+    open_search: Callable[[Plan], Search], state: Path, context: TrainingContext
 ) -> None:
     open_search(PLAN)
     url = f"sqlite:///{state}/second.db"
     with pytest.raises(UserError, match="holds another study 's', of another --storage; choose another --study"):
         Search(
-            PLAN, open_storage(url), open_locks(url, "s"), material, TrackingStore(f"sqlite:///{state}/mlflow.db"), {}
+            PLAN, open_storage(url), open_locks(url, "s"), context, TrackingStore(f"sqlite:///{state}/mlflow.db"), {}
         )
 
 
-def test_lost_runs_are_noticed(open_search: Callable[[Plan], Search], state: Path, material: Material) -> None:
+def test_lost_runs_are_noticed(open_search: Callable[[Plan], Search], state: Path, context: TrainingContext) -> None:
     open_search(PLAN)
     url = f"sqlite:///{state}/optuna.db"
     with pytest.raises(UserError, match="must be in the tracking store"):
-        Search(
-            PLAN, open_storage(url), open_locks(url, "s"), material, TrackingStore(f"sqlite:///{state}/other.db"), {}
-        )
+        Search(PLAN, open_storage(url), open_locks(url, "s"), context, TrackingStore(f"sqlite:///{state}/other.db"), {})
 
 
 @pytest.mark.usefixtures("fast")

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.context import Material
+from experiments.context import TrainingContext
 from experiments.tracking.leaderboard import Row, ranked, table
 from experiments.tracking.store import BEST_CROPS, BEST_WHOLE, TrackingStore
 from speaker.common.errors import UserError
@@ -11,9 +11,9 @@ from speaker.common.errors import UserError
 ROW = Row("id", "0", "d80 h2 L1 sigmoid", "complete", "", 0.5, 0.4, 125_896, 1_620.0)
 
 
-def test_complete_trials_are_ranked_by_whole_utterances(state: Path, material: Material) -> None:
+def test_complete_trials_are_ranked_by_whole_utterances(state: Path, context: TrainingContext) -> None:
     store = TrackingStore(f"sqlite:///{state}/mlflow.db")
-    parent = store.open_study("s", "id", None, {}, {}, material)
+    parent = store.open_study("s", "id", None, {}, {}, context)
     endings = [("complete", 0.4, 0.9), ("pruned", 0.9, 0.9), ("complete", 0.6, 0.1), ("complete", 0.6, 0.2)]
     for number, (state_name, whole, crops) in enumerate(endings):
         run = store.open_run(f"#{number} d80 h2 L1 relu", {"study": "s", "trial": str(number)}, parent)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.context import Material
+from experiments.context import TrainingContext
 from experiments.tracking.registry import CHAMPION, MODEL, best_runs, fetch, find_version, promote
 from experiments.tracking.store import TrackingStore
 from speaker.common.errors import UserError
@@ -37,26 +37,28 @@ def store(state: Path) -> TrackingStore:
     return TrackingStore(f"sqlite:///{state}/mlflow.db")
 
 
-def finished_run(store: TrackingStore, material: Material, number: int, whole: float) -> tuple[str, SpeakerClassifier]:
+def finished_run(
+    store: TrackingStore, context: TrainingContext, number: int, whole: float
+) -> tuple[str, SpeakerClassifier]:
     """Leave a run as a trial does, with an untrained model."""
     torch.manual_seed(number)
     model = SpeakerClassifier(TINY, 40, 4).eval()
     run = store.open_run(f"#{number} {TINY.label()}", {"study": "s", "trial": str(number)})
-    run.log_setup(TINY, material)
+    run.log_setup(TINY, context)
     best = {ACCURACY_WHOLE: whole, ACCURACY_CROPS: whole / 2, "valid/loss_whole": 1.0}
-    run.log_result(TrialResult("complete", steps=1, best_step=1, best=best, weights=model.state_dict()), TINY, material)
+    run.log_result(TrialResult("complete", steps=1, best_step=1, best=best, weights=model.state_dict()), TINY, context)
     run.close("complete")
     return run.run_id, model
 
 
 def test_the_best_run_becomes_champion_and_says_what_changed(
-    store: TrackingStore, material: Material, tmp_path: Path
+    store: TrackingStore, context: TrainingContext, tmp_path: Path
 ) -> None:
-    store.open_study("s", "id", None, {}, {}, material)
+    store.open_study("s", "id", None, {}, {}, context)
     with pytest.raises(UserError, match="only complete trials can be used, but 1 are wanted and study 's' has 0"):
         best_runs(store, "s", 1)
     assert find_version(store, CHAMPION) is None
-    first, _ = finished_run(store, material, 0, 0.5)
+    first, _ = finished_run(store, context, 0, 0.5)
     words = promote(store, best_runs(store, "s", 1)[0]).describe()
     assert words.splitlines() == [
         f"champion of speaker-classifier is version 1: {TINY.label()}, whole 0.5000, crops 0.2500, #0 of study s",
@@ -64,7 +66,7 @@ def test_the_best_run_becomes_champion_and_says_what_changed(
     ]
     ended = store.client.get_run(first).info
     assert "nothing changed" in promote(store, best_runs(store, "s", 1)[0]).describe()
-    _, model = finished_run(store, material, 1, 0.75)
+    _, model = finished_run(store, context, 1, 0.75)
     words = promote(store, best_runs(store, "s", 1)[0]).describe()
     assert "is version 2" in words
     assert "Before, it was version 1" in words
@@ -91,9 +93,9 @@ def test_an_unknown_model_is_one_clear_line(store: TrackingStore, tmp_path: Path
 
 
 def test_weights_that_changed_in_the_store_are_refused(
-    store: TrackingStore, material: Material, tmp_path: Path
+    store: TrackingStore, context: TrainingContext, tmp_path: Path
 ) -> None:
-    run_id, _ = finished_run(store, material, 0, 0.5)
+    run_id, _ = finished_run(store, context, 0, 0.5)
     promote(store, run_id)
     for file in (tmp_path / "mlruns" / "artifacts").rglob("weights.safetensors"):
         data = bytearray(file.read_bytes())
@@ -105,17 +107,17 @@ def test_weights_that_changed_in_the_store_are_refused(
 
 
 @pytest.mark.parametrize("state_name", ["pruned", "failed", "interrupted"])
-def test_only_complete_runs_are_promoted(store: TrackingStore, material: Material, state_name: str) -> None:
-    run_id, _ = finished_run(store, material, 0, 0.5)
+def test_only_complete_runs_are_promoted(store: TrackingStore, context: TrainingContext, state_name: str) -> None:
+    run_id, _ = finished_run(store, context, 0, 0.5)
     store.open_run("#0 d16", {}, run_id=run_id).close(state_name)
     with pytest.raises(UserError, match="only a complete trial's run"):
         promote(store, run_id)
 
 
 def test_a_model_whose_files_are_gone_is_one_clear_line(
-    store: TrackingStore, material: Material, tmp_path: Path
+    store: TrackingStore, context: TrainingContext, tmp_path: Path
 ) -> None:
-    run_id, _ = finished_run(store, material, 0, 0.5)
+    run_id, _ = finished_run(store, context, 0, 0.5)
     promote(store, run_id)
     shutil.rmtree(tmp_path / "mlruns" / "artifacts")
     for name in (CHAMPION, run_id):
@@ -123,9 +125,9 @@ def test_a_model_whose_files_are_gone_is_one_clear_line(
             fetch(store, name, tmp_path / "model")
 
 
-def test_mlflow_alone_gets_the_same_answers(store: TrackingStore, material: Material, tmp_path: Path) -> None:
+def test_mlflow_alone_gets_the_same_answers(store: TrackingStore, context: TrainingContext, tmp_path: Path) -> None:
     """In a process whose path holds none of this project's code, for several lengths and batches."""
-    run_id, model = finished_run(store, material, 0, 0.5)
+    run_id, model = finished_run(store, context, 0, 0.5)
     promote(store, run_id)
     draw = np.random.default_rng(0)
     shapes = [(1, 1), (1, 50), (3, 128), (2, 700), (5, 2)]
@@ -145,16 +147,16 @@ def test_mlflow_alone_gets_the_same_answers(store: TrackingStore, material: Mate
         with torch.no_grad():
             logits = model(torch.from_numpy(inputs[f"mels{i}"]), torch.from_numpy(inputs[f"lengths{i}"]))
         np.testing.assert_allclose(outputs[f"probabilities{i}"], logits.softmax(1).numpy(), atol=1e-6)
-        expected = [material.corpus.speakers[choice] for choice in logits.argmax(1).tolist()]
+        expected = [context.corpus.speakers[choice] for choice in logits.argmax(1).tolist()]
         assert outputs[f"speaker{i}"].tolist() == expected
 
 
-def test_the_registered_model_carries_its_signature_and_origin(store: TrackingStore, material: Material) -> None:
-    run_id, _ = finished_run(store, material, 0, 0.5)
+def test_the_registered_model_carries_its_signature_and_origin(store: TrackingStore, context: TrainingContext) -> None:
+    run_id, _ = finished_run(store, context, 0, 0.5)
     promote(store, run_id)
     version = store.client.get_model_version_by_alias(MODEL, CHAMPION)
     assert version.run_id == run_id
-    assert version.tags["corpus.digest"] == material.pack.digest
+    assert version.tags["corpus.digest"] == context.pack.digest
     assert version.tags["best/accuracy_whole"] == "0.5000"
     (file,) = Path(store.client.get_model_version_download_uri(MODEL, version.version).removeprefix("file://")).glob(
         "MLmodel"

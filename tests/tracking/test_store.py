@@ -8,7 +8,7 @@ import mlflow
 import pytest
 import torch
 
-from experiments.context import Material
+from experiments.context import TrainingContext
 from experiments.tracking.store import BEST_WHOLE, EXPERIMENT, TrackingStore, existing_store
 from speaker.common.errors import UserError
 from speaker.common.signals import Interrupted
@@ -26,23 +26,23 @@ def store(state: Path) -> TrackingStore:
     return TrackingStore(f"sqlite:///{state}/mlflow.db", clock=iter(range(1_000, 2_000)).__next__)
 
 
-def test_a_run_holds_point_corpus_protocol_and_origin(store: TrackingStore, material: Material) -> None:
+def test_a_run_holds_point_corpus_protocol_and_origin(store: TrackingStore, context: TrainingContext) -> None:
     run = store.open_run("d16", {"preset": "p"})
-    run.log_setup(TINY, material)
-    run.log_setup(TINY, material)  # as a resumed trial does
+    run.log_setup(TINY, context)
+    run.log_setup(TINY, context)  # as a resumed trial does
     got = store.client.get_run(run.run_id)
     assert got.data.params == {name: str(value) for name, value in TINY.to_dict().items()}
     tags = got.data.tags
     assert tags["corpus"] == "tiny"
     assert tags["point"] == TINY.label()
-    assert tags["corpus.digest"] == material.pack.digest
+    assert tags["corpus.digest"] == context.pack.digest
     assert tags["protocol.whole"] == "valid part of split 0, whole utterances, masked"
     assert tags["protocol.crops"].startswith("valid part of split 0, one crop of 128 frames")
     assert tags["device"] == "cpu"
     assert tags["config.fingerprint"] == TINY.fingerprint()
     (dataset,) = got.inputs.dataset_inputs
     assert dataset.dataset.name == "tiny"
-    assert material.pack.digest.startswith(dataset.dataset.digest)
+    assert context.pack.digest.startswith(dataset.dataset.digest)
     assert json.loads(dataset.dataset.profile)["utterances"] == 60
     text = mlflow.artifacts.load_text(f"{got.info.artifact_uri}/config.json")
     assert text == TINY.to_json()
@@ -60,14 +60,16 @@ def test_rows_stand_once_when_a_trial_starts_over(store: TrackingStore) -> None:
     assert rows[0].timestamp == 1_000_000
 
 
-def test_the_result_is_metrics_and_a_model_that_loads(store: TrackingStore, material: Material, tmp_path: Path) -> None:
+def test_the_result_is_metrics_and_a_model_that_loads(
+    store: TrackingStore, context: TrainingContext, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     model = SpeakerClassifier(TINY, 40, 4)
     run = store.open_run("d16", {})
     result = TrialResult(
         "complete", steps=12, best_step=8, best=ROW, weights=model.state_dict(), parameters=3, seconds=2
     )
-    run.log_result(result, TINY, material)
+    run.log_result(result, TINY, context)
     run.close("complete")
     got = store.client.get_run(run.run_id)
     assert got.data.metrics == {
@@ -77,8 +79,8 @@ def test_the_result_is_metrics_and_a_model_that_loads(store: TrackingStore, mate
     folder = mlflow.artifacts.download_artifacts(f"{got.info.artifact_uri}/model", dst_path=str(tmp_path))
     trained = load_model(Path(folder))
     assert torch.equal(trained.model.project.weight, model.project.weight)
-    assert trained.speakers == material.corpus.speakers
-    assert trained.corpus_digest == material.pack.digest
+    assert trained.speakers == context.corpus.speakers
+    assert trained.corpus_digest == context.pack.digest
 
 
 @pytest.mark.parametrize(
@@ -105,21 +107,21 @@ def test_what_breaks_a_run_closes_it_and_passes_through(
     assert store.client.get_run(run.run_id).data.tags["state"] == state_name
 
 
-def test_a_trial_without_a_score_leaves_no_model(store: TrackingStore, material: Material) -> None:
+def test_a_trial_without_a_score_leaves_no_model(store: TrackingStore, context: TrainingContext) -> None:
     run = store.open_run("d16", {})
-    run.log_result(TrialResult("failed", "out of memory"), TINY, material)
+    run.log_result(TrialResult("failed", "out of memory"), TINY, context)
     assert "weights.sha256" not in store.client.get_run(run.run_id).data.tags
     assert store.client.list_artifacts(run.run_id) == []
 
 
-def test_the_best_so_far_of_a_study_stands_once(store: TrackingStore, material: Material) -> None:
-    parent = store.open_study("s", "id", None, {"seed": "0"}, {}, material)
+def test_the_best_so_far_of_a_study_stands_once(store: TrackingStore, context: TrainingContext) -> None:
+    parent = store.open_study("s", "id", None, {"seed": "0"}, {}, context)
     for rows in ([(0, 5, 0.1), (1, 6, 0.3)], [(0, 5, 0.1), (1, 6, 0.3), (2, 9, 0.4)]):
-        assert store.open_study("s", "id", parent, {"seed": "0"}, {}, material) == parent
+        assert store.open_study("s", "id", parent, {"seed": "0"}, {}, context) == parent
         store.close_study(parent, "complete", rows)
     history = store.client.get_metric_history(parent, BEST_WHOLE)
     assert [(row.step, row.value) for row in history] == [(0, 0.1), (1, 0.3), (2, 0.4)]
-    assert store.open_study("s", "id", None, {"seed": "0"}, {}, material) == parent, (
+    assert store.open_study("s", "id", None, {"seed": "0"}, {}, context) == parent, (
         "a worker died before the study knew of it"
     )
 
@@ -179,8 +181,8 @@ def test_an_odd_uri_is_one_clear_line(uri: str) -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_a_resumed_training_may_not_change_its_point(store: TrackingStore, material: Material) -> None:
+def test_a_resumed_training_may_not_change_its_point(store: TrackingStore, context: TrainingContext) -> None:
     run = store.open_run("d16", {})
-    run.log_setup(TINY, material)
+    run.log_setup(TINY, context)
     with pytest.raises(mlflow.exceptions.MlflowException):
-        run.log_setup(replace(TINY, seed=1), material)
+        run.log_setup(replace(TINY, seed=1), context)

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from experiments.context import Material, settle
+from experiments.context import TrainingContext, move_to_device
 from experiments.study.space import HOMEWORK
 from speaker.common.devices import CPU, Compute, find_precision
 from speaker.common.errors import DeviceLostError, UserError
@@ -45,7 +45,7 @@ def test_a_rehearsed_evaluation_takes_as_long_as_one(pack: Pack) -> None:
 
 def test_a_device_that_fails_gives_way_step_by_step_down_to_the_cpu(pack: Pack) -> None:
     wanted = Compute(NOWHERE, torch.bfloat16, graph=True, is_automatic=True, fallbacks=("an older one",))
-    compute, there, costs = lookahead.settle([TINY], lambda each: put(pack, each), Protocol(), wanted)
+    compute, there, costs = lookahead.find_working_compute([TINY], lambda each: put(pack, each), Protocol(), wanted)
     assert compute.device == CPU
     assert compute.precision == find_precision("auto", CPU)
     assert there.frames.device == CPU
@@ -66,18 +66,20 @@ def test_a_lost_device_ends_the_look_ahead_in_one_line(monkeypatch: pytest.Monke
     for is_automatic in (True, False):
         with pytest.raises(DeviceLostError, match=r"^cuda:0 was lost \(CUDA error: .*\) before the first trial; try"):
             wanted = Compute(torch.device("cuda", 0), is_automatic=is_automatic)
-            lookahead.settle([TINY], lose, Protocol(), wanted)
+            lookahead.find_working_compute([TINY], lose, Protocol(), wanted)
 
 
 def test_a_device_that_was_asked_for_is_not_replaced(pack: Pack) -> None:
     wanted = Compute(NOWHERE, torch.bfloat16)
     with pytest.raises(UserError, match=r"--device meta must do a step, but: .*; use --device cpu$"):
-        lookahead.settle([TINY], lambda each: put(pack, each), Protocol(), wanted)
+        lookahead.find_working_compute([TINY], lambda each: put(pack, each), Protocol(), wanted)
 
 
-def test_what_failed_is_on_the_screen_and_in_the_tags(material: Material, capsys: pytest.CaptureFixture[str]) -> None:
-    wanted = replace(material, compute=Compute(NOWHERE, is_automatic=True))
-    settled, costs = settle(wanted, [TINY])
+def test_what_failed_is_on_the_screen_and_in_the_tags(
+    context: TrainingContext, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = replace(context, compute=Compute(NOWHERE, is_automatic=True))
+    settled, costs = move_to_device(wanted, [TINY])
     assert "warning: meta, fp32, plain steps failed" in capsys.readouterr().err
     assert settled.tags()["device.fallbacks"].startswith("meta, fp32, plain steps failed: ")
     assert settled.tags()["device"] == settled.compute.describe()
@@ -89,16 +91,18 @@ def test_a_bug_on_the_cpu_passes_through() -> None:
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match="a bug"):
-        lookahead.settle([TINY], broken, Protocol(), Compute())
+        lookahead.find_working_compute([TINY], broken, Protocol(), Compute())
 
 
 def test_a_point_that_does_not_fit_has_no_cost(pack: Pack) -> None:
     huge = TINY.replace(dim_feedforward=2**44)
-    compute, _, costs = lookahead.settle([TINY, huge], lambda each: put(pack, each), Protocol(), Compute())
+    compute, _, costs = lookahead.find_working_compute(
+        [TINY, huge], lambda each: put(pack, each), Protocol(), Compute()
+    )
     assert [cost.config for cost in costs] == [TINY]
     assert "does not fit into the memory" in describe([TINY, huge], costs, 2, compute)
     with pytest.raises(UserError, match="the smallest point must fit into the memory of cpu"):
-        lookahead.settle([huge], lambda each: put(pack, each), Protocol(), Compute())
+        lookahead.find_working_compute([huge], lambda each: put(pack, each), Protocol(), Compute())
 
 
 def test_points_are_all_of_the_space_in_the_order_of_their_size() -> None:
