@@ -52,7 +52,7 @@ def main() -> None:
     from experiments.context import load_context, move_to_device
     from experiments.study.local_workers import run_at_once
     from experiments.study.progress import Progress
-    from experiments.study.search import Order, Plan, default_storage
+    from experiments.study.search import SearchSettings, WorkerSpec, default_storage
     from experiments.study.space import find_space
     from experiments.study.trial import STORE_FAILURES, run_trial, store_failed
     from experiments.tracking.leaderboard import ranked, table
@@ -68,7 +68,7 @@ def main() -> None:
     tracking_uri = arguments.tracking_uri or default_tracking_uri(STATE)
     context = load_context(arguments.data, arguments.device, arguments.precision, STATE, arguments.jobs)
     base = HOMEWORK_BASELINE if arguments.data else DEMO_BUDGET
-    plan = Plan(
+    settings = SearchSettings(
         name=arguments.study or f"{space.name}-{context.corpus.name}",
         space=space,
         base=base.with_steps(arguments.steps) if arguments.steps else base,
@@ -78,46 +78,46 @@ def main() -> None:
         trials=arguments.trials,
         timeout=arguments.timeout,
     )
-    check_batch(plan.base, context.pack, context.protocol)
-    search = Order(plan, context, storage_url, tracking_uri).open()
+    check_batch(settings.base, context.pack, context.protocol)
+    worker = WorkerSpec(settings, context, storage_url, tracking_uri).open()
     try:
-        done = search.finished()
-        if len(done) < plan.trials:
-            points = space.points(plan.base)
+        done = worker.finished()
+        if len(done) < settings.trials:
+            points = space.points(settings.base)
             context, costs = move_to_device(context, (points[0], points[-1]), arguments.jobs)
             with uninterrupted():
-                search.use(context)
+                worker.use(context)
             device = context.provenance["device"]
-            print(f"Study {plan.name}: {plan.trials} trials of {plan.base.steps:,} steps on {device}.")
-            print(describe(points, costs, plan.trials - len(done), context.compute, arguments.jobs), flush=True)
-        at_once = max(1, min(arguments.jobs, plan.trials - len(done)))
-        with uninterrupted(), Progress(search.job, plan.trials, done, at_once) as progress:
+            print(f"Study {settings.name}: {settings.trials} trials of {settings.base.steps:,} steps on {device}.")
+            print(describe(points, costs, settings.trials - len(done), context.compute, arguments.jobs), flush=True)
+        at_once = max(1, min(arguments.jobs, settings.trials - len(done)))
+        with uninterrupted(), Progress(worker.job, settings.trials, done, at_once) as progress:
             if at_once > 1:
-                run_at_once(Order(plan, context, storage_url, tracking_uri), at_once, progress)
+                run_at_once(WorkerSpec(settings, context, storage_url, tracking_uri), at_once, progress)
             else:
-                for trial in search.trials():
-                    config, result = run_trial(search.job, trial, progress.running[0])
+                for trial in worker.trials():
+                    config, result = run_trial(worker.job, trial, progress.running[0])
                     progress.ended(trial.number, config, result)
     except BrokenPipeError:  # whoever read our output is gone; no store failed
-        search.close()
+        worker.close()
         raise
     except (UserError, *STORE_FAILURES) as error:
         with contextlib.suppress(*STORE_FAILURES):
-            search.close()
+            worker.close()
         if isinstance(error, DeviceLostError):
             raise DeviceLostError(f"{error}; run the same command to go on") from error
         raise error if isinstance(error, UserError) else store_failed(error) from error
     except BaseException:
-        search.close()
-        print(f"{len(search.finished())} trials finished; run the same command to go on.", file=sys.stderr)
+        worker.close()
+        print(f"{len(worker.finished())} trials finished; run the same command to go on.", file=sys.stderr)
         raise
-    search.close()
-    finished = len(search.finished())
-    if finished < plan.trials:
-        print(f"Time is up with {finished} of {plan.trials} trials finished; run the same command to go on.")
+    worker.close()
+    finished = len(worker.finished())
+    if finished < settings.trials:
+        print(f"Time is up with {finished} of {settings.trials} trials finished; run the same command to go on.")
     elsewhere = ["--tracking-uri", masked(tracking_uri)] if arguments.tracking_uri else []
-    print(f"\n{table(ranked(search.job.store, plan.name), best=5)}\n\nNext:")
-    print(next_commands(plan.name, context.corpus.folder, elsewhere))
+    print(f"\n{table(ranked(worker.job.store, settings.name), best=5)}\n\nNext:")
+    print(next_commands(settings.name, context.corpus.folder, elsewhere))
 
 
 def next_commands(study: str, folder: Path, elsewhere: list[str]) -> str:

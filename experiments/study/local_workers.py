@@ -21,7 +21,7 @@ from typing import cast
 from tqdm import tqdm
 
 from experiments.study.progress import Progress
-from experiments.study.search import Order
+from experiments.study.search import WorkerSpec
 from experiments.study.trial import STORE_FAILURES, run_trial, store_failed
 from speaker.common.cuda import noticing_loss
 from speaker.common.devices import claim
@@ -60,13 +60,13 @@ class Failed:
     is_lost: bool = False  # its device is, for this process alone
 
 
-def run_at_once(order: Order, jobs: int, progress: Progress) -> None:
+def run_at_once(spec: WorkerSpec, jobs: int, progress: Progress) -> None:
     """Work at a study with `jobs` processes until it is finished or time is up, and show what they say.
 
     One that fails ends them all: UserError says why, or RuntimeError where that is a bug. One that is killed, or loses
     its device, does not; UserError when all are.
     """
-    with _started(order, jobs) as workers:
+    with _started(spec, jobs) as workers:
         places = {connection: place for place, connection in enumerate(workers)}
         while workers:
             with interruptible():
@@ -92,14 +92,14 @@ def run_at_once(order: Order, jobs: int, progress: Progress) -> None:
 
 
 @contextlib.contextmanager
-def _started(order: Order, jobs: int) -> Iterator[dict[Connection, SpawnProcess]]:
+def _started(spec: WorkerSpec, jobs: int) -> Iterator[dict[Connection, SpawnProcess]]:
     """Start workers, and stop at the end of a `with` block those that still run; their trials can be gone on with."""
     spawn = multiprocessing.get_context("spawn")
     workers: dict[Connection, SpawnProcess] = {}
     try:
         for number in range(jobs):
             ours, theirs = spawn.Pipe(duplex=False)
-            process = spawn.Process(target=_work, args=(_pack(order), theirs), name=f"worker {number + 1}")
+            process = spawn.Process(target=_work, args=(_pack(spec), theirs), name=f"worker {number + 1}")
             with out_of_reach():
                 process.start()
             theirs.close()
@@ -115,18 +115,18 @@ def _started(order: Order, jobs: int) -> Iterator[dict[Connection, SpawnProcess]
             process.join()
 
 
-def _pack(order: Order) -> bytes:
-    """Return an order as bytes, for one worker: what lies on a card is shared. Raises UserError where it cannot be."""
+def _pack(spec: WorkerSpec) -> bytes:
+    """Return a spec as bytes, for one worker: what lies on a card is shared. Raises UserError where it cannot be."""
     try:
-        return bytes(ForkingPickler.dumps(order))
+        return bytes(ForkingPickler.dumps(spec))
     except RuntimeError as error:
         raise _cannot_share(error) from error
 
 
-def _unpack(order: bytes) -> Order:
-    """Return the order that came as bytes. Raises UserError where this process does not get what lies on a card."""
+def _unpack(spec: bytes) -> WorkerSpec:
+    """Return the spec that came as bytes. Raises UserError where this process does not get what lies on a card."""
     try:
-        return cast("Order", pickle.loads(order))  # noqa: S301  # our own parent's
+        return cast("WorkerSpec", pickle.loads(spec))  # noqa: S301  # our own parent's
     except RuntimeError as error:
         raise _cannot_share(error) from error
 
@@ -159,18 +159,18 @@ def _see_off(process: SpawnProcess, others: int, lost: str = "") -> None:
 
 
 def _work(packed: bytes, connection: Connection) -> None:
-    """Be a worker of an order."""
+    """Work at a study until it is finished, and tell the parent how that goes."""
     follow_parent()
     heed_signals()
     tqdm.set_lock(threading.RLock())  # instead of one between processes, which a kill would leave behind
     try:
-        order = _unpack(packed)
-        with noticing_loss(order.context.compute.device):
-            claim(order.context.compute)
-        search = order.open()
+        spec = _unpack(packed)
+        with noticing_loss(spec.context.compute.device):
+            claim(spec.context.compute)
+        worker = spec.open()
         with uninterrupted(), _DistantBar(connection, unit="step", leave=False, disable=None) as bar:
-            for trial in search.trials():
-                config, result = run_trial(search.job, trial, bar)
+            for trial in worker.trials():
+                config, result = run_trial(worker.job, trial, bar)
                 connection.send(Ended(trial.number, config, replace(result, weights={})))
     except Interrupted as stop:
         sys.exit(128 + stop.signum)

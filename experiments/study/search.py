@@ -52,7 +52,7 @@ PRUNERS: dict[str, Callable[[int], BasePruner]] = {  # by the steps of a trial; 
 
 
 @dataclass(frozen=True)
-class Plan:
+class SearchSettings:
     """What the user asked of a search."""
 
     name: str
@@ -66,29 +66,29 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Order:
+class WorkerSpec:
     """All that a process needs to take part in a search."""
 
-    plan: Plan
+    settings: SearchSettings
     context: TrainingContext
     storage_url: str
     tracking_uri: str
 
-    def open(self) -> "Search":
+    def open(self) -> "StudyWorker":
         """Open the stores and the study in them, or make them. Raises UserError for what cannot be opened."""
-        plan, url = self.plan, self.storage_url
-        locks = open_locks(url, plan.name)
-        tags = {"storage": masked(url), "sampler": plan.sampler, "pruner": plan.pruner}
+        settings, url = self.settings, self.storage_url
+        locks = open_locks(url, settings.name)
+        tags = {"storage": masked(url), "sampler": settings.sampler, "pruner": settings.pruner}
         store = TrackingStore(self.tracking_uri)
-        return Search(plan, open_storage(url), locks, self.context, store, tags)
+        return StudyWorker(settings, open_storage(url), locks, self.context, store, tags)
 
 
-class Search:
+class StudyWorker:
     """One worker of a study."""
 
     def __init__(
         self,
-        plan: Plan,
+        settings: SearchSettings,
         storage: RDBStorage,
         locks: Locks,
         context: TrainingContext,
@@ -96,17 +96,17 @@ class Search:
         tags: dict[str, str],
     ) -> None:
         """Open the study and its parent run, or make them. Raises UserError when the study has another contract."""
-        self._plan = plan
+        self._settings = settings
         self._locks = locks
         self._store = store
-        contract = _contract(plan, context)
+        contract = _contract(settings, context)
         with locks.holding("study"):
-            self.study = _open_study(storage, plan.name, contract)
-            self.study.pruner = PRUNERS[plan.pruner](plan.base.steps)
+            self.study = _open_study(storage, settings.name, contract)
+            self.study.pruner = PRUNERS[settings.pruner](settings.base.steps)
             known = self.study.user_attrs
-            parent = store.open_study(plan.name, known[IDENTITY], known.get(PARENT), contract, tags, context)
+            parent = store.open_study(settings.name, known[IDENTITY], known.get(PARENT), contract, tags, context)
             self.study.set_user_attr(PARENT, parent)
-        self.job = Job(self.study, plan.space, plan.base, plan.seed, context, store, parent)
+        self.job = Job(self.study, settings.space, settings.base, settings.seed, context, store, parent)
         self._close_ended_runs()
 
     def use(self, context: TrainingContext) -> None:
@@ -123,7 +123,7 @@ class Search:
 
         Each is this worker's while it runs.
         """
-        deadline = time.monotonic() + self._plan.timeout if self._plan.timeout else None
+        deadline = time.monotonic() + self._settings.timeout if self._settings.timeout else None
         while deadline is None or time.monotonic() < deadline:
             claim = self._claim()
             if claim is None:
@@ -141,12 +141,12 @@ class Search:
     def close(self) -> None:
         """End the parent run: complete when the planned trials are, else interrupted, to be opened again."""
         self._close_ended_runs()
-        complete = len(self.finished()) >= self._plan.trials
+        complete = len(self.finished()) >= self._settings.trials
         rows = self._best_so_far() if complete else []
         self._store.close_study(self.job.parent, "complete" if complete else "interrupted", rows)
 
     def _claim(self) -> tuple[optuna.trial.Trial, Release] | None:
-        """Take the next trial: one whose worker died, or else a new one, if the plan asks for more than there are."""
+        """Take the next trial: one whose worker died, or else a new one, if the settings ask for more than there are."""
         with self._locks.holding("study"):
             trials = self.study.get_trials(deepcopy=False)
             for trial in trials:
@@ -156,9 +156,9 @@ class Search:
                         return optuna.trial.Trial(self.study, trial._trial_id), release
                     release()  # it ended between our reading and our taking
             waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
-            if not waiting and len(trials) >= self._plan.trials:
+            if not waiting and len(trials) >= self._settings.trials:
                 return None
-            presets = self._plan.space.presets()
+            presets = self._settings.space.presets()
             if not waiting and len(trials) < len(presets):
                 name, values = presets[len(trials)]
                 self.study.enqueue_trial(values, user_attrs={PRESET: name})
@@ -167,12 +167,12 @@ class Search:
             return new, self._locks.take(_lock_name(new.number))
 
     def _seed_sampler(self, number: int) -> None:
-        self.study.sampler = SAMPLERS[self._plan.sampler](derive_seed(self._plan.seed, number, "sampler"))
+        self.study.sampler = SAMPLERS[self._settings.sampler](derive_seed(self._settings.seed, number, "sampler"))
 
     def _close_ended_runs(self) -> None:
         """Close the runs of trials whose worker died after it told the study and before it closed the run."""
         ended = {trial.user_attrs.get(RUN_ID): trial for trial in self.finished()}
-        condition = f"tags.study = '{self._plan.name}' and tags.kind = 'trial' and attributes.status = 'RUNNING'"
+        condition = f"tags.study = '{self._settings.name}' and tags.kind = 'trial' and attributes.status = 'RUNNING'"
         for run in self._store.runs(condition):
             if trial := ended.get(run.info.run_id):
                 tracked = TrackedRun(self._store.client, run.info.run_id, run.info.run_name, time.time)
@@ -227,19 +227,19 @@ def _begin_immediately(engine: sqlalchemy.Engine) -> None:
     engine.dispose()  # connections opened before this do not know it
 
 
-def _contract(plan: Plan, context: TrainingContext) -> dict[str, str]:
+def _contract(settings: SearchSettings, context: TrainingContext) -> dict[str, str]:
     """Return what must not change while a study grows, by name, in words."""
-    base = plan.base.to_dict()
-    varied = plan.space.definition()
+    base = settings.base.to_dict()
+    varied = settings.space.definition()
     return {
         "objective": OBJECTIVE,
         "direction": "maximize",
         "corpus": context.pack.digest,
-        "space": plan.space.name,
+        "space": settings.space.name,
         **{f"space.{name}": words for name, words in varied.items()},
         **{name: str(value) for name, value in base.items() if name not in varied and name != "seed"},
         **{f"protocol.{name}": str(value) for name, value in vars(context.protocol).items()},
-        "seed": str(plan.seed),
+        "seed": str(settings.seed),
         "version.torch": version("torch"),
         "version.optuna": version("optuna"),
     }

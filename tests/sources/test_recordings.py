@@ -142,7 +142,7 @@ def test_what_makes_no_corpus_is_refused(
     copy = Path(shutil.copytree(audio, tmp_path / "copy"))
     spoil(copy)
     with pytest.raises(UserError, match=rule):
-        load_context(copy, tmp_path / "corpus", plan)
+        prepare(copy, tmp_path / "corpus", plan)
     assert not (tmp_path / "corpus").exists()
 
 
@@ -221,12 +221,12 @@ def test_a_changed_recording_is_read_again(audio: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(audio, tmp_path / "copy"))
     (copy / "id00000" / "text.wav").write_text("no sound")
     with pytest.raises(RecordingsError):
-        load_context(copy, tmp_path / "corpus", Plan())
+        prepare(copy, tmp_path / "corpus", Plan())
     shutil.copy(audio / "id00002" / "00000.wav", copy / "id00001" / "00000.wav")
     shutil.copy(audio / "id00002" / "00002.wav", copy / "id00000" / "text.wav")
     (copy / "id00001" / "00002.wav").unlink()
-    load_context(copy, tmp_path / "corpus", Plan())
-    load_context(copy, tmp_path / "anew", Plan())
+    prepare(copy, tmp_path / "corpus", Plan())
+    prepare(copy, tmp_path / "anew", Plan())
     assert files(tmp_path / "corpus") == files(tmp_path / "anew")
 
 
@@ -252,12 +252,12 @@ def test_speakers_who_are_lost_are_named(audio: Path, tmp_path: Path) -> None:
         path.write_bytes(b"no sound")
     (copy / ".hidden").mkdir()
     shutil.copy(audio / "id00000" / "00000.wav", copy / ".hidden")
-    prepared = load_context(copy, tmp_path / "corpus", Plan(skip_bad=True))
+    prepared = prepare(copy, tmp_path / "corpus", Plan(skip_bad=True))
     assert prepared.lost == ("id00001",)
     assert prepared.corpus.speakers == ("id00000", "id00002")
     shutil.rmtree(copy / "id00002")
     with pytest.raises(UserError, match="of only 1 a recording can be used; the first that cannot: .*id00001"):
-        load_context(copy, tmp_path / "none", Plan(skip_bad=True))
+        prepare(copy, tmp_path / "none", Plan(skip_bad=True))
 
 
 def test_the_verb(audio: Path, tmp_path: Path) -> None:

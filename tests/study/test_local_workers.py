@@ -22,7 +22,7 @@ from experiments.context import TrainingContext
 from experiments.study.local_workers import _work as work
 from experiments.study.local_workers import run_at_once
 from experiments.study.progress import Progress
-from experiments.study.search import Order, Plan
+from experiments.study.search import SearchSettings, WorkerSpec
 from experiments.study.space import HOMEWORK
 from experiments.study.trial import LOSSES
 from speaker.common.devices import usable_cores
@@ -34,7 +34,7 @@ from tests.helpers import KILLS, TINY, assert_whole, run, start, write_corpus
 
 SEARCH = ("search.py", "--data", "corpus", "--steps", "5", "--jobs", "2", "--trials")
 ALL_LOSE = 13  # a seed
-PLAN = Plan("s", HOMEWORK, TINY.replace(steps=4, warmup_steps=1, valid_every=2), 0, "random", "none", 4, None)
+PLAN = SearchSettings("s", HOMEWORK, TINY.replace(steps=4, warmup_steps=1, valid_every=2), 0, "random", "none", 4, None)
 
 pytestmark = pytest.mark.skipif(usable_cores() < 2, reason="two jobs need two cores")
 
@@ -47,8 +47,8 @@ def home(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def order(state: Path, context: TrainingContext) -> Order:
-    return Order(PLAN, context, f"sqlite:///{state}/optuna.db", f"sqlite:///{state}/mlflow.db")
+def spec(state: Path, context: TrainingContext) -> WorkerSpec:
+    return WorkerSpec(PLAN, context, f"sqlite:///{state}/optuna.db", f"sqlite:///{state}/mlflow.db")
 
 
 def workers_of(process: "subprocess.Popen[str]", count: int = 2) -> list[int]:
@@ -135,12 +135,12 @@ def test_when_all_are_killed_it_says_so_and_goes_on_later(home: Path) -> None:
     assert_whole(home, 4)
 
 
-def test_a_bug_in_a_worker_stops_all_and_shows_where(order: Order) -> None:
-    order = replace(order, context=replace(order.context, protocol=Protocol(crop_len=-1)))
-    search = order.open()
+def test_a_bug_in_a_worker_stops_all_and_shows_where(spec: WorkerSpec) -> None:
+    spec = replace(spec, context=replace(spec.context, protocol=Protocol(crop_len=-1)))
+    worker = spec.open()
     with pytest.raises(RuntimeError, match=r"a worker met a bug:\n(.*\n)+.*experiments/trial.py"):
-        run_at_once(order, 2, Progress(search.job, 4, [], 2))
-    states = [trial.state for trial in search.study.get_trials()]
+        run_at_once(spec, 2, Progress(worker.job, 4, [], 2))
+    states = [trial.state for trial in worker.study.get_trials()]
     assert optuna.trial.TrialState.FAIL in states
 
 
@@ -150,19 +150,19 @@ def lose_device(packed: bytes, connection: Connection) -> None:
     def lose(*_arguments: object) -> TrialResult:
         raise DeviceLostError("cuda:0 was lost (CUDA error: unspecified launch failure)")
 
-    order = pickle.loads(packed)  # noqa: S301  # our own parent's
-    if order.plan.seed == ALL_LOSE or multiprocessing.current_process().name == "worker 1":
+    spec = pickle.loads(packed)  # noqa: S301  # our own parent's
+    if spec.settings.seed == ALL_LOSE or multiprocessing.current_process().name == "worker 1":
         trial_module.train = lose
     work(packed, connection)
 
 
 def test_a_worker_that_loses_its_device_leaves_its_trial_to_the_others(
-    order: Order, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    spec: WorkerSpec, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("experiments.study.local_workers._work", lose_device)
-    search = order.open()
-    run_at_once(order, 2, Progress(search.job, 4, [], 2))
-    trials = search.study.get_trials()
+    worker = spec.open()
+    run_at_once(spec, 2, Progress(worker.job, 4, [], 2))
+    trials = worker.study.get_trials()
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 4
     assert sum(trial.user_attrs.get(LOSSES, 0) for trial in trials) == 1
     assert re.search(r"^worker 1 ended: cuda:0 was lost \(.*\) in trial #\d; the other 1 go on$",
@@ -179,30 +179,32 @@ def refuse_there(_pack: Pack) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("reduce", [refuse, refuse_there], ids=("by the parent", "by a worker"))
 def test_a_card_that_cannot_be_shared_is_one_line(
-    order: Order, monkeypatch: pytest.MonkeyPatch, reduce: Callable[[Pack], tuple[object, ...]]
+    spec: WorkerSpec, monkeypatch: pytest.MonkeyPatch, reduce: Callable[[Pack], tuple[object, ...]]
 ) -> None:
-    search = order.open()
+    worker = spec.open()
     monkeypatch.setattr(Pack, "__reduce__", reduce)
     with pytest.raises(UserError, match=r"^--jobs must share the GPU's memory, but cannot here \(CUDA error: operation "
                        r"not supported\); use --jobs 1$"):  # fmt: skip
-        run_at_once(order, 2, Progress(search.job, 4, [], 2))
+        run_at_once(spec, 2, Progress(worker.job, 4, [], 2))
 
 
-def test_when_all_lose_their_devices_the_search_ends_in_one_line(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_when_all_lose_their_devices_the_search_ends_in_one_line(
+    spec: WorkerSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("experiments.study.local_workers._work", lose_device)
-    order = replace(order, plan=replace(PLAN, seed=ALL_LOSE))
-    search = order.open()
+    spec = replace(spec, settings=replace(PLAN, seed=ALL_LOSE))
+    worker = spec.open()
     with pytest.raises(DeviceLostError, match=r"cuda:0 was lost \(.*\) in trial #\d$"):
-        run_at_once(order, 2, Progress(search.job, 4, [], 2))
-    assert not any(trial.state == TrialState.COMPLETE for trial in search.study.get_trials())
+        run_at_once(spec, 2, Progress(worker.job, 4, [], 2))
+    assert not any(trial.state == TrialState.COMPLETE for trial in worker.study.get_trials())
 
 
-def test_what_a_worker_cannot_mend_is_one_line(order: Order) -> None:
-    search = order.open()
-    other = replace(order, plan=replace(PLAN, seed=1))
+def test_what_a_worker_cannot_mend_is_one_line(spec: WorkerSpec) -> None:
+    worker = spec.open()
+    other = replace(spec, settings=replace(PLAN, seed=1))
     with pytest.raises(UserError, match="seed is 0 there and 1 here"):
-        run_at_once(other, 2, Progress(search.job, 4, [], 2))
-    assert search.study.get_trials() == []
+        run_at_once(other, 2, Progress(worker.job, 4, [], 2))
+    assert worker.study.get_trials() == []
 
 
 def test_more_jobs_than_cores_are_refused(home: Path) -> None:

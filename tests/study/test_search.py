@@ -15,7 +15,7 @@ from tqdm import tqdm
 from experiments.context import TrainingContext
 from experiments.study import trial as trial_module
 from experiments.study.locks import open_locks
-from experiments.study.search import Plan, Search, open_storage
+from experiments.study.search import SearchSettings, StudyWorker, open_storage
 from experiments.study.space import HOMEWORK, WIDE
 from experiments.study.trial import PRESET, RUN_ID, run_trial
 from experiments.tracking.store import TrackingStore
@@ -29,16 +29,16 @@ from speaker.training.metrics import OBJECTIVE, Metrics
 from speaker.training.train import Report, TrialResult, train
 from tests.helpers import TINY
 
-PLAN = Plan("s", HOMEWORK, TINY.replace(steps=4, warmup_steps=1, valid_every=2), 0, "random", "none", 4, None)
+PLAN = SearchSettings("s", HOMEWORK, TINY.replace(steps=4, warmup_steps=1, valid_every=2), 0, "random", "none", 4, None)
 
 
 @pytest.fixture
-def open_search(state: Path, context: TrainingContext) -> Callable[[Plan], Search]:
+def open_search(state: Path, context: TrainingContext) -> Callable[[SearchSettings], StudyWorker]:
     url = f"sqlite:///{state}/optuna.db"
 
-    def opened(plan: Plan) -> Search:
+    def opened(settings: SearchSettings) -> StudyWorker:
         store = TrackingStore(f"sqlite:///{state}/mlflow.db")
-        return Search(plan, open_storage(url), open_locks(url, plan.name), context, store, {})
+        return StudyWorker(settings, open_storage(url), open_locks(url, settings.name), context, store, {})
 
     return opened
 
@@ -53,23 +53,23 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial_module, "train", train_narrow)
 
 
-def work(search: Search, most: int = 99) -> list[int]:
-    """Run trials as search.py does, `most` at the most; return their numbers."""
+def work(worker: StudyWorker, most: int = 99) -> list[int]:
+    """Run trials as a search does, `most` at the most; return their numbers."""
     numbers = []
-    for trial in search.trials():
-        run_trial(search.job, trial, tqdm(disable=True))
+    for trial in worker.trials():
+        run_trial(worker.job, trial, tqdm(disable=True))
         numbers.append(trial.number)
         if len(numbers) == most:
             break
     return numbers
 
 
-def assert_books_agree(search: Search, count: int) -> None:
+def assert_books_agree(worker: StudyWorker, count: int) -> None:
     """Both stores hold `count` finished trials, one run each, linked both ways."""
-    trials = search.study.get_trials()
+    trials = worker.study.get_trials()
     assert [trial.number for trial in trials] == list(range(count))
     assert all(trial.state.is_finished() for trial in trials)
-    runs = search._store.runs("tags.study = 's' and tags.kind = 'trial'")
+    runs = worker._store.runs("tags.study = 's' and tags.kind = 'trial'")
     assert {run.info.run_id: int(run.data.tags["trial"]) for run in runs} == {
         trial.user_attrs[RUN_ID]: trial.number for trial in trials
     }
@@ -78,35 +78,35 @@ def assert_books_agree(search: Search, count: int) -> None:
     for run in runs:
         trial = trials[int(run.data.tags["trial"])]
         assert names[run.info.status] == trial.state
-        assert run.data.tags["mlflow.parentRunId"] == search.job.parent
-        rows = search._store.client.get_metric_history(run.info.run_id, OBJECTIVE)
+        assert run.data.tags["mlflow.parentRunId"] == worker.job.parent
+        rows = worker._store.client.get_metric_history(run.info.run_id, OBJECTIVE)
         assert {row.step: row.value for row in rows} == trial.intermediate_values
         assert len(rows) == len(trial.intermediate_values), "a row stands twice"
 
 
 @pytest.mark.usefixtures("fast")
-def test_trials_means_that_many_finished_trials(open_search: Callable[[Plan], Search]) -> None:
+def test_trials_means_that_many_finished_trials(open_search: Callable[[SearchSettings], StudyWorker]) -> None:
     assert work(open_search(replace(PLAN, trials=3))) == [0, 1, 2]
     assert work(open_search(replace(PLAN, trials=3))) == []
-    search = open_search(PLAN)
-    assert work(search) == [3]
-    search.close()
-    assert_books_agree(search, 4)
-    presets = [trial.user_attrs.get(PRESET) for trial in search.study.trials]
+    worker = open_search(PLAN)
+    assert work(worker) == [3]
+    worker.close()
+    assert_books_agree(worker, 4)
+    presets = [trial.user_attrs.get(PRESET) for trial in worker.study.trials]
     assert presets == ["homework-baseline", "homework-edited", None, None]
-    assert search.study.trials[1].params == {"d_model": 512, "nhead": 16, "num_layers": 6, "activation": "relu"}
-    assert search._store.client.get_run(search.job.parent).info.status == "FINISHED"
+    assert worker.study.trials[1].params == {"d_model": 512, "nhead": 16, "num_layers": 6, "activation": "relu"}
+    assert worker._store.client.get_run(worker.job.parent).info.status == "FINISHED"
 
 
 @pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_a_study_draws_the_same_however_often_it_is_interrupted(
-    open_search: Callable[[Plan], Search], sampler: str
+    open_search: Callable[[SearchSettings], StudyWorker], sampler: str
 ) -> None:
-    plan = replace(PLAN, sampler=sampler, trials=14)
-    whole = open_search(plan)
+    settings = replace(PLAN, sampler=sampler, trials=14)
+    whole = open_search(settings)
     work(whole)
-    broken_plan = replace(plan, name="broken")
+    broken_plan = replace(settings, name="broken")
     for count in (2, 5, 1, 99):
         work(open_search(broken_plan), count)
     broken = open_search(broken_plan)
@@ -117,9 +117,9 @@ def test_a_study_draws_the_same_however_often_it_is_interrupted(
 
 @pytest.mark.usefixtures("fast")
 def test_an_interrupted_trial_is_resumed_under_its_number_and_run(
-    open_search: Callable[[Plan], Search], monkeypatch: pytest.MonkeyPatch
+    open_search: Callable[[SearchSettings], StudyWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    search = open_search(PLAN)
+    worker = open_search(PLAN)
     original = trial_module.train
 
     def interrupt(*arguments: object) -> TrialResult:
@@ -129,11 +129,11 @@ def test_an_interrupted_trial_is_resumed_under_its_number_and_run(
     with monkeypatch.context() as patch:
         patch.setattr(trial_module, "train", interrupt)
         with pytest.raises(Interrupted):
-            work(search)
-    search.close()
-    (trial,) = search.study.get_trials()
+            work(worker)
+    worker.close()
+    (trial,) = worker.study.get_trials()
     assert trial.state == TrialState.RUNNING
-    run = search._store.client.get_run(trial.user_attrs[RUN_ID])
+    run = worker._store.client.get_run(trial.user_attrs[RUN_ID])
     assert (run.info.status, run.data.tags["state"]) == ("KILLED", "interrupted")
 
     again = open_search(PLAN)
@@ -146,7 +146,7 @@ def test_an_interrupted_trial_is_resumed_under_its_number_and_run(
 @pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("step", ["ask", "open_run", "log_result", "tell", "close"])
 def test_a_worker_may_die_after_any_write(
-    open_search: Callable[[Plan], Search], monkeypatch: pytest.MonkeyPatch, step: str
+    open_search: Callable[[SearchSettings], StudyWorker], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     """Die, in the second trial, right after each of the writes that make up a trial."""
 
@@ -170,12 +170,12 @@ def test_a_worker_may_die_after_any_write(
             raise Death
         return result
 
-    search = open_search(PLAN)
+    worker = open_search(PLAN)
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, die_after)
         with pytest.raises(Death):
-            work(search)
-    del search
+            work(worker)
+    del worker
     again = open_search(PLAN)
     work(again)
     again.close()
@@ -184,17 +184,17 @@ def test_a_worker_may_die_after_any_write(
 
 @pytest.mark.usefixtures("fast")
 def test_a_bug_closes_the_run_as_failed_and_stops_the_search(
-    open_search: Callable[[Plan], Search], monkeypatch: pytest.MonkeyPatch
+    open_search: Callable[[SearchSettings], StudyWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def crash(*_arguments: object) -> TrialResult:
         raise ZeroDivisionError("a bug")
 
-    search = open_search(PLAN)
+    worker = open_search(PLAN)
     with monkeypatch.context() as patch:
         patch.setattr(trial_module, "train", crash)
         with pytest.raises(ZeroDivisionError):
-            work(search)
-    (run,) = search._store.runs("tags.kind = 'trial'")
+            work(worker)
+    (run,) = worker._store.runs("tags.kind = 'trial'")
     assert run.info.status == "FAILED"
     assert run.data.tags["state.reason"] == "ZeroDivisionError: a bug"
     again = open_search(PLAN)
@@ -204,7 +204,7 @@ def test_a_bug_closes_the_run_as_failed_and_stops_the_search(
 
 @pytest.mark.usefixtures("fast")
 def test_a_lost_device_costs_a_trial_only_the_second_time(
-    open_search: Callable[[Plan], Search], monkeypatch: pytest.MonkeyPatch
+    open_search: Callable[[SearchSettings], StudyWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a card does it: an error in the third evaluation's step, whatever is computed afterwards in this process."""
     original = trial_module.train
@@ -222,11 +222,11 @@ def test_a_lost_device_costs_a_trial_only_the_second_time(
     with monkeypatch.context() as patch:
         patch.setattr(trial_module, "train", lose)
         for state in ("interrupted", "failed"):
-            search = open_search(PLAN)
+            worker = open_search(PLAN)
             with pytest.raises(DeviceLostError, match=rf"^{re.escape(reason)} in trial #0$"):
-                work(search)
-            search.close()
-            (run,) = search._store.runs("tags.kind = 'trial'")
+                work(worker)
+            worker.close()
+            (run,) = worker._store.runs("tags.kind = 'trial'")
             assert run.data.tags["state"] == state
             assert run.data.tags["state.reason"].startswith(reason)
     again = open_search(PLAN)
@@ -239,7 +239,7 @@ def test_a_lost_device_costs_a_trial_only_the_second_time(
 
 @pytest.mark.usefixtures("fast")
 def test_points_that_fail_or_are_pruned_end_as_such_and_the_search_goes_on(
-    open_search: Callable[[Plan], Search], monkeypatch: pytest.MonkeyPatch
+    open_search: Callable[[SearchSettings], StudyWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = trial_module.train
     calls = []
@@ -252,19 +252,19 @@ def test_points_that_fail_or_are_pruned_end_as_such_and_the_search_goes_on(
         return replace(result, state="pruned", reason="too slow") if len(calls) == 3 else result
 
     monkeypatch.setattr(trial_module, "train", train_some)
-    search = open_search(PLAN)
-    work(search)
-    search.close()
-    states = [trial.state for trial in search.study.trials]
+    worker = open_search(PLAN)
+    work(worker)
+    worker.close()
+    states = [trial.state for trial in worker.study.trials]
     assert states == [TrialState.FAIL, TrialState.COMPLETE, TrialState.PRUNED, TrialState.COMPLETE]
-    assert_books_agree(search, 4)
-    runs = search._store.runs("tags.kind = 'trial'")
+    assert_books_agree(worker, 4)
+    runs = worker._store.runs("tags.kind = 'trial'")
     assert [run.data.tags["state"] for run in runs] == ["failed", "complete", "pruned", "complete"]
     assert "diverged" in runs[0].data.tags["state.reason"]
     assert runs[2].data.tags["state.reason"] == "too slow"
 
 
-def test_a_study_of_another_kind_is_refused_by_name(open_search: Callable[[Plan], Search]) -> None:
+def test_a_study_of_another_kind_is_refused_by_name(open_search: Callable[[SearchSettings], StudyWorker]) -> None:
     open_search(PLAN)
     with pytest.raises(UserError, match="seed is 0 there and 1 here; choose another --study, such as s-2"):
         open_search(replace(PLAN, seed=1))
@@ -275,7 +275,10 @@ def test_a_study_of_another_kind_is_refused_by_name(open_search: Callable[[Plan]
 
 
 def test_a_study_of_another_corpus_or_objective_is_refused(
-    open_search: Callable[[Plan], Search], state: Path, monkeypatch: pytest.MonkeyPatch, context: TrainingContext
+    open_search: Callable[[SearchSettings], StudyWorker],
+    state: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    context: TrainingContext,
 ) -> None:
     open_search(PLAN)
     monkeypatch.setattr("experiments.study.search.OBJECTIVE", "valid/accuracy_crops")
@@ -285,10 +288,12 @@ def test_a_study_of_another_corpus_or_objective_is_refused(
     other = replace(context, pack=replace(context.pack, digest="other"))
     url = f"sqlite:///{state}/optuna.db"
     with pytest.raises(UserError, match="corpus is .* there and other here"):
-        Search(PLAN, open_storage(url), open_locks(url, "s"), other, TrackingStore(f"sqlite:///{state}/mlflow.db"), {})
+        StudyWorker(
+            PLAN, open_storage(url), open_locks(url, "s"), other, TrackingStore(f"sqlite:///{state}/mlflow.db"), {}
+        )
 
 
-def test_a_study_that_is_not_ours_is_refused(open_search: Callable[[Plan], Search], state: Path) -> None:
+def test_a_study_that_is_not_ours_is_refused(open_search: Callable[[SearchSettings], StudyWorker], state: Path) -> None:
     storage = open_storage(f"sqlite:///{state}/optuna.db")
     optuna.create_study(storage=storage, study_name="s", direction="maximize").add_trial(
         optuna.trial.create_trial(value=1.0)
@@ -299,57 +304,61 @@ def test_a_study_that_is_not_ours_is_refused(open_search: Callable[[Plan], Searc
 
 @pytest.mark.usefixtures("fast")
 def test_a_disk_that_is_full_costs_no_trial(
-    open_search: Callable[[Plan], Search], monkeypatch: pytest.MonkeyPatch
+    open_search: Callable[[SearchSettings], StudyWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fill(*_arguments: object) -> TrialResult:
         raise OSError(28, "No space left on device")
 
-    search = open_search(PLAN)
+    worker = open_search(PLAN)
     with monkeypatch.context() as patch:
         patch.setattr(trial_module, "train", fill)
         with pytest.raises(OSError, match="No space"):
-            work(search)
-    search.close()
-    assert [trial.state for trial in search.study.get_trials()] == [TrialState.RUNNING]
-    assert search._store.client.get_run(search.job.parent).data.tags["state"] == "interrupted"
+            work(worker)
+    worker.close()
+    assert [trial.state for trial in worker.study.get_trials()] == [TrialState.RUNNING]
+    assert worker._store.client.get_run(worker.job.parent).data.tags["state"] == "interrupted"
     again = open_search(PLAN)
     work(again)
     assert_books_agree(again, 4)
 
 
 def test_a_new_storage_does_not_take_over_the_runs_of_another(
-    open_search: Callable[[Plan], Search], state: Path, context: TrainingContext
+    open_search: Callable[[SearchSettings], StudyWorker], state: Path, context: TrainingContext
 ) -> None:
     open_search(PLAN)
     url = f"sqlite:///{state}/second.db"
     with pytest.raises(UserError, match="holds another study 's', of another --storage; choose another --study"):
-        Search(
+        StudyWorker(
             PLAN, open_storage(url), open_locks(url, "s"), context, TrackingStore(f"sqlite:///{state}/mlflow.db"), {}
         )
 
 
-def test_lost_runs_are_noticed(open_search: Callable[[Plan], Search], state: Path, context: TrainingContext) -> None:
+def test_lost_runs_are_noticed(
+    open_search: Callable[[SearchSettings], StudyWorker], state: Path, context: TrainingContext
+) -> None:
     open_search(PLAN)
     url = f"sqlite:///{state}/optuna.db"
     with pytest.raises(UserError, match="must be in the tracking store"):
-        Search(PLAN, open_storage(url), open_locks(url, "s"), context, TrackingStore(f"sqlite:///{state}/other.db"), {})
+        StudyWorker(
+            PLAN, open_storage(url), open_locks(url, "s"), context, TrackingStore(f"sqlite:///{state}/other.db"), {}
+        )
 
 
 @pytest.mark.usefixtures("fast")
-def test_no_trial_starts_after_the_timeout(open_search: Callable[[Plan], Search]) -> None:
+def test_no_trial_starts_after_the_timeout(open_search: Callable[[SearchSettings], StudyWorker]) -> None:
     assert work(open_search(replace(PLAN, timeout=1e-9))) == []
 
 
 @pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("pruner", ["median", "hyperband"])
-def test_pruners_end_trials_within_the_rules(open_search: Callable[[Plan], Search], pruner: str) -> None:
-    plan = replace(PLAN, pruner=pruner, trials=16, base=TINY.replace(steps=6, warmup_steps=1, valid_every=1))
-    search = open_search(plan)
-    work(search)
-    assert_books_agree(search, 16)
-    for trial in search.study.trials:
+def test_pruners_end_trials_within_the_rules(open_search: Callable[[SearchSettings], StudyWorker], pruner: str) -> None:
+    settings = replace(PLAN, pruner=pruner, trials=16, base=TINY.replace(steps=6, warmup_steps=1, valid_every=1))
+    worker = open_search(settings)
+    work(worker)
+    assert_books_agree(worker, 16)
+    for trial in worker.study.trials:
         assert trial.state == TrialState.COMPLETE or max(trial.intermediate_values) >= 2
-    assert TrialState.PRUNED in {trial.state for trial in search.study.trials}
+    assert TrialState.PRUNED in {trial.state for trial in worker.study.trials}
 
 
 def test_eight_processes_open_a_new_storage_at_once(state: Path) -> None:
