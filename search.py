@@ -91,12 +91,12 @@ def main() -> None:
             print(f"Study {settings.name}: {settings.trials} trials of {settings.base.steps:,} steps on {device}.")
             print(describe(points, costs, settings.trials - len(done), context.compute, arguments.jobs), flush=True)
         at_once = max(1, min(arguments.jobs, settings.trials - len(done)))
-        with uninterrupted(), Progress(worker.job, settings.trials, done, at_once) as progress:
+        with uninterrupted(), Progress(worker.shared, settings.trials, done, at_once) as progress:
             if at_once > 1:
                 run_at_once(WorkerSpec(settings, context, storage_url, tracking_uri), at_once, progress)
             else:
                 for trial in worker.trials():
-                    config, result = run_trial(worker.job, trial, progress.running[0])
+                    config, result = run_trial(worker.shared, trial, progress.running[0])
                     progress.ended(trial.number, config, result)
     except BrokenPipeError:  # whoever read our output is gone; no store failed
         worker.close()
@@ -116,7 +116,7 @@ def main() -> None:
     if finished < settings.trials:
         print(f"Time is up with {finished} of {settings.trials} trials finished; run the same command to go on.")
     elsewhere = ["--tracking-uri", masked(tracking_uri)] if arguments.tracking_uri else []
-    print(f"\n{table(ranked(worker.job.store, settings.name), best=5)}\n\nNext:")
+    print(f"\n{table(ranked(worker.shared.store, settings.name), best=5)}\n\nNext:")
     print(next_commands(settings.name, context.corpus.folder, elsewhere))
 
 

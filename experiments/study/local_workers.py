@@ -170,7 +170,7 @@ def _work(packed: bytes, connection: Connection) -> None:
         worker = spec.open()
         with uninterrupted(), _DistantBar(connection, unit="step", leave=False, disable=None) as bar:
             for trial in worker.trials():
-                config, result = run_trial(worker.job, trial, bar)
+                config, result = run_trial(worker.shared, trial, bar)
                 connection.send(Ended(trial.number, config, replace(result, weights={})))
     except Interrupted as stop:
         sys.exit(128 + stop.signum)

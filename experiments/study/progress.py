@@ -5,7 +5,7 @@ from typing import Self
 from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
-from experiments.study.trial import Job
+from experiments.study.trial import StudyContext
 from speaker.config import TrialConfig
 from speaker.training.train import TrialResult
 
@@ -13,17 +13,17 @@ from speaker.training.train import TrialResult
 class Progress:
     """Bars on a terminal; elsewhere only the line that each trial leaves when it ends."""
 
-    def __init__(self, job: Job, planned: int, finished: list[FrozenTrial], at_once: int = 1) -> None:
+    def __init__(self, shared: StudyContext, planned: int, finished: list[FrozenTrial], at_once: int = 1) -> None:
         self._trials = tqdm(total=max(planned, len(finished)), initial=len(finished), desc="trials", disable=None)
         shown = None if at_once == 1 else "{desc}"  # other processes make the text
         self.running: list[tqdm[int]] = [
-            tqdm(total=job.base.steps, position=1 + place, leave=False, unit="step", disable=None, bar_format=shown)
+            tqdm(total=shared.base.steps, position=1 + place, leave=False, unit="step", disable=None, bar_format=shown)
             for place in range(at_once)
         ]
         self._best = -1.0
         for trial in finished:
             if trial.state == TrialState.COMPLETE and trial.value is not None:
-                self._keep_best(trial.number, job.base.replace(**trial.params).label(), trial.value)
+                self._keep_best(trial.number, shared.base.replace(**trial.params).label(), trial.value)
 
     def __enter__(self) -> Self:
         return self

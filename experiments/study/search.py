@@ -25,7 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from experiments.context import TrainingContext
 from experiments.study.locks import Locks, Release, open_locks
 from experiments.study.space import Space
-from experiments.study.trial import PRESET, RUN_ID, Job
+from experiments.study.trial import PRESET, RUN_ID, StudyContext
 from experiments.tracking.store import TrackedRun, TrackingStore
 from experiments.urls import masked
 from speaker.common.errors import UserError
@@ -106,13 +106,13 @@ class StudyWorker:
             known = self.study.user_attrs
             parent = store.open_study(settings.name, known[IDENTITY], known.get(PARENT), contract, tags, context)
             self.study.set_user_attr(PARENT, parent)
-        self.job = Job(self.study, settings.space, settings.base, settings.seed, context, store, parent)
+        self.shared = StudyContext(self.study, settings.space, settings.base, settings.seed, context, store, parent)
         self._close_ended_runs()
 
     def use(self, context: TrainingContext) -> None:
         """Compute with this context from now on: the same data, on the device that they were put on."""
-        self.job = replace(self.job, context=context)
-        self._store.tag_run(self.job.parent, context.tags())
+        self.shared = replace(self.shared, context=context)
+        self._store.tag_run(self.shared.parent, context.tags())
 
     def finished(self) -> list[FrozenTrial]:
         """Return the trials that have ended: complete, pruned or failed."""
@@ -143,7 +143,7 @@ class StudyWorker:
         self._close_ended_runs()
         complete = len(self.finished()) >= self._settings.trials
         rows = self._best_so_far() if complete else []
-        self._store.close_study(self.job.parent, "complete" if complete else "interrupted", rows)
+        self._store.close_study(self.shared.parent, "complete" if complete else "interrupted", rows)
 
     def _claim(self) -> tuple[optuna.trial.Trial, Release] | None:
         """Take the next trial: one whose worker died, or else a new one, if the settings ask for more than there are."""

@@ -25,7 +25,7 @@ END = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": T
 
 
 @dataclass(frozen=True)
-class Job:
+class StudyContext:
     """What the trials of one study share."""
 
     study: optuna.Study
@@ -42,7 +42,7 @@ class Job:
         return self.space.sample(trial, self.base).replace(seed=seed)
 
 
-def run_trial(job: Job, trial: optuna.trial.Trial, bar: "tqdm[int]") -> tuple[TrialConfig, TrialResult]:
+def run_trial(shared: StudyContext, trial: optuna.trial.Trial, bar: "tqdm[int]") -> tuple[TrialConfig, TrialResult]:
     """Run a trial that its caller holds the lock of, for the first time or again after a crash, and end it.
 
     A point that cannot be trained ends as failed and the search goes on. An interruption, a store that stops answering
@@ -50,20 +50,20 @@ def run_trial(job: Job, trial: optuna.trial.Trial, bar: "tqdm[int]") -> tuple[Tr
     time the trial ends as failed. Any other exception is a bug: the trial and its run are closed as failed, and it
     passes through.
     """
-    config = job.config(trial)
-    run = _open_run(job, trial, config)
-    checkpoint = _checkpoint(job, trial, run, config)
+    config = shared.config(trial)
+    run = _open_run(shared, trial, config)
+    checkpoint = _checkpoint(shared, trial, run, config)
     try:
         with run.guarded():
-            run.log_setup(config, job.context)
+            run.log_setup(config, shared.context)
             bar.reset(config.steps)
             bar.set_description_str(f"#{trial.number} {config.label()}", refresh=False)
-            context = job.context
+            context = shared.context
             with interruptible():
                 result = train(
                     config, context.pack, context.protocol, _report(trial, run), context.compute, checkpoint, bar
                 )
-            run.log_result(result, config, job.context)
+            run.log_result(result, config, shared.context)
     except STORE_FAILURES:
         raise
     except DeviceLostError as error:
@@ -71,15 +71,15 @@ def run_trial(job: Job, trial: optuna.trial.Trial, bar: "tqdm[int]") -> tuple[Tr
         trial.set_user_attr(LOSSES, losses)
         if losses == MOST_LOSSES:
             reason = f"{error}, for the second time"
-            _end(job, trial, TrialResult("failed", reason))
+            _end(shared, trial, TrialResult("failed", reason))
             run.close("failed", reason)
             checkpoint.remove()
         raise DeviceLostError(f"{error} in trial #{trial.number}") from error
     except Exception as error:
-        _end(job, trial, TrialResult("failed", describe_error(error)))
+        _end(shared, trial, TrialResult("failed", describe_error(error)))
         checkpoint.remove()
         raise
-    _end(job, trial, result)
+    _end(shared, trial, result)
     run.close(result.state, result.reason)
     checkpoint.remove()
     return config, result
@@ -96,21 +96,21 @@ def run_name(trial_number: int, config: TrialConfig) -> str:
     return f"#{trial_number} {config.label()}"
 
 
-def _open_run(job: Job, trial: optuna.trial.Trial, config: TrialConfig) -> TrackedRun:
+def _open_run(shared: StudyContext, trial: optuna.trial.Trial, config: TrialConfig) -> TrackedRun:
     """Open the trial's run and store the link on both sides."""
-    study = job.study.study_name
-    run_id = trial.user_attrs.get(RUN_ID) or job.store.find_run(study, trial.number)
+    study = shared.study.study_name
+    run_id = trial.user_attrs.get(RUN_ID) or shared.store.find_run(study, trial.number)
     tags = {"study": study, "trial": str(trial.number)}
     if preset := trial.user_attrs.get(PRESET):
         tags["preset"] = preset
-    run = job.store.open_run(run_name(trial.number, config), tags, job.parent, run_id)
+    run = shared.store.open_run(run_name(trial.number, config), tags, shared.parent, run_id)
     trial.set_user_attr(RUN_ID, run.run_id)
     return run
 
 
-def _checkpoint(job: Job, trial: optuna.trial.Trial, run: TrackedRun, config: TrialConfig) -> Checkpoint:
+def _checkpoint(shared: StudyContext, trial: optuna.trial.Trial, run: TrackedRun, config: TrialConfig) -> Checkpoint:
     """Return the trial's checkpoint. One that cannot be gone on from, of other code say, must not stop the search."""
-    checkpoint = job.context.checkpoint(run.run_id, config)
+    checkpoint = shared.context.checkpoint(run.run_id, config)
     try:
         checkpoint.load()
     except UserError as error:
@@ -133,10 +133,10 @@ def _report(trial: optuna.trial.Trial, run: TrackedRun) -> Report:
     return report
 
 
-def _end(job: Job, trial: optuna.trial.Trial, result: TrialResult) -> None:
+def _end(shared: StudyContext, trial: optuna.trial.Trial, result: TrialResult) -> None:
     """Tell the study; a pruned trial keeps the value of its last report."""
     if result.state == "complete":
-        job.study.tell(trial, result.best[OBJECTIVE])
+        shared.study.tell(trial, result.best[OBJECTIVE])
         return
     trial.set_user_attr("reason", result.reason)
-    job.study.tell(trial, state=END[result.state])
+    shared.study.tell(trial, state=END[result.state])

@@ -57,7 +57,7 @@ def work(worker: StudyWorker, most: int = 99) -> list[int]:
     """Run trials as a search does, `most` at the most; return their numbers."""
     numbers = []
     for trial in worker.trials():
-        run_trial(worker.job, trial, tqdm(disable=True))
+        run_trial(worker.shared, trial, tqdm(disable=True))
         numbers.append(trial.number)
         if len(numbers) == most:
             break
@@ -78,7 +78,7 @@ def assert_books_agree(worker: StudyWorker, count: int) -> None:
     for run in runs:
         trial = trials[int(run.data.tags["trial"])]
         assert names[run.info.status] == trial.state
-        assert run.data.tags["mlflow.parentRunId"] == worker.job.parent
+        assert run.data.tags["mlflow.parentRunId"] == worker.shared.parent
         rows = worker._store.client.get_metric_history(run.info.run_id, OBJECTIVE)
         assert {row.step: row.value for row in rows} == trial.intermediate_values
         assert len(rows) == len(trial.intermediate_values), "a row stands twice"
@@ -95,7 +95,7 @@ def test_trials_means_that_many_finished_trials(open_search: Callable[[SearchSet
     presets = [trial.user_attrs.get(PRESET) for trial in worker.study.trials]
     assert presets == ["homework-baseline", "homework-edited", None, None]
     assert worker.study.trials[1].params == {"d_model": 512, "nhead": 16, "num_layers": 6, "activation": "relu"}
-    assert worker._store.client.get_run(worker.job.parent).info.status == "FINISHED"
+    assert worker._store.client.get_run(worker.shared.parent).info.status == "FINISHED"
 
 
 @pytest.mark.usefixtures("fast")
@@ -316,7 +316,7 @@ def test_a_disk_that_is_full_costs_no_trial(
             work(worker)
     worker.close()
     assert [trial.state for trial in worker.study.get_trials()] == [TrialState.RUNNING]
-    assert worker._store.client.get_run(worker.job.parent).data.tags["state"] == "interrupted"
+    assert worker._store.client.get_run(worker.shared.parent).data.tags["state"] == "interrupted"
     again = open_search(PLAN)
     work(again)
     assert_books_agree(again, 4)
