@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.floor import count_memory, count_traffic
 from benchmarks.scale import write_corpus
-from speaker.common.devices import Crew, claim, find_compute
+from speaker.common.devices import ThreadPool, claim, find_compute
 from speaker.common.provenance import provenance
 from speaker.config import HOMEWORK_BASELINE, TrialConfig
 from speaker.data.corpus import read_corpus
@@ -42,7 +42,7 @@ def measure(config: TrialConfig, folder: Path, device: str) -> tuple[float, floa
     rows, _ = Protocol().split(pack)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     seconds = []
-    with Crew(compute.shards) as crew, open_learner(config, pack, rows, compute, crew) as learner:
+    with ThreadPool(compute.shards) as pool, open_learner(config, pack, rows, compute, pool) as learner:
         number = 0
         began = time.perf_counter()
         while number < 8 or time.perf_counter() < began + 3:

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from benchmarks.floor import Floor
 from benchmarks.scale import write_corpus
 from benchmarks.yardstick import Homework
-from speaker.common.devices import Compute, Crew, claim, find_compute
+from speaker.common.devices import Compute, ThreadPool, claim, find_compute
 from speaker.common.provenance import provenance
 from speaker.config import HOMEWORK_BASELINE, TrialConfig
 from speaker.data.corpus import read_corpus
@@ -103,9 +103,9 @@ class Ours:
         pack = open_pack(read_corpus(entry.folder), entry.folder.parent / "packs")
         pack = pack.to(entry.compute.device, entry.compute.precision)
         rows, _ = Protocol().split(pack)
-        crew = Crew(entry.compute.shards)
-        self._learner: Learner = open_learner(entry.config, pack, rows, entry.compute, crew)
-        self._evaluate = Evaluator(pack, Protocol(), crew)
+        pool = ThreadPool(entry.compute.shards)
+        self._learner: Learner = open_learner(entry.config, pack, rows, entry.compute, pool)
+        self._evaluate = Evaluator(pack, Protocol(), pool)
         self._config = entry.config
         self._synchronize = _synchronizer(entry.compute)
         self._done = 0

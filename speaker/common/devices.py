@@ -73,7 +73,7 @@ class Compute:
             yield replace(self, graph=False, device=CPU, precision=precision)
 
 
-class Crew:
+class ThreadPool:
     """Threads that work side by side, one for each shard. PyTorch leaves Python's lock while it computes."""
 
     def __init__(self, size: int) -> None:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from speaker.common.devices import Compute, Crew
+from speaker.common.devices import Compute, ThreadPool
 from speaker.common.seeding import derive_seed
 from speaker.config import TrialConfig
 from speaker.data.pack import Pack
@@ -14,11 +14,11 @@ from speaker.training.schedule import learning_rate
 
 
 class ShardedLearner(Learner):
-    """Learns on the CPU: each thread of a crew computes the gradient of its part of the batch."""
+    """Learns on the CPU: each thread of a pool computes the gradient of its part of the batch."""
 
-    def __init__(self, config: TrialConfig, pack: Pack, rows: Tensor, compute: Compute, crew: Crew) -> None:
+    def __init__(self, config: TrialConfig, pack: Pack, rows: Tensor, compute: Compute, pool: ThreadPool) -> None:
         super().__init__(config, pack, rows, compute)
-        self._crew = crew
+        self._pool = pool
         self._gradients = [torch.zeros_like(self._working) for _ in self._replicas]
         for replica, gradient in zip(self._replicas, self._gradients, strict=True):
             for parameter, view in zip(replica.parameters(), self._views(gradient), strict=True):
@@ -36,7 +36,7 @@ class ShardedLearner(Learner):
         count = len(self._replicas)
         rows, places = self._drawn.rows[batch].tensor_split(count), self._drawn.places[batch].tensor_split(count)
         parts = zip(range(count), rows, places, strict=True)
-        scores = self._crew.map(lambda part: self._learn(number, *part, whole), parts)
+        scores = self._pool.map(lambda part: self._learn(number, *part, whole), parts)
         self._gradient.copy_(self._gradients[0])
         for gradient in self._gradients[1:]:
             self._gradient.add_(gradient)

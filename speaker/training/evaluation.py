@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speaker.common.cuda import is_out_of_memory, release_memory
-from speaker.common.devices import Crew
+from speaker.common.devices import ThreadPool
 from speaker.common.seeding import uniform
 from speaker.data.pack import Pack, length_buckets
 from speaker.data.protocol import Protocol
@@ -32,10 +32,14 @@ class Evaluator:
     """Measures a model on the validation part of a pack. Everything that does not depend on the model is done once."""
 
     def __init__(
-        self, pack: Pack, protocol: Protocol, crew: Crew | None = None, clock: Callable[[], float] = time.perf_counter
+        self,
+        pack: Pack,
+        protocol: Protocol,
+        pool: ThreadPool | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._pack = pack
-        self._crew = crew or Crew(1)
+        self._pool = pool or ThreadPool(1)
         self._clock = clock
         device = pack.frames.device
         max_frames = MAX_FRAMES[device.type]
@@ -83,7 +87,7 @@ class Evaluator:
             self._measure(model, [self._wholes[-1], largest])  # the longest, and what needs the most memory
         seconds = 0.0
         for batches in (self._wholes, self._crops):
-            middle = batches[len(batches) // 2 :][: self._crew.size]
+            middle = batches[len(batches) // 2 :][: self._pool.size]
             share = len(middle) / len(batches)  # halves are made of them where memory is short
             for _ in range(1 if on_cpu else 2):  # libraries settle on their kernels first
                 _, _, rate = self._measure(model, middle)
@@ -99,7 +103,7 @@ class Evaluator:
         while True:
             began = self._clock()
             try:
-                scores = self._crew.map(lambda batch: self._score(model, batch), batches)
+                scores = self._pool.map(lambda batch: self._score(model, batch), batches)
                 loss, hits = torch.stack(scores).sum(0).tolist()  # waits for the device
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or all(len(batch.rows) == 1 for batch in batches):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from speaker.common.cuda import is_out_of_memory, noticing_loss, release_memory
-from speaker.common.devices import Compute, Crew, claim
+from speaker.common.devices import Compute, ThreadPool, claim
 from speaker.common.errors import DeviceLostError, UserError, first_line
 from speaker.config import TrialConfig
 from speaker.data.pack import Pack
@@ -47,11 +47,11 @@ def measure(config: TrialConfig, pack: Pack, protocol: Protocol, compute: Comput
         torch.cuda.reset_peak_memory_stats(compute.device)
     with (
         noticing_loss(compute.device),
-        Crew(compute.shards) as crew,
-        open_learner(config, pack, rows, compute, crew) as learner,
+        ThreadPool(compute.shards) as pool,
+        open_learner(config, pack, rows, compute, pool) as learner,
     ):
         step = _time_steps(learner)
-        evaluation = Evaluator(pack, protocol, crew).rehearse(learner.model)
+        evaluation = Evaluator(pack, protocol, pool).rehearse(learner.model)
         memory = torch.cuda.max_memory_reserved(compute.device) if on_cuda else _peak_bytes()
         return Cost(config, step, evaluation, memory, learner.fallback)
 

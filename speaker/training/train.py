@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from speaker.common import cuda
-from speaker.common.devices import Compute, Crew
+from speaker.common.devices import Compute, ThreadPool
 from speaker.common.errors import UserError, first_line
 from speaker.config import TrialConfig
 from speaker.data.pack import Pack
@@ -114,8 +114,8 @@ def _train(
     clock: Callable[[], float],
 ) -> TrialResult:
     rows, _ = protocol.split(pack)
-    with Crew(compute.shards) as crew, open_learner(config, pack, rows, compute, crew) as learner:
-        evaluate = Evaluator(pack, protocol, crew, clock)
+    with ThreadPool(compute.shards) as pool, open_learner(config, pack, rows, compute, pool) as learner:
+        evaluate = Evaluator(pack, protocol, pool, clock)
         course = _go_on(checkpoint, learner)
         bar.update(course.step)
         began = clock() - course.seconds
@@ -156,10 +156,10 @@ def _train(
         )  # fmt: skip
 
 
-def open_learner(config: TrialConfig, pack: Pack, rows: Tensor, compute: Compute, crew: Crew) -> Learner:
+def open_learner(config: TrialConfig, pack: Pack, rows: Tensor, compute: Compute, pool: ThreadPool) -> Learner:
     """Return what does the steps on a device."""
     if compute.device.type == "cpu":
-        return ShardedLearner(config, pack, rows, compute, crew)
+        return ShardedLearner(config, pack, rows, compute, pool)
     return DeviceLearner(config, pack, rows, compute)
 
 

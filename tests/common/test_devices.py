@@ -4,7 +4,7 @@ import threading
 import pytest
 import torch
 
-from speaker.common.devices import MOST_SHARDS, Compute, Crew, claim, find_compute, find_precision, usable_cores
+from speaker.common.devices import MOST_SHARDS, Compute, ThreadPool, claim, find_compute, find_precision, usable_cores
 from speaker.common.errors import UserError
 
 CPU = torch.device("cpu")
@@ -35,8 +35,8 @@ def test_shards_share_the_threads(threads: int, shards: int, each: int) -> None:
         claim(compute)
         assert compute.shards == shards
         assert torch.get_num_threads() == each
-        with Crew(shards) as crew:
-            assert set(crew.map(lambda _: torch.get_num_threads(), range(2 * shards))) == {each}
+        with ThreadPool(shards) as pool:
+            assert set(pool.map(lambda _: torch.get_num_threads(), range(2 * shards))) == {each}
     finally:
         torch.set_num_threads(before)
 
@@ -52,15 +52,15 @@ def test_a_crew_works_side_by_side_and_keeps_the_order() -> None:
         barrier.wait()  # holds until three are here at once
         return item * item
 
-    with Crew(3) as crew:
-        assert crew.map(meet, [3, 1, 2]) == [9, 1, 4]
-    with Crew(1) as crew:
-        assert crew.map(lambda item: item + 1, [1, 2]) == [2, 3]
+    with ThreadPool(3) as pool:
+        assert pool.map(meet, [3, 1, 2]) == [9, 1, 4]
+    with ThreadPool(1) as pool:
+        assert pool.map(lambda item: item + 1, [1, 2]) == [2, 3]
 
 
 def test_an_error_in_a_crew_reaches_who_asked() -> None:
-    with Crew(2) as crew, pytest.raises(ZeroDivisionError):
-        crew.map(lambda item: 1 // item, [1, 0])
+    with ThreadPool(2) as pool, pytest.raises(ZeroDivisionError):
+        pool.map(lambda item: 1 // item, [1, 0])
 
 
 def test_one_thread_is_one() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from experiments.study.space import HOMEWORK
 from speaker.common import cuda
-from speaker.common.devices import Compute, Crew
+from speaker.common.devices import Compute, ThreadPool
 from speaker.config import HOMEWORK_BASELINE, HOMEWORK_EDITED, TrialConfig
 from speaker.data.pack import Pack
 from speaker.data.protocol import Protocol
@@ -213,8 +213,8 @@ def test_a_state_goes_on_exactly(pack: Pack, precision: torch.dtype, graph: bool
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32], ids=str)
 def test_a_cpus_state_goes_on_here_and_back(pack: Pack, precision: torch.dtype) -> None:
     rows, _ = Protocol().split(pack)
-    with Crew(1) as crew:
-        there = ShardedLearner(NO_DROPOUT, pack, rows, Compute(precision=precision), crew)
+    with ThreadPool(1) as pool:
+        there = ShardedLearner(NO_DROPOUT, pack, rows, Compute(precision=precision), pool)
         for number in range(5):
             there.step(number)
         here = learner_of(NO_DROPOUT, pack, precision)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from speaker.common.devices import Compute, Crew
+from speaker.common.devices import Compute, ThreadPool
 from speaker.config import HOMEWORK_BASELINE, TrialConfig
 from speaker.data.batches import Batches
 from speaker.data.pack import Pack
@@ -77,11 +77,11 @@ def test_lengths_come_only_with_batches_that_need_them(pack: Pack) -> None:
 
 def learned(config: TrialConfig, pack: Pack, compute: Compute, steps: int, on_device: bool = False) -> Learner:
     rows, _ = Protocol().split(pack)
-    with Crew(compute.shards) as crew:
+    with ThreadPool(compute.shards) as pool:
         learner: Learner = (
             DeviceLearner(config, pack, rows, compute)
             if on_device
-            else ShardedLearner(config, pack, rows, compute, crew)
+            else ShardedLearner(config, pack, rows, compute, pool)
         )
         for number in range(steps):
             learner.step(number)
