@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.floor import count_memory, count_traffic
 from benchmarks.scale import write_corpus
-from speaker.common.devices import ThreadPool, claim, find_compute
+from speaker.common.devices import ThreadPool, configure_process, find_compute
 from speaker.common.provenance import provenance
 from speaker.config import HOMEWORK_BASELINE, TrialConfig
 from speaker.data.corpus import read_corpus
@@ -37,7 +37,7 @@ GROWTH = {
 def measure(config: TrialConfig, folder: Path, device: str) -> tuple[float, float]:
     """Return the median seconds of a step, and the MiB that a training adds to a process."""
     compute = find_compute(device, "auto")
-    claim(compute)
+    configure_process(compute)
     pack = open_pack(read_corpus(folder), folder.parent / "packs").to(compute.device, compute.precision)
     rows, _ = Protocol().split(pack)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

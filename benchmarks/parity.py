@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.train import POINTS
 from benchmarks.yardstick import Homework, accuracy_whole
-from speaker.common.devices import claim, find_compute
+from speaker.common.devices import configure_process, find_compute
 from speaker.common.provenance import provenance
 from speaker.config import DEMO_BUDGET, TrialConfig
 from speaker.data.corpus import read_corpus
@@ -47,7 +47,7 @@ class Task:
 def run(task: Task) -> float:
     """Return the accuracy that a training ends with."""
     compute = find_compute(task.device, "auto", task.at_once)
-    claim(compute)
+    configure_process(compute)
     pack = open_pack(read_corpus(task.folder), task.packs)
     protocol = Protocol(split_seed=task.config.seed)
     if task.kind == "ours":

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from benchmarks.floor import Floor
 from benchmarks.scale import write_corpus
 from benchmarks.yardstick import Homework
-from speaker.common.devices import Compute, ThreadPool, claim, find_compute
+from speaker.common.devices import Compute, ThreadPool, configure_process, find_compute
 from speaker.common.provenance import provenance
 from speaker.config import HOMEWORK_BASELINE, TrialConfig
 from speaker.data.corpus import read_corpus
@@ -99,7 +99,7 @@ class Ours:
     """Our training as a contestant."""
 
     def __init__(self, entry: Entry) -> None:
-        claim(entry.compute)
+        configure_process(entry.compute)
         pack = open_pack(read_corpus(entry.folder), entry.folder.parent / "packs")
         pack = pack.to(entry.compute.device, entry.compute.precision)
         rows, _ = Protocol().split(pack)

@@ -24,7 +24,7 @@ from experiments.study.progress import Progress
 from experiments.study.search import WorkerSpec
 from experiments.study.trial import STORE_FAILURES, run_trial, store_failed
 from speaker.common.cuda import noticing_loss
-from speaker.common.devices import claim
+from speaker.common.devices import configure_process
 from speaker.common.errors import DeviceLostError, UserError, first_line
 from speaker.common.processes import follow_parent, out_of_reach
 from speaker.common.signals import Interrupted, heed_signals, interruptible, uninterrupted
@@ -166,7 +166,7 @@ def _work(packed: bytes, connection: Connection) -> None:
     try:
         spec = _unpack(packed)
         with noticing_loss(spec.context.compute.device):
-            claim(spec.context.compute)
+            configure_process(spec.context.compute)
         worker = spec.open()
         with uninterrupted(), _DistantBar(connection, unit="step", leave=False, disable=None) as bar:
             for trial in worker.trials():

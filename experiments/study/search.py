@@ -125,14 +125,14 @@ class StudyWorker:
         """
         deadline = time.monotonic() + self._settings.timeout if self._settings.timeout else None
         while deadline is None or time.monotonic() < deadline:
-            claim = self._claim()
-            if claim is None:
+            claimed = self._claim()
+            if claimed is None:
                 if all(trial.state.is_finished() for trial in self.study.get_trials(deepcopy=False)):
                     return
                 with interruptible():
                     time.sleep(POLL_S)  # others still run theirs; should one die, its trial is taken over here
                 continue
-            trial, release = claim
+            trial, release = claimed
             try:
                 yield trial
             finally:

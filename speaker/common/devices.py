@@ -170,7 +170,7 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def claim(compute: Compute) -> None:
+def configure_process(compute: Compute) -> None:
     """Settle this process on what it computes with: how many threads, and how memory is kept.
 
     Freed tensors stay with the process: giving them back and asking again, page by page, took a twentieth of a step.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from speaker.common.cuda import is_out_of_memory, noticing_loss, release_memory
-from speaker.common.devices import Compute, ThreadPool, claim
+from speaker.common.devices import Compute, ThreadPool, configure_process
 from speaker.common.errors import DeviceLostError, UserError, first_line
 from speaker.config import TrialConfig
 from speaker.data.pack import Pack
@@ -86,7 +86,7 @@ def find_working_compute(
 def _attempt(
     points: Sequence[TrialConfig], put: Callable[[Compute], Pack], protocol: Protocol, compute: Compute
 ) -> tuple[Pack, list[Cost]]:
-    claim(compute)
+    configure_process(compute)
     pack = put(compute)
     costs = []
     for point in points:

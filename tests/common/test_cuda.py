@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from speaker.common import cuda
-from speaker.common.devices import Compute, claim, find_compute, find_device, find_precision
+from speaker.common.devices import Compute, configure_process, find_compute, find_device, find_precision
 from speaker.common.errors import DeviceLostError, UserError
 from speaker.data.pack import Pack
 from speaker.data.protocol import Protocol
@@ -81,14 +81,14 @@ def test_a_card_always_has_its_number(driver: Driver, name: str) -> None:
     assert compute.device == torch.device("cuda", 0)
     assert compute.device.index == 0
     assert (compute.graph, compute.is_automatic, compute.fallbacks) == (True, name == "auto", ())
-    claim(compute)
+    configure_process(compute)
     assert driver.told == [("device", 0)]
     assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
 def test_a_share_of_memory_is_of_the_right_card(driver: Driver) -> None:
     driver.has("A100", (8, 0), (8, 0))
-    claim(Compute(torch.device("cuda", 1), memory_fraction=0.25))
+    configure_process(Compute(torch.device("cuda", 1), memory_fraction=0.25))
     assert driver.told == [("device", 1), ("memory", 0.25, 1)]
 
 

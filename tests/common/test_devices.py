@@ -4,7 +4,15 @@ import threading
 import pytest
 import torch
 
-from speaker.common.devices import MOST_SHARDS, Compute, ThreadPool, claim, find_compute, find_precision, usable_cores
+from speaker.common.devices import (
+    MOST_SHARDS,
+    Compute,
+    ThreadPool,
+    configure_process,
+    find_compute,
+    find_precision,
+    usable_cores,
+)
 from speaker.common.errors import UserError
 
 CPU = torch.device("cpu")
@@ -32,7 +40,7 @@ def test_shards_share_the_threads(threads: int, shards: int, each: int) -> None:
     before = torch.get_num_threads()
     compute = Compute(threads=threads)
     try:
-        claim(compute)
+        configure_process(compute)
         assert compute.shards == shards
         assert torch.get_num_threads() == each
         with ThreadPool(shards) as pool:

@@ -62,7 +62,7 @@ def test_a_lost_device_ends_the_look_ahead_in_one_line(monkeypatch: pytest.Monke
     def lose(_compute: Compute) -> Pack:
         raise torch.AcceleratorError("CUDA error: device-side assert triggered\nCompile with ...")
 
-    monkeypatch.setattr("speaker.training.lookahead.claim", lambda _compute: None)
+    monkeypatch.setattr("speaker.training.lookahead.configure_process", lambda _compute: None)
     for is_automatic in (True, False):
         with pytest.raises(DeviceLostError, match=r"^cuda:0 was lost \(CUDA error: .*\) before the first trial; try"):
             wanted = Compute(torch.device("cuda", 0), is_automatic=is_automatic)
