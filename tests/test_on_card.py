@@ -19,7 +19,7 @@ from speaker.data.pack import Pack
 from speaker.data.protocol import Protocol
 from speaker.model.classifier import SpeakerClassifier
 from speaker.training.evaluation import Evaluator
-from speaker.training.gpu_learner import DeviceLearner
+from speaker.training.gpu_learner import GpuLearner
 from speaker.training.metrics import OBJECTIVE
 from speaker.training.train import train
 from tests.helpers import TINY, assert_whole, run, write_corpus
@@ -49,13 +49,13 @@ def has(precision: torch.dtype) -> bool:
     return not IS_CARD or precision != torch.bfloat16 or torch.cuda.get_device_capability(DEVICE) >= (8, 0)
 
 
-def learner_of(config: TrialConfig, pack: Pack, compute: Compute, graph: bool) -> DeviceLearner:
+def learner_of(config: TrialConfig, pack: Pack, compute: Compute, graph: bool) -> GpuLearner:
     there = pack.to(compute.device, compute.precision)
     rows, _ = Protocol().split(pack)
-    return DeviceLearner(config, there, rows, replace(compute, graph=graph and IS_CARD))
+    return GpuLearner(config, there, rows, replace(compute, graph=graph and IS_CARD))
 
 
-def weights_after(learner: DeviceLearner, steps: range) -> Tensor:
+def weights_after(learner: GpuLearner, steps: range) -> Tensor:
     for number in steps:
         learner.step(number)
     return learner.named_weights()["project.weight"]

@@ -13,7 +13,7 @@ from speaker.training.learner import Learner
 from speaker.training.schedule import learning_rate
 
 
-class ShardedLearner(Learner):
+class CpuLearner(Learner):
     """Learns on the CPU: each thread of a pool computes the gradient of its part of the batch."""
 
     def __init__(self, config: TrialConfig, pack: Pack, rows: Tensor, compute: Compute, pool: ThreadPool) -> None:

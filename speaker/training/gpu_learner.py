@@ -58,7 +58,7 @@ class LossScale:
         return {"scale": self.scale, "streak": self._streak}
 
 
-class DeviceLearner(Learner):
+class GpuLearner(Learner):
     """Learns on a GPU. Where no graph can be captured the same operations are started one by one.
 
     `fallback` says why there is no graph, where there should be one.

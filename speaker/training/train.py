@@ -17,9 +17,9 @@ from speaker.data.pack import Pack
 from speaker.data.protocol import Protocol
 from speaker.model.classifier import count_parameters
 from speaker.training.checkpoint import Checkpoint, Course
-from speaker.training.cpu_learner import ShardedLearner
+from speaker.training.cpu_learner import CpuLearner
 from speaker.training.evaluation import Evaluator
-from speaker.training.gpu_learner import DeviceLearner
+from speaker.training.gpu_learner import GpuLearner
 from speaker.training.learner import Learner
 from speaker.training.metrics import (
     ACCURACY_CROPS,
@@ -159,8 +159,8 @@ def _train(
 def open_learner(config: TrialConfig, pack: Pack, rows: Tensor, compute: Compute, pool: ThreadPool) -> Learner:
     """Return what does the steps on a device."""
     if compute.device.type == "cpu":
-        return ShardedLearner(config, pack, rows, compute, pool)
-    return DeviceLearner(config, pack, rows, compute)
+        return CpuLearner(config, pack, rows, compute, pool)
+    return GpuLearner(config, pack, rows, compute)
 
 
 def _go_on(checkpoint: Checkpoint, learner: Learner) -> Course:

@@ -14,9 +14,9 @@ from speaker.common.devices import Compute, ThreadPool
 from speaker.config import HOMEWORK_BASELINE, HOMEWORK_EDITED, TrialConfig
 from speaker.data.pack import Pack
 from speaker.data.protocol import Protocol
-from speaker.training.cpu_learner import ShardedLearner
+from speaker.training.cpu_learner import CpuLearner
 from speaker.training.evaluation import Evaluator
-from speaker.training.gpu_learner import FIRST_SCALE, GROWTH_STEPS, DeviceLearner
+from speaker.training.gpu_learner import FIRST_SCALE, GROWTH_STEPS, GpuLearner
 from speaker.training.metrics import OBJECTIVE
 from speaker.training.train import train
 from tests.helpers import TINY
@@ -39,9 +39,9 @@ def on_gpu(pack: Pack, precision: torch.dtype) -> Pack:
     return replace(pack, frames=pack.frames.to(torch.bfloat16)) if precision == torch.bfloat16 else pack
 
 
-def learner_of(config: TrialConfig, pack: Pack, precision: torch.dtype, graph: bool = False) -> DeviceLearner:
+def learner_of(config: TrialConfig, pack: Pack, precision: torch.dtype, graph: bool = False) -> GpuLearner:
     rows, _ = Protocol().split(pack)
-    return DeviceLearner(config, on_gpu(pack, precision), rows, Compute(precision=precision, graph=graph))
+    return GpuLearner(config, on_gpu(pack, precision), rows, Compute(precision=precision, graph=graph))
 
 
 def shapes() -> list[TrialConfig]:
@@ -109,13 +109,13 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Graph]]:
     monkeypatch.setattr(Graph, "ended", [])
     for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
         monkeypatch.setattr(torch._C, name, lambda *given, name=name: Graph.ended.append((name, *given)), raising=False)
-    monkeypatch.setattr("speaker.training.train.ShardedLearner", lambda *given: DeviceLearner(*given[:4]))
+    monkeypatch.setattr("speaker.training.train.CpuLearner", lambda *given: GpuLearner(*given[:4]))
     with AsOnGpu():
         yield Graph
     cuda._side_stream.cache_clear()
 
 
-def weights_after(learner: DeviceLearner, steps: range) -> Tensor:
+def weights_after(learner: GpuLearner, steps: range) -> Tensor:
     for number in steps:
         learner.step(number)
     return learner.weights.detach().clone()
@@ -214,7 +214,7 @@ def test_a_state_goes_on_exactly(pack: Pack, precision: torch.dtype, graph: bool
 def test_a_cpus_state_goes_on_here_and_back(pack: Pack, precision: torch.dtype) -> None:
     rows, _ = Protocol().split(pack)
     with ThreadPool(1) as pool:
-        there = ShardedLearner(NO_DROPOUT, pack, rows, Compute(precision=precision), pool)
+        there = CpuLearner(NO_DROPOUT, pack, rows, Compute(precision=precision), pool)
         for number in range(5):
             there.step(number)
         here = learner_of(NO_DROPOUT, pack, precision)
@@ -229,7 +229,7 @@ def test_a_cpus_state_goes_on_here_and_back(pack: Pack, precision: torch.dtype) 
         there.step(9)
 
 
-def overflow(learner: DeviceLearner) -> None:
+def overflow(learner: GpuLearner) -> None:
     """Make the loss so large that its gradient is beyond what float16 can say."""
     assert learner._loss_scale
     learner._loss_scale.scale.fill_(2.0**40)
@@ -292,14 +292,14 @@ def test_float16_learns_what_float32_learns(pack: Pack) -> None:
 def test_a_training_leaves_nothing_behind(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fifty points of all shapes: when the result is there, no tensor of its learner lives."""
     made: list[weakref.ref[object]] = []
-    original = DeviceLearner.__init__
+    original = GpuLearner.__init__
 
-    def watched(self: DeviceLearner, *given: object) -> None:
+    def watched(self: GpuLearner, *given: object) -> None:
         original(self, *given)  # type: ignore[arg-type]
         kept = (self.weights, self._gradient, self._working, *self._parameters, *self._graphs.values())
         made.extend(map(weakref.ref, kept))
 
-    monkeypatch.setattr(DeviceLearner, "__init__", watched)
+    monkeypatch.setattr(GpuLearner, "__init__", watched)
     for point in HOMEWORK.points(FAST.replace(steps=1, warmup_steps=0, valid_every=1))[::12]:
         train(point, pack, Protocol(), lambda *_: False, Compute(graph=True))
         assert [ref for ref in made if ref() is not None] == [], point.label()

@@ -10,8 +10,8 @@ from speaker.config import HOMEWORK_BASELINE, TrialConfig
 from speaker.data.batches import Batches
 from speaker.data.pack import Pack
 from speaker.data.protocol import Protocol
-from speaker.training.cpu_learner import ShardedLearner
-from speaker.training.gpu_learner import DeviceLearner
+from speaker.training.cpu_learner import CpuLearner
+from speaker.training.gpu_learner import GpuLearner
 from speaker.training.learner import Learner
 from speaker.training.schedule import learning_rate
 from tests.helpers import TINY
@@ -79,9 +79,7 @@ def learned(config: TrialConfig, pack: Pack, compute: Compute, steps: int, on_de
     rows, _ = Protocol().split(pack)
     with ThreadPool(compute.shards) as pool:
         learner: Learner = (
-            DeviceLearner(config, pack, rows, compute)
-            if on_device
-            else ShardedLearner(config, pack, rows, compute, pool)
+            GpuLearner(config, pack, rows, compute) if on_device else CpuLearner(config, pack, rows, compute, pool)
         )
         for number in range(steps):
             learner.step(number)
