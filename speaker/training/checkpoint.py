@@ -32,7 +32,7 @@ class OtherTrainingError(UserError):
 
 
 @dataclass
-class Course:
+class TrainingState:
     """How far a training has come, apart from its learner."""
 
     step: int = 0  # steps done
@@ -69,33 +69,33 @@ class Checkpoint:
         """Tell whether it is time to save: seldom enough that writing takes its share of the time and no more."""
         return self._path is not None and self._clock() >= self._due_at
 
-    def save(self, course: Course, learner: dict[str, Tensor]) -> None:
+    def save(self, training: TrainingState, learner: dict[str, Tensor]) -> None:
         """Write the state in place of the last one, whole or not at all."""
         if self._path is None:
             return
         began = self._clock()
-        plain = {item.name: getattr(course, item.name) for item in dataclasses.fields(course) if item.name != "weights"}
-        about = canonical_json({"identity": self._identity, "course": plain}).encode()
+        plain = {item.name: getattr(training, item.name) for item in dataclasses.fields(training) if item.name != "weights"}
+        about = canonical_json({"identity": self._identity, "training": plain}).encode()
         tensors = {f"learner/{name}": tensor for name, tensor in learner.items()}
-        tensors |= {f"best/{name}": tensor for name, tensor in course.weights.items()}
+        tensors |= {f"best/{name}": tensor for name, tensor in training.weights.items()}
         data = save({ABOUT: torch.frombuffer(bytearray(about), dtype=torch.uint8), **tensors})
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self._path, hashlib.sha256(data).digest() + data)
         now = self._clock()
         self._due_at = now + max(MOST_OFTEN_S, (now - began) / SHARE)
 
-    def load(self) -> tuple[Course, dict[str, Tensor]] | None:
+    def load(self) -> tuple[TrainingState, dict[str, Tensor]] | None:
         """Return what was saved last, or None. Raises UserError for a damaged file or one of another training."""
         if self._path is None or not self._path.exists():
             return None
-        written, course, learner = _read(self._path)
+        written, training, learner = _read(self._path)
         keys = [key for key in (*self._identity, *written) if self._identity.get(key) != written.get(key)]
         if keys:
             changes = "; ".join(
                 f"{key} is {written.get(key)} there and {self._identity.get(key)} here" for key in dict.fromkeys(keys)
             )
             raise OtherTrainingError(f"{self._path} must be of this training, but is of another: {changes}")
-        return course, learner
+        return training, learner
 
     def remove(self) -> None:
         """Remove the file of a training that has ended."""
@@ -133,7 +133,7 @@ def deciding_files() -> list[Path]:
     return found
 
 
-def _read(path: Path) -> tuple[dict[str, str], Course, dict[str, Tensor]]:
+def _read(path: Path) -> tuple[dict[str, str], TrainingState, dict[str, Tensor]]:
     """Return a checkpoint's identity and what it holds."""
     data = read_bounded(path, MOST_BYTES)
     digest, data = data[:32], data[32:]
@@ -143,9 +143,9 @@ def _read(path: Path) -> tuple[dict[str, str], Course, dict[str, Tensor]]:
     try:
         tensors = load(data)
         about = parse_json(bytes(tensors[ABOUT].numpy()), path)
-        course = Course(**about["course"], weights=_under("best/", tensors))
-        course.rows = [(step, metrics) for step, metrics in course.rows]
-        return dict(about["identity"]), course, _under("learner/", tensors)
+        training = TrainingState(**about["training"], weights=_under("best/", tensors))
+        training.rows = [(step, metrics) for step, metrics in training.rows]
+        return dict(about["identity"]), training, _under("learner/", tensors)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise damaged from error
 

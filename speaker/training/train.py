@@ -16,7 +16,7 @@ from speaker.config import TrialConfig
 from speaker.data.pack import Pack
 from speaker.data.protocol import Protocol
 from speaker.model.classifier import count_parameters
-from speaker.training.checkpoint import Checkpoint, Course
+from speaker.training.checkpoint import Checkpoint, TrainingState
 from speaker.training.cpu_learner import CpuLearner
 from speaker.training.evaluation import Evaluator
 from speaker.training.gpu_learner import GpuLearner
@@ -116,42 +116,42 @@ def _train(
     rows, _ = protocol.split(pack)
     with ThreadPool(compute.shards) as pool, open_learner(config, pack, rows, compute, pool) as learner:
         evaluate = Evaluator(pack, protocol, pool, clock)
-        course = _go_on(checkpoint, learner)
-        bar.update(course.step)
-        began = clock() - course.seconds
-        since, first = clock(), course.step  # of the steps whose speed is measured
-        answers = [report(step, metrics) for step, metrics in course.rows]
+        training = _go_on(checkpoint, learner)
+        bar.update(training.step)
+        began = clock() - training.seconds
+        since, first = clock(), training.step  # of the steps whose speed is measured
+        answers = [report(step, metrics) for step, metrics in training.rows]
         stopped = bool(answers and answers[-1])
         reason = ""
 
-        while course.step < config.steps and not (stopped or reason):
-            learner.step(course.step)
-            course.step += 1
+        while training.step < config.steps and not (stopped or reason):
+            learner.step(training.step)
+            training.step += 1
             if bar.update():  # true a few times a second: the only wait for a device between evaluations
-                loss = learner.peek_loss() / (course.step - course.last)
-                bar.set_postfix(loss=f"{loss:.2f}", accuracy=_percent(course.best), refresh=False)
-            evaluated = course.step % config.valid_every == 0 or course.step == config.steps
+                loss = learner.peek_loss() / (training.step - training.last)
+                bar.set_postfix(loss=f"{loss:.2f}", accuracy=_percent(training.best), refresh=False)
+            evaluated = training.step % config.valid_every == 0 or training.step == config.steps
             if evaluated:
-                metrics = _measure(config, course, learner) | learner.diagnostics(course.step)
-                metrics[STEPS_PER_S] = (course.step - first) / max(clock() - since, 1e-9)
+                metrics = _measure(config, training, learner) | learner.diagnostics(training.step)
+                metrics[STEPS_PER_S] = (training.step - first) / max(clock() - since, 1e-9)
                 metrics |= evaluate(learner.model)
                 losses = metrics[TRAIN_LOSS], metrics[LOSS_WHOLE]
                 if not (all(map(math.isfinite, losses)) and learner.is_finite()):
-                    reason = f"diverged: a loss or a weight is not finite any more at step {course.step}"
+                    reason = f"diverged: a loss or a weight is not finite any more at step {training.step}"
                     break
-                course.add(metrics, learner.named_weights)
+                training.add(metrics, learner.named_weights)
             if checkpoint.due():
-                course.seconds = clock() - began
-                checkpoint.save(course, learner.state())
+                training.seconds = clock() - began
+                checkpoint.save(training, learner.state())
             if evaluated:
-                stopped = report(course.step, metrics)
-                since, first = clock(), course.step
+                stopped = report(training.step, metrics)
+                since, first = clock(), training.step
 
         state: State = "failed" if reason else "complete"
-        if stopped and course.step < config.steps:
-            state, reason = "pruned", f"stopped by the search at step {course.step}"
+        if stopped and training.step < config.steps:
+            state, reason = "pruned", f"stopped by the search at step {training.step}"
         return TrialResult(
-            state, reason, course.step, course.best_step, course.best, course.weights, count_parameters(learner.model),
+            state, reason, training.step, training.best_step, training.best, training.weights, count_parameters(learner.model),
             clock() - began, learner.fallback,
         )  # fmt: skip
 
@@ -163,21 +163,21 @@ def open_learner(config: TrialConfig, pack: Pack, rows: Tensor, compute: Compute
     return GpuLearner(config, pack, rows, compute)
 
 
-def _go_on(checkpoint: Checkpoint, learner: Learner) -> Course:
+def _go_on(checkpoint: Checkpoint, learner: Learner) -> TrainingState:
     """Bring the learner to where the checkpoint is, if there is one, and return how far that is."""
     saved = checkpoint.load()
     if saved is None:
-        return Course()
-    course, state = saved
-    learner.load(state, course.step)
-    return course
+        return TrainingState()
+    training, state = saved
+    learner.load(state, training.step)
+    return training
 
 
-def _measure(config: TrialConfig, course: Course, learner: Learner) -> Metrics:
+def _measure(config: TrialConfig, training: TrainingState, learner: Learner) -> Metrics:
     """Return what the steps since the last evaluation came to. This waits for the device."""
     loss, hits = learner.take_totals()
-    steps = course.step - course.last
-    rate = learning_rate(config, course.step - 1)
+    steps = training.step - training.last
+    rate = learning_rate(config, training.step - 1)
     return {TRAIN_LOSS: loss / steps, TRAIN_ACCURACY: hits / steps, LEARNING_RATE: rate}
 
 

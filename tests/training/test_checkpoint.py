@@ -11,7 +11,7 @@ from speaker.common.devices import Compute
 from speaker.common.errors import UserError
 from speaker.data.pack import Pack
 from speaker.data.protocol import Protocol
-from speaker.training.checkpoint import MOST_OFTEN_S, SHARE, Checkpoint, Course, OtherTrainingError, identity
+from speaker.training.checkpoint import MOST_OFTEN_S, SHARE, Checkpoint, TrainingState, OtherTrainingError, identity
 from speaker.training.metrics import Metrics
 from speaker.training.train import TrialResult, train
 from tests.helpers import TINY
@@ -119,7 +119,7 @@ def test_is_written_seldom_enough_to_cost_its_share(tmp_path: Path) -> None:
     clock.now = MOST_OFTEN_S
     assert checkpoint.due()
     clock.step = 3.0  # writing takes three seconds
-    checkpoint.save(Course(), {})
+    checkpoint.save(TrainingState(), {})
     clock.step = 0.0
     clock.now += 0.99 * 3.0 / SHARE
     assert not checkpoint.due()
@@ -130,7 +130,7 @@ def test_is_written_seldom_enough_to_cost_its_share(tmp_path: Path) -> None:
 def test_without_a_path_nothing_is_kept() -> None:
     checkpoint = Checkpoint(None, {}, lambda: 1e9)
     assert not checkpoint.due()
-    checkpoint.save(Course(), {})
+    checkpoint.save(TrainingState(), {})
     assert checkpoint.load() is None
     checkpoint.remove()
 
