@@ -19,7 +19,7 @@ from speaker.training.metrics import OBJECTIVE, Metrics
 from speaker.training.train import Report, TrialResult, train
 
 RUN_ID, PRESET, LOSSES = "mlflow.run_id", "preset", "device.losses"  # attributes of an Optuna trial
-MOST_LOSSES = 2  # a trial that has lost its device so often ends as failed
+MAX_LOSSES = 2  # a trial that has lost its device so often ends as failed
 STORE_FAILURES = (*STORE_ERRORS, StorageInternalError)  # of MLflow's, Optuna's or a disk
 END = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
@@ -69,7 +69,7 @@ def run_trial(shared: StudyContext, trial: optuna.trial.Trial, bar: "tqdm[int]")
     except DeviceLostError as error:
         losses = trial.user_attrs.get(LOSSES, 0) + 1
         trial.set_user_attr(LOSSES, losses)
-        if losses == MOST_LOSSES:
+        if losses == MAX_LOSSES:
             reason = f"{error}, for the second time"
             _end(shared, trial, TrialResult("failed", reason))
             run.close("failed", reason)

@@ -14,7 +14,7 @@ from speaker.common.errors import DeviceLostError, UserError, first_line
 
 WARM_UP = 3  # calls before a capture, in which libraries settle on their kernels
 CONTEXT_BYTES = 600 << 20  # of a card's memory: what a process takes besides its tensors, by NVIDIA's libraries
-LEAST_BYTES = 512 << 20  # of a card's memory: what a training of the largest point needs
+MIN_BYTES = 512 << 20  # of a card's memory: what a training of the largest point needs
 OLD_CARDS = "https://download.pytorch.org/whl/cu126"  # wheels for cards before Turing and drivers before CUDA 13
 DEVICE_ERRORS = ("CUDA error", "CUDA driver error", "cuDNN error")  # the begin of a message
 NO_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # in a message
@@ -86,11 +86,11 @@ def share_memory(device: torch.device, jobs: int) -> float:
     """
     free, total = torch.cuda.mem_get_info(device)
     each = free / jobs - CONTEXT_BYTES
-    if each < LEAST_BYTES:
-        most = int(free // (CONTEXT_BYTES + LEAST_BYTES))
+    if each < MIN_BYTES:
+        most = int(free // (CONTEXT_BYTES + MIN_BYTES))
         advice = f"use at most {most}" if most else "free some, or use --device cpu"
         raise UserError(
-            f"--jobs must leave each job {LEAST_BYTES / 2**30:.1f} GiB of the card's memory besides the "
+            f"--jobs must leave each job {MIN_BYTES / 2**30:.1f} GiB of the card's memory besides the "
             f"{CONTEXT_BYTES / 2**30:.1f} GiB that CUDA takes, but {jobs} jobs share {free / 2**30:.1f} GiB; {advice}"
         )
     return each / total

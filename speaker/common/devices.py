@@ -21,7 +21,7 @@ S = TypeVar("S")
 
 CPU = torch.device("cpu")
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-MOST_SHARDS = 4  # beyond that Python's own lock costs more than another shard brings
+MAX_SHARDS = 4  # beyond that Python's own lock costs more than another shard brings
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
 
 
@@ -40,7 +40,7 @@ class Compute:
     @property
     def shards(self) -> int:
         """Into how many parts a batch is cut, each computed by a thread of its own."""
-        return min(self.threads, MOST_SHARDS) if self.device.type == "cpu" else 1
+        return min(self.threads, MAX_SHARDS) if self.device.type == "cpu" else 1
 
     @property
     def precision_name(self) -> str:

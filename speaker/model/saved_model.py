@@ -19,7 +19,7 @@ from speaker.model.classifier import SpeakerClassifier
 T = TypeVar("T")
 
 FORMAT = 2
-MOST_BYTES = 1 << 30
+MAX_BYTES = 1 << 30
 WEIGHTS, CONFIG, CARD = "weights.safetensors", "config.json", "model.json"
 SOURCE = "source.json"  # beside them in a fetched model: the run and version it came from
 
@@ -76,7 +76,7 @@ def load_model(folder: Path) -> TrainedModel:
     if card.get("format") != FORMAT or not all(isinstance(name, str) for name in speakers) or n_mels < 1:
         raise UserError(f"{folder / CARD} must be a model's of format {FORMAT}, but is not; save the model again")
     config = _read_config(folder, card)
-    data = read_bounded(folder / WEIGHTS, MOST_BYTES)
+    data = read_bounded(folder / WEIGHTS, MAX_BYTES)
     sha256 = hashlib.sha256(data).hexdigest()
     if sha256 != card.get("weights_sha256"):
         raise UserError(f"{folder / WEIGHTS}: its sha256 must be the one in {CARD}, but is not; fetch the model again")
@@ -115,7 +115,7 @@ def _build(data: bytes, config: TrialConfig, n_mels: int, n_speakers: int, path:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        data = read_bounded(path, MOST_BYTES)
+        data = read_bounded(path, MAX_BYTES)
     except UserError as error:
         raise UserError(f"{error}; a model is a folder with {WEIGHTS}, {CONFIG} and {CARD}") from error
     value = parse_json(data, path)

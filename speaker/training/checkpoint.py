@@ -19,11 +19,11 @@ from speaker.data.pack import Pack
 from speaker.data.protocol import Protocol
 from speaker.training.metrics import OBJECTIVE
 
-MOST_OFTEN_S = 1.0  # between two checkpoints
-SHARE = 0.02  # of a training's time that writing them may take
+MIN_INTERVAL_S = 1.0  # between two checkpoints
+MAX_TIME_FRACTION = 0.02  # of a training's time that writing them may take
 PACKAGE = Path(__file__).parents[1]
 DECIDING = ("config.py", "common/devices.py", "common/seeding.py", "data", "model", "training")  # files and folders
-MOST_BYTES = 16 << 30
+MAX_BYTES = 16 << 30
 ABOUT = "about"  # the tensor that holds what is not a tensor, as JSON
 
 
@@ -63,7 +63,7 @@ class Checkpoint:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:  # fmt: skip
         self._path, self._identity, self._clock = path, identity or {}, clock
-        self._due_at = clock() + MOST_OFTEN_S
+        self._due_at = clock() + MIN_INTERVAL_S
 
     def due(self) -> bool:
         """Tell whether it is time to save: seldom enough that writing takes its share of the time and no more."""
@@ -74,7 +74,9 @@ class Checkpoint:
         if self._path is None:
             return
         began = self._clock()
-        plain = {item.name: getattr(training, item.name) for item in dataclasses.fields(training) if item.name != "weights"}
+        plain = {
+            item.name: getattr(training, item.name) for item in dataclasses.fields(training) if item.name != "weights"
+        }
         about = canonical_json({"identity": self._identity, "training": plain}).encode()
         tensors = {f"learner/{name}": tensor for name, tensor in learner.items()}
         tensors |= {f"best/{name}": tensor for name, tensor in training.weights.items()}
@@ -82,7 +84,7 @@ class Checkpoint:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self._path, hashlib.sha256(data).digest() + data)
         now = self._clock()
-        self._due_at = now + max(MOST_OFTEN_S, (now - began) / SHARE)
+        self._due_at = now + max(MIN_INTERVAL_S, (now - began) / MAX_TIME_FRACTION)
 
     def load(self) -> tuple[TrainingState, dict[str, Tensor]] | None:
         """Return what was saved last, or None. Raises UserError for a damaged file or one of another training."""
@@ -135,7 +137,7 @@ def deciding_files() -> list[Path]:
 
 def _read(path: Path) -> tuple[dict[str, str], TrainingState, dict[str, Tensor]]:
     """Return a checkpoint's identity and what it holds."""
-    data = read_bounded(path, MOST_BYTES)
+    data = read_bounded(path, MAX_BYTES)
     digest, data = data[:32], data[32:]
     damaged = UserError(f"{path} must be a whole checkpoint, but is damaged; delete it to start over")
     if hashlib.sha256(data).digest() != digest:

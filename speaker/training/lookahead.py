@@ -18,7 +18,7 @@ from speaker.training.evaluation import Evaluator
 from speaker.training.learner import Learner
 from speaker.training.train import open_learner
 
-TIMED_S, MOST_STEPS = 0.4, 50  # of the steps that are timed
+TIMED_S, MAX_TIMED_STEPS = 0.4, 50  # of the steps that are timed
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _time_steps(learner: Learner) -> float:
         return time.perf_counter() - began
 
     run(0, 1)  # libraries settle on their kernels
-    count = min(MOST_STEPS, max(1, int(TIMED_S / run(1, 1))))
+    count = min(MAX_TIMED_STEPS, max(1, int(TIMED_S / run(1, 1))))
     return run(2, count) / count
 
 

@@ -11,7 +11,14 @@ from speaker.common.devices import Compute
 from speaker.common.errors import UserError
 from speaker.data.pack import Pack
 from speaker.data.protocol import Protocol
-from speaker.training.checkpoint import MOST_OFTEN_S, SHARE, Checkpoint, TrainingState, OtherTrainingError, identity
+from speaker.training.checkpoint import (
+    MAX_TIME_FRACTION,
+    MIN_INTERVAL_S,
+    Checkpoint,
+    OtherTrainingError,
+    TrainingState,
+    identity,
+)
 from speaker.training.metrics import Metrics
 from speaker.training.train import TrialResult, train
 from tests.helpers import TINY
@@ -116,14 +123,14 @@ def test_is_written_seldom_enough_to_cost_its_share(tmp_path: Path) -> None:
     clock = Clock()
     checkpoint = Checkpoint(tmp_path / "c", {}, clock)
     assert not checkpoint.due()
-    clock.now = MOST_OFTEN_S
+    clock.now = MIN_INTERVAL_S
     assert checkpoint.due()
     clock.step = 3.0  # writing takes three seconds
     checkpoint.save(TrainingState(), {})
     clock.step = 0.0
-    clock.now += 0.99 * 3.0 / SHARE
+    clock.now += 0.99 * 3.0 / MAX_TIME_FRACTION
     assert not checkpoint.due()
-    clock.now += 0.02 * 3.0 / SHARE
+    clock.now += 0.02 * 3.0 / MAX_TIME_FRACTION
     assert checkpoint.due()
 
 
