@@ -61,7 +61,7 @@ def main() -> None:
     from speaker.common.errors import DeviceLostError, UserError
     from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE
     from speaker.training.lookahead import describe
-    from speaker.training.train import check_batch
+    from speaker.training.train import validate_batch_size
 
     space = find_space(arguments.space)
     storage_url = arguments.storage or default_storage(STATE)
@@ -78,7 +78,7 @@ def main() -> None:
         trials=arguments.trials,
         timeout=arguments.timeout,
     )
-    check_batch(settings.base, context.pack, context.protocol)
+    validate_batch_size(settings.base, context.pack, context.protocol)
     worker = WorkerSpec(settings, context, storage_url, tracking_uri).open()
     try:
         done = worker.finished()

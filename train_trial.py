@@ -76,10 +76,10 @@ def main() -> None:
     from experiments.context import load_context, move_to_device
     from experiments.tracking.store import TrackingStore, default_tracking_uri
     from speaker.training.lookahead import describe
-    from speaker.training.train import check_batch, train
+    from speaker.training.train import train, validate_batch_size
 
     context = load_context(arguments.data, arguments.device, arguments.precision, STATE)
-    check_batch(config, context.pack, context.protocol)
+    validate_batch_size(config, context.pack, context.protocol)
     context, costs = move_to_device(context, [config])
     store = TrackingStore(arguments.tracking_uri or default_tracking_uri(STATE))
     with contextlib.ExitStack() as stack:

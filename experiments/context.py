@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from speaker.common.cuda import release_memory, share_memory
-from speaker.common.devices import Compute, check_jobs, find_compute
+from speaker.common.devices import Compute, find_compute, validate_jobs
 from speaker.common.provenance import provenance
 from speaker.config import TrialConfig
 from speaker.data.check import check_quickly
@@ -77,7 +77,7 @@ def move_to_device(
     )
     for fallback in compute.fallbacks:
         print(f"warning: {fallback}", file=sys.stderr)
-    check_jobs(compute.device, jobs)
+    validate_jobs(compute.device, jobs)
     if compute.device.type == "cuda" and jobs > 1:
         release_memory()
         compute = replace(compute, memory_fraction=share_memory(compute.device, jobs))

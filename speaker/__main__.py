@@ -121,10 +121,10 @@ def run_prepare(arguments: argparse.Namespace) -> None:
 
 def run_check(arguments: argparse.Namespace) -> None:
     """Say what is wrong with a corpus, and draw it."""
-    from speaker.common.paths import check_out
+    from speaker.common.paths import validate_output_path
     from speaker.data.check import PICTURES, check, describe, draw
 
-    check_out(arguments.figure, "--figure", arguments.corpus)
+    validate_output_path(arguments.figure, "--figure", arguments.corpus)
     if arguments.figure.suffix not in PICTURES:
         raise UserError(f"--figure must end in {', '.join(PICTURES)}, but got {arguments.figure}; name it so")
     report = check(arguments.corpus)
@@ -142,22 +142,22 @@ def run_predict(arguments: argparse.Namespace) -> None:
     """Predict the test utterances of a corpus with a model, or with the vote of several."""
     from speaker.common import cuda
     from speaker.common.devices import find_compute
-    from speaker.common.paths import check_out
+    from speaker.common.paths import validate_output_path
     from speaker.common.provenance import provenance
     from speaker.data.corpus import read_corpus
     from speaker.data.labels import read_labels, write_csv
     from speaker.data.pack import open_pack
     from speaker.data.protocol import Protocol
     from speaker.model.saved_model import load_model
-    from speaker.prediction.predict import check_match, predict_probabilities, validation_gain
+    from speaker.prediction.predict import predict_probabilities, validate_match, validation_gain
     from speaker.prediction.submission import write_probabilities, write_sidecar
 
     if (arguments.ensemble is None) != (arguments.study is None) or (arguments.ensemble and arguments.model):
         raise UserError("--ensemble N needs --study NAME and no --model; see python -m speaker predict --help")
-    check_out(arguments.out, corpus=arguments.data)
+    validate_output_path(arguments.out, corpus=arguments.data)
     table, sidecar = _beside(arguments.out, ".parquet"), _beside(arguments.out, ".json")
     for path in (table, sidecar):
-        check_out(path)
+        validate_output_path(path)
     compute = find_compute(arguments.device, "fp32")
     for fallback in compute.fallbacks:
         print(f"warning: {fallback}", file=sys.stderr)
@@ -171,7 +171,7 @@ def run_predict(arguments: argparse.Namespace) -> None:
     with model_folders(arguments) as folders:
         models = [load_model(folder) for folder in folders]
     for trained in models:
-        check_match(trained, corpus)
+        validate_match(trained, corpus)
     note: dict[str, object] = {
         "models": [trained.describe() for trained in models],
         "corpus": {"folder": str(corpus.folder), "manifests_sha256": corpus.key},

@@ -98,7 +98,7 @@ def find_compute(device_name: str, precision_name: str, jobs: int = 1) -> Comput
     """Return what one of `jobs` processes computes with. Raises UserError for what this machine does not have."""
     device, fallback = find_device(device_name)
     try:
-        check_jobs(device, jobs)
+        validate_jobs(device, jobs)
         precision = find_precision(precision_name, device)
     except UserError as error:
         raise UserError(f"{error}; {fallback}" if fallback else str(error)) from None
@@ -112,7 +112,7 @@ def find_compute(device_name: str, precision_name: str, jobs: int = 1) -> Comput
     )
 
 
-def check_jobs(device: torch.device, jobs: int) -> None:
+def validate_jobs(device: torch.device, jobs: int) -> None:
     """Raise UserError when a CPU has fewer cores than there are processes to compute on it."""
     cores = usable_cores()
     if device.type == "cpu" and jobs > cores:

@@ -8,7 +8,7 @@ from speaker.common.files import write_atomically
 STATE = Path("mlruns")  # all that the program keeps, below the folder that it is started in
 
 
-def check_out(path: Path, flag: str = "--out", corpus: Path | None = None) -> None:
+def validate_output_path(path: Path, flag: str = "--out", corpus: Path | None = None) -> None:
     """Raise UserError unless a file can be made at `path`, or one replaced that is no device and not of a corpus."""
     if not path.name or path.is_dir() or not path.parent.is_dir():
         raise UserError(

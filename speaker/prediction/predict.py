@@ -35,7 +35,7 @@ class Gain:
         )
 
 
-def check_match(trained: TrainedModel, corpus: Corpus) -> None:
+def validate_match(trained: TrainedModel, corpus: Corpus) -> None:
     """Raise UserError unless the model hears this corpus's features and knows exactly its speakers."""
     if trained.n_mels != corpus.n_mels:
         raise UserError(

@@ -58,7 +58,7 @@ class TrialResult:
         return self.best.get(ACCURACY_WHOLE), self.best.get(ACCURACY_CROPS)
 
 
-def check_batch(config: TrialConfig, pack: Pack, protocol: Protocol) -> None:
+def validate_batch_size(config: TrialConfig, pack: Pack, protocol: Protocol) -> None:
     """Raise UserError when a pack has too few training utterances for one batch."""
     rows, _ = protocol.split(pack)
     if len(rows) < config.batch_size:
@@ -87,7 +87,7 @@ def train(
     bit for bit. `bar` counts steps. Raises UserError for a pack too small and for a checkpoint of another training, and
     DeviceLostError when a GPU answers no more; any other exception passes through.
     """
-    check_batch(config, pack, protocol)
+    validate_batch_size(config, pack, protocol)
     bar = tqdm(disable=True) if bar is None else bar
     try:
         with cuda.noticing_loss(compute.device):

@@ -10,7 +10,7 @@ from speaker.data.pack import Pack
 from speaker.data.protocol import Protocol
 from speaker.model.classifier import SpeakerClassifier
 from speaker.model.saved_model import TrainedModel
-from speaker.prediction.predict import check_match, predict_probabilities, validation_gain
+from speaker.prediction.predict import predict_probabilities, validate_match, validation_gain
 from speaker.training.evaluation import MAX_FRAMES, Evaluator
 from speaker.training.metrics import ACCURACY_WHOLE
 from tests.helpers import TINY, write_corpus
@@ -80,16 +80,16 @@ def test_a_sure_model_outvotes_unsure_ones(corpus: Corpus, pack: Pack) -> None:
 def test_a_model_of_other_speakers_or_features_is_refused(
     corpus: Corpus, trained: TrainedModel, tmp_path: Path
 ) -> None:
-    check_match(trained, corpus)
+    validate_match(trained, corpus)
     write_corpus(tmp_path / "others", seed=1)
     with pytest.raises(UserError, match="the model knows 4, .* has 4, and 0 are in both"):
-        check_match(trained, read_corpus(tmp_path / "others"))
+        validate_match(trained, read_corpus(tmp_path / "others"))
     write_corpus(tmp_path / "more", speakers=5)
     with pytest.raises(UserError, match="the model knows 4, .* has 5, and 4 are in both"):
-        check_match(trained, read_corpus(tmp_path / "more"))
+        validate_match(trained, read_corpus(tmp_path / "more"))
     write_corpus(tmp_path / "mels", n_mels=20)
     with pytest.raises(UserError, match="the model has 40 and .* has 20"):
-        check_match(trained, read_corpus(tmp_path / "mels"))
+        validate_match(trained, read_corpus(tmp_path / "mels"))
 
 
 def test_where_memory_is_short_a_batch_is_halved(

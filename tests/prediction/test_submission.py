@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from speaker.common.errors import UserError
-from speaker.common.paths import check_out
+from speaker.common.paths import validate_output_path
 from speaker.data.corpus import Corpus
 from speaker.data.labels import read_csv, read_labels, write_csv
 from speaker.prediction.submission import write_probabilities, write_sidecar
@@ -92,10 +92,10 @@ def test_a_sidecar_is_json(tmp_path: Path) -> None:
 
 
 def test_where_no_file_can_be_made_is_said_first(tmp_path: Path) -> None:
-    check_out(tmp_path / "x.csv")
+    validate_output_path(tmp_path / "x.csv")
     for path in (tmp_path, tmp_path / "none" / "x.csv", Path("/")):
         with pytest.raises(UserError, match="--out must be a file in a folder that is there"):
-            check_out(path)
+            validate_output_path(path)
 
 
 def test_what_is_no_regular_file_or_the_corpuss_own_is_not_replaced(corpus: Corpus, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_what_is_no_regular_file_or_the_corpuss_own_is_not_replaced(corpus: Corp
     (tmp_path / "link").symlink_to("nowhere")
     for path in (Path("/dev/null"), tmp_path / "fifo", tmp_path / "link"):
         with pytest.raises(UserError, match="--out must be a new or a regular file"):
-            check_out(path)
+            validate_output_path(path)
     for name in ("testdata.json", "submission.csv"):
         with pytest.raises(UserError, match="--out must lie outside the corpus"):
-            check_out(corpus.folder / name, corpus=corpus.folder)
+            validate_output_path(corpus.folder / name, corpus=corpus.folder)
