@@ -26,8 +26,8 @@ from experiments.study.trial import STORE_FAILURES, run_trial, store_failed
 from speaker.common.cuda import noticing_loss
 from speaker.common.devices import configure_process
 from speaker.common.errors import DeviceLostError, UserError, first_line
-from speaker.common.processes import follow_parent, out_of_reach
-from speaker.common.signals import Interrupted, heed_signals, interruptible, uninterrupted
+from speaker.common.processes import exit_with_parent, shielded_from_interrupts
+from speaker.common.signals import Interrupted, install_signal_handlers, interruptible, uninterrupted
 from speaker.config import TrialConfig
 from speaker.training.train import TrialResult
 
@@ -100,7 +100,7 @@ def _started(spec: WorkerSpec, jobs: int) -> Iterator[dict[Connection, SpawnProc
         for number in range(jobs):
             ours, theirs = spawn.Pipe(duplex=False)
             process = spawn.Process(target=_work, args=(_pack(spec), theirs), name=f"worker {number + 1}")
-            with out_of_reach():
+            with shielded_from_interrupts():
                 process.start()
             theirs.close()
             workers[ours] = process
@@ -160,8 +160,8 @@ def _see_off(process: SpawnProcess, others: int, lost: str = "") -> None:
 
 def _work(packed: bytes, connection: Connection) -> None:
     """Work at a study until it is finished, and tell the parent how that goes."""
-    follow_parent()
-    heed_signals()
+    exit_with_parent()
+    install_signal_handlers()
     tqdm.set_lock(threading.RLock())  # instead of one between processes, which a kill would leave behind
     try:
         spec = _unpack(packed)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from speaker.common.errors import UserError
-from speaker.common.signals import Interrupted, heed_signals
+from speaker.common.signals import Interrupted, install_signal_handlers
 
 BAD_INPUT = 2
 
@@ -82,7 +82,7 @@ def printable(value: object) -> str:
 
 def run_cli(main: Callable[[], None]) -> NoReturn:
     """Run `main` and exit: 0, 2 with one line for a UserError, or 128 + the signal's number for a signal."""
-    heed_signals()
+    install_signal_handlers()
     try:
         main()
     except UserError as error:

@@ -12,7 +12,7 @@ from speaker.common.signals import uninterrupted
 
 
 @contextlib.contextmanager
-def out_of_reach() -> Iterator[None]:
+def shielded_from_interrupts() -> Iterator[None]:
     """Start processes that Ctrl-C does not reach, from their first moment: it is for their parent to end them."""
     resource_tracker.ensure_running()  # when the first process starts this one, it lets signals through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -23,7 +23,7 @@ def out_of_reach() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def follow_parent() -> None:
+def exit_with_parent() -> None:
     """End this process with its parent, however that ends. What a worker had not finished can be gone on from."""
     parent = multiprocessing.parent_process()
     assert parent is not None  # noqa: S101  # true of any worker

@@ -16,7 +16,7 @@ class Interrupted(KeyboardInterrupt):
         self.signum = signum
 
 
-def heed_signals() -> None:
+def install_signal_handlers() -> None:
     """Let Ctrl-C and SIGTERM raise Interrupted in this process, the first time that one comes."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _interrupt)

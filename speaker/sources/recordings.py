@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from speaker.common.errors import UserError
 from speaker.common.files import create_once
-from speaker.common.processes import follow_parent, out_of_reach
+from speaker.common.processes import exit_with_parent, shielded_from_interrupts
 from speaker.common.seeding import permutation
 from speaker.data.corpus import MANIFESTS, TEST_LABELS, Corpus, read_corpus, write_manifests
 from speaker.data.features import N_MELS, log_mel, normalize_peak, trim_silence
@@ -182,13 +182,13 @@ def _extracted(
     """Yield each recording's outcome as it comes, from processes of their own."""
     waiting = iter(recordings)
     running: dict[Future[list[Outcome]], list[Recording]] = {}
-    with out_of_reach():
+    with shielded_from_interrupts():
         pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin_worker)
     try:
         while True:
             while len(running) < 2 * workers and (some := list(islice(waiting, AT_ONCE))):
                 paths = [(audio / recording.path, folder / recording.feature_path) for recording in some]
-                with out_of_reach():
+                with shielded_from_interrupts():
                     running[pool.submit(_extract_some, paths)] = some
             if not running:
                 return
@@ -228,7 +228,7 @@ def _extract(source: Path, target: Path) -> Outcome:
 
 def _begin_worker() -> None:
     torch.set_num_threads(1)
-    follow_parent()
+    exit_with_parent()
 
 
 def _read_journal(folder: Path, recordings: list[Recording]) -> dict[Recording, Outcome]:

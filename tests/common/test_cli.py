@@ -8,7 +8,7 @@ import pytest
 
 from speaker.common import cli
 from speaker.common.cli import printable
-from speaker.common.signals import Interrupted, heed_signals, interruptible, uninterrupted
+from speaker.common.signals import Interrupted, install_signal_handlers, interruptible, uninterrupted
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +16,7 @@ def handlers() -> Iterator[None]:
     """Install the program's handlers, as run_cli does, and put the others back."""
     before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
     hook = sys.unraisablehook
-    heed_signals()
+    install_signal_handlers()
     yield
     sys.unraisablehook = hook
     for signum, handler in before.items():
