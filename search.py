@@ -50,7 +50,7 @@ def main() -> None:
     arguments = parser().parse_args()
     # Late: torch, optuna and mlflow take seconds to import, and --help needs none of them.
     from experiments.context import load_context, move_to_device
-    from experiments.study.local_workers import run_at_once
+    from experiments.study.local_workers import run_workers
     from experiments.study.progress import Progress
     from experiments.study.search import SearchSettings, WorkerSpec, default_storage
     from experiments.study.space import find_space
@@ -93,7 +93,7 @@ def main() -> None:
         at_once = max(1, min(arguments.jobs, settings.trials - len(done)))
         with uninterrupted(), Progress(worker.shared, settings.trials, done, at_once) as progress:
             if at_once > 1:
-                run_at_once(WorkerSpec(settings, context, storage_url, tracking_uri), at_once, progress)
+                run_workers(WorkerSpec(settings, context, storage_url, tracking_uri), at_once, progress)
             else:
                 for trial in worker.trials():
                     config, result = run_trial(worker.shared, trial, progress.running[0])

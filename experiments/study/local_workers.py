@@ -60,7 +60,7 @@ class Failed:
     is_lost: bool = False  # its device is, for this process alone
 
 
-def run_at_once(spec: WorkerSpec, jobs: int, progress: Progress) -> None:
+def run_workers(spec: WorkerSpec, jobs: int, progress: Progress) -> None:
     """Work at a study with `jobs` processes until it is finished or time is up, and show what they say.
 
     One that fails ends them all: UserError says why, or RuntimeError where that is a bug. One that is killed, or loses
@@ -75,7 +75,7 @@ def run_at_once(spec: WorkerSpec, jobs: int, progress: Progress) -> None:
                 try:
                     said: Moved | Ended | Failed = connection.recv()
                 except (EOFError, ConnectionResetError):
-                    _see_off(workers.pop(connection), len(workers))
+                    _reap(workers.pop(connection), len(workers))
                     continue
                 bar = progress.running[places[connection]]
                 if isinstance(said, Moved):
@@ -86,7 +86,7 @@ def run_at_once(spec: WorkerSpec, jobs: int, progress: Progress) -> None:
                 elif said.is_bug:
                     raise RuntimeError(f"a worker met a bug:\n{said.reason}")
                 elif said.is_lost:
-                    _see_off(workers.pop(connection), len(workers), said.reason)
+                    _reap(workers.pop(connection), len(workers), said.reason)
                 else:
                     raise UserError(said.reason)
 
@@ -135,7 +135,7 @@ def _cannot_share(error: RuntimeError) -> UserError:
     return UserError(f"--jobs must share the GPU's memory, but cannot here ({first_line(error)}); use --jobs 1")
 
 
-def _see_off(process: SpawnProcess, others: int, lost: str = "") -> None:
+def _reap(process: SpawnProcess, others: int, lost: str = "") -> None:
     """Wait for a worker that says no more to end; `lost` says how it lost its device.
 
     Raises UserError when it was killed and no other is left, DeviceLostError when it lost its device.
@@ -168,7 +168,7 @@ def _work(packed: bytes, connection: Connection) -> None:
         with noticing_loss(spec.context.compute.device):
             configure_process(spec.context.compute)
         worker = spec.open()
-        with uninterrupted(), _DistantBar(connection, unit="step", leave=False, disable=None) as bar:
+        with uninterrupted(), RemoteBar(connection, unit="step", leave=False, disable=None) as bar:
             for trial in worker.trials():
                 config, result = run_trial(worker.shared, trial, bar)
                 connection.send(Ended(trial.number, config, replace(result, weights={})))
@@ -182,7 +182,7 @@ def _work(packed: bytes, connection: Connection) -> None:
         connection.send(Failed(traceback.format_exc(), is_bug=True))
 
 
-class _DistantBar(tqdm):  # type: ignore[misc]  # tqdm has no types
+class RemoteBar(tqdm):  # type: ignore[misc]  # tqdm has no types
     """A bar that is shown by another process."""
 
     def __init__(self, connection: Connection, **options: object) -> None:

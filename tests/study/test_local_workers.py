@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 import experiments.study.trial as trial_module
 from experiments.context import TrainingContext
 from experiments.study.local_workers import _work as work
-from experiments.study.local_workers import run_at_once
+from experiments.study.local_workers import run_workers
 from experiments.study.progress import Progress
 from experiments.study.search import SearchSettings, WorkerSpec
 from experiments.study.space import HOMEWORK
@@ -139,7 +139,7 @@ def test_a_bug_in_a_worker_stops_all_and_shows_where(spec: WorkerSpec) -> None:
     spec = replace(spec, context=replace(spec.context, protocol=Protocol(crop_len=-1)))
     worker = spec.open()
     with pytest.raises(RuntimeError, match=r"a worker met a bug:\n(.*\n)+.*experiments/trial.py"):
-        run_at_once(spec, 2, Progress(worker.shared, 4, [], 2))
+        run_workers(spec, 2, Progress(worker.shared, 4, [], 2))
     states = [trial.state for trial in worker.study.get_trials()]
     assert optuna.trial.TrialState.FAIL in states
 
@@ -161,7 +161,7 @@ def test_a_worker_that_loses_its_device_leaves_its_trial_to_the_others(
 ) -> None:
     monkeypatch.setattr("experiments.study.local_workers._work", lose_device)
     worker = spec.open()
-    run_at_once(spec, 2, Progress(worker.shared, 4, [], 2))
+    run_workers(spec, 2, Progress(worker.shared, 4, [], 2))
     trials = worker.study.get_trials()
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 4
     assert sum(trial.user_attrs.get(LOSSES, 0) for trial in trials) == 1
@@ -185,7 +185,7 @@ def test_a_card_that_cannot_be_shared_is_one_line(
     monkeypatch.setattr(Pack, "__reduce__", reduce)
     with pytest.raises(UserError, match=r"^--jobs must share the GPU's memory, but cannot here \(CUDA error: operation "
                        r"not supported\); use --jobs 1$"):  # fmt: skip
-        run_at_once(spec, 2, Progress(worker.shared, 4, [], 2))
+        run_workers(spec, 2, Progress(worker.shared, 4, [], 2))
 
 
 def test_when_all_lose_their_devices_the_search_ends_in_one_line(
@@ -195,7 +195,7 @@ def test_when_all_lose_their_devices_the_search_ends_in_one_line(
     spec = replace(spec, settings=replace(PLAN, seed=ALL_LOSE))
     worker = spec.open()
     with pytest.raises(DeviceLostError, match=r"cuda:0 was lost \(.*\) in trial #\d$"):
-        run_at_once(spec, 2, Progress(worker.shared, 4, [], 2))
+        run_workers(spec, 2, Progress(worker.shared, 4, [], 2))
     assert not any(trial.state == TrialState.COMPLETE for trial in worker.study.get_trials())
 
 
@@ -203,7 +203,7 @@ def test_what_a_worker_cannot_mend_is_one_line(spec: WorkerSpec) -> None:
     worker = spec.open()
     other = replace(spec, settings=replace(PLAN, seed=1))
     with pytest.raises(UserError, match="seed is 0 there and 1 here"):
-        run_at_once(other, 2, Progress(worker.shared, 4, [], 2))
+        run_workers(other, 2, Progress(worker.shared, 4, [], 2))
     assert worker.study.get_trials() == []
 
 
