@@ -11,6 +11,12 @@ from speaker.common.errors import UserError
 from speaker.common.files import canonical_json
 
 ACTIVATIONS = ("sigmoid", "relu", "gelu", "tanh", "silu")
+ENCODERS = ("transformer",)
+POOLINGS = ("mean", "attentive")
+LOSSES = ("cross_entropy",)
+NAMES = {"activation": ACTIVATIONS, "encoder": ENCODERS, "pooling": POOLINGS, "loss": LOSSES}
+ADDED_LATER = frozenset({"encoder", "pooling", "loss"})
+"""Fields that older configs, models, checkpoints and studies lack. Their defaults mean what was done before."""
 
 
 def _check(holds: bool, message: str) -> None:
@@ -46,6 +52,9 @@ class TrialConfig:
     warmup_steps: int = 1_000  # the learning rate rises from 0 over these, then falls by a cosine to 0 at `steps`
     valid_every: int = 2_000  # steps between evaluations
     seed: int = 0  # of weights, dropout, data order and crops
+    encoder: str = "transformer"  # frames to frames
+    pooling: str = "mean"  # frames to one vector
+    loss: str = "cross_entropy"
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -59,10 +68,9 @@ class TrialConfig:
                 f"nhead must divide d_model, but got d_model={self.d_model}, nhead={self.nhead}; "
                 f"choose nhead from {legal}"
             )
-        _check(
-            self.activation in ACTIVATIONS,
-            f"activation must be one of {', '.join(ACTIVATIONS)}, but got {self.activation!r}",
-        )
+        for name, known in NAMES.items():
+            value = getattr(self, name)
+            _check(value in known, f"{name} must be one of {', '.join(known)}, but got {value!r}")
         _check(0 <= self.dropout < 1, f"dropout must be in [0, 1), but got {self.dropout}")
         _check(0 < self.lr < math.inf, f"lr must be above 0 and finite, but got {self.lr}")
         _check(
@@ -97,20 +105,33 @@ class TrialConfig:
 
     @classmethod
     def from_dict(cls, fields: object) -> Self:
-        """Build a point from what `to_dict` gave; every field must be there and no other."""
+        """Build a point from what `to_dict` gave, in this version or in an older one.
+
+        Raises UserError when a field is unknown, or missing and not one of ADDED_LATER.
+        """
         names = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(fields, dict) or set(fields) != names:
-            got = sorted(set(fields) ^ names) if isinstance(fields, dict) else type(fields).__name__
-            raise UserError(f"a config must have exactly the fields of TrialConfig, but these differ: {got}")
+        if not isinstance(fields, dict):
+            raise UserError(f"a config must be a JSON object, but is {type(fields).__name__}")
+        if wrong := {*(set(fields) - names), *(names - ADDED_LATER - set(fields))}:
+            raise UserError(f"a config must have exactly the fields of TrialConfig, but these differ: {sorted(wrong)}")
         return cls(**fields)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what tells this point from others: the same as before a field was added, where that is at its default."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return {
+            name: value for name, value in self.to_dict().items() if name not in ADDED_LATER or value != defaults[name]
+        }
 
     def fingerprint(self) -> str:
         """Return the identity of this point: 12 hex digits of the sha256 of its canonical JSON."""
-        return hashlib.sha256(canonical_json(self.to_dict()).encode()).hexdigest()[:12]
+        return hashlib.sha256(canonical_json(self.identity()).encode()).hexdigest()[:12]
 
     def label(self) -> str:
-        """Return the four searched numbers in short, such as 'd256 h8 L4 relu'."""
-        return f"d{self.d_model} h{self.nhead} L{self.num_layers} {self.activation}"
+        """Return the four searched numbers in short, such as 'd256 h8 L4 relu', and which blocks are unusual."""
+        words = [f"d{self.d_model} h{self.nhead} L{self.num_layers} {self.activation}"]
+        words += [str(value) for name, value in self.identity().items() if name in ADDED_LATER]
+        return " ".join(words)
 
 
 HOMEWORK_BASELINE = TrialConfig()  # printed 0.4834 by crops
