@@ -102,14 +102,14 @@ def main() -> None:
             with interruptible():
                 result = train(config, context.pack, context.protocol, reporter(run), context.compute, checkpoint, bar)
             run.log_result(result, config, context)
-        run.close(result.state, result.reason)
+        run.close(result.outcome, result.reason)
         checkpoint.remove()
     whole, crops = (f"{value:.4f}" if value is not None else "-" for value in result.scores())
-    print(f"{result.state}: whole {whole}, crops {crops}, {result.parameters:,} parameters, {result.seconds:.1f} s"
+    print(f"{result.outcome}: whole {whole}, crops {crops}, {result.parameters:,} parameters, {result.seconds:.1f} s"
           + (f" ({result.reason})" if result.reason else ""))  # fmt: skip
     if result.fallback:
         print(f"warning: no step was captured as a graph: {result.fallback}", file=sys.stderr)
-    if result.state != "complete":
+    if result.outcome != "complete":
         sys.exit(1)
     print(f"Run {run.run_id}; promote it with: python -m experiments promote --run {run.run_id}")
 

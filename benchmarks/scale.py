@@ -83,7 +83,7 @@ def measure(work: Path, share: float) -> dict[str, float]:
     rows, _ = Protocol().split(pack)
     batches = Batches(HOMEWORK_BASELINE, pack, rows)
     epoch = batches.draw_epoch(0)
-    parts = list(zip(epoch.rows.split(32), epoch.places.split(32), epoch.whole, strict=False)) * 500
+    parts = list(zip(epoch.rows.split(32), epoch.crop_offsets.split(32), epoch.is_padded, strict=False)) * 500
     batches.gather(*parts[0])
     began = time.perf_counter()
     for part in parts[:500]:

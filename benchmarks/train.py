@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from benchmarks.floor import Floor
 from benchmarks.scale import write_corpus
@@ -126,8 +125,9 @@ class Ours:
 
     def wholes(self) -> tuple[float, float]:
         """Return the utterances a second over whole ones, and the frames of one on average."""
+        learner = self._learner
         lengths = self._evaluate._pack.lengths.float().mean()
-        return self._evaluate(self._learner.model)[UTTERANCES_PER_S], float(lengths)
+        return self._evaluate(learner.model, learner.loss)[UTTERANCES_PER_S], float(lengths)
 
     def parts(self, count: int) -> dict[str, float]:
         """Return the milliseconds of a step's parts, done one after the other in one thread."""
@@ -137,10 +137,10 @@ class Ours:
         for step in range(count):
             number = step % learner._batches.steps_per_epoch
             cut = slice(number * size, (number + 1) * size)
-            part = (epoch.rows[cut], epoch.places[cut], epoch.whole[number])
+            part = (epoch.rows[cut], epoch.crop_offsets[cut], epoch.is_padded[number])
             mels, lengths, labels = clock.lap("data", lambda part=part: learner._batches.gather(*part))
             logits = clock.lap("forward", lambda mels=mels, lengths=lengths: model(mels, lengths).float())
-            loss = clock.lap("forward", lambda logits=logits, labels=labels: F.cross_entropy(logits, labels))
+            loss = clock.lap("forward", lambda logits=logits, labels=labels: learner.loss(logits, labels))
             clock.lap("backward", loss.backward)
             clock.lap("optimizer", learner._adamw.step)
             clock.lap("optimizer", learner._refresh)

@@ -18,11 +18,13 @@ from experiments.tracking.store import TrackingStore
 from speaker.common.errors import UserError
 from speaker.common.seeding import generator
 from speaker.config import TrialConfig
+from speaker.training.losses.cross_entropy import CrossEntropy
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = TrialConfig(
     d_model=16, nhead=2, dim_feedforward=32, batch_size=8, segment_len=24, steps=12, warmup_steps=2, valid_every=4
 )
+LOSS = CrossEntropy(TINY, 4)
 KILLS = int(os.environ.get("KILLS", "3"))  # how often a test of kills kills; 20 takes minutes
 STUDY = "homework-corpus"  # as a search of a folder named corpus calls it
 

@@ -22,7 +22,7 @@ from speaker.training.evaluation import Evaluator
 from speaker.training.gpu_learner import GpuLearner
 from speaker.training.metrics import OBJECTIVE
 from speaker.training.train import train
-from tests.helpers import TINY, assert_whole, run, write_corpus
+from tests.helpers import LOSS, TINY, assert_whole, run, write_corpus
 
 DEVICE = torch.device(os.environ.get("TEST_DEVICE", "cuda:0"))
 IS_CARD = DEVICE.type == "cuda"
@@ -58,7 +58,7 @@ def learner_of(config: TrialConfig, pack: Pack, compute: Compute, graph: bool) -
 def weights_after(learner: GpuLearner, steps: range) -> Tensor:
     for number in steps:
         learner.step(number)
-    return learner.named_weights()["project.weight"]
+    return learner.model_state()["project.weight"]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
@@ -127,8 +127,8 @@ def test_attention_over_a_long_utterance_stores_no_scores(compute: Compute) -> N
 def test_an_evaluation_here_is_one_on_the_cpu(pack: Pack, compute: Compute) -> None:
     torch.manual_seed(0)
     model = SpeakerClassifier(TINY, 40, 4)
-    expected = Evaluator(pack, Protocol())(model)
-    measured = Evaluator(pack.to(DEVICE, torch.float32), Protocol())(model.to(DEVICE))
+    expected = Evaluator(pack, Protocol())(model, LOSS)
+    measured = Evaluator(pack.to(DEVICE, torch.float32), Protocol())(model.to(DEVICE), LOSS)
     assert measured["valid/loss_whole"] == pytest.approx(expected["valid/loss_whole"], rel=1e-3)
     assert compute.device == DEVICE
 

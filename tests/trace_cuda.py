@@ -52,9 +52,9 @@ def packed(dtype: torch.dtype) -> Pack:
 
 
 def batches() -> Iterator[tuple[int, int, bool]]:
-    """Yield batches of an evaluation: (utterances, frames of each, whether none is padded)."""
-    for width, whole in ((128, True), (MEDIAN, False), (LONGEST, True)):
-        yield MAX_FRAMES["cuda"] // width, width, whole
+    """Yield batches of an evaluation: (utterances, frames of each, whether some are padded)."""
+    for width, is_padded in ((128, False), (MEDIAN, True), (LONGEST, False)):
+        yield MAX_FRAMES["cuda"] // width, width, is_padded
 
 
 @torch.no_grad()
@@ -62,14 +62,14 @@ def evaluate(config: TrialConfig, dtype: torch.dtype, pack: Pack) -> None:
     """Score full batches of crops, of utterances of middle length with padding, and of the longest."""
     model = build(config).eval()
     weights = put(model, CUDA, dtype)
-    for count, width, whole in batches():
+    for count, width, is_padded in batches():
         rows = torch.empty(count, dtype=torch.int64, device=CUDA)
         with AsOnGpu(traced=True) as gpu, Watch():
-            mels, lengths = pack.gather(rows, torch.zeros_like(rows), width, whole)
+            mels, lengths = pack.gather(rows, torch.zeros_like(rows), width, is_padded)
             logits = functional_call(model, weights, (mels, lengths))
         assert logits.device == CUDA
         assert logits.shape == (count, 600)
-        fits_flash = whole and dtype != torch.float32 and config.d_model // config.nhead <= 256
+        fits_flash = not is_padded and dtype != torch.float32 and config.d_model // config.nhead <= 256
         assert set(gpu.attentions) == {"flash" if fits_flash else "memory-efficient"}
 
 

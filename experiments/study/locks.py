@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.urls import masked
-from speaker.common.errors import UserError
+from speaker.common.errors import UserError, first_line
 
 EXAMPLES = "use sqlite:///FILE, or postgresql+psycopg://USER@HOST/NAME after pip install 'psycopg[binary]'"
 Release = Callable[[], None]
@@ -108,7 +108,7 @@ def open_locks(storage_url: str, study: str) -> Locks:
             path = Path(url.database).resolve()
             return FileLocks(path.parent / "locks" / path.stem / study)
     except (SQLAlchemyError, ImportError, OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0][:200]
+        reason = first_line(error)
         raise UserError(f"the storage {masked(storage_url)} cannot be used ({reason}); {EXAMPLES}") from error
     raise UserError(
         f"a storage must be a file of SQLite or a database of PostgreSQL, but got {masked(storage_url)}; {EXAMPLES}"

@@ -37,12 +37,12 @@ class Progress:
         """Show a trial's end."""
         whole, crops = (f"{value:.4f}" if value is not None else "-" for value in result.scores())
         line = (
-            f"#{number:<3} {config.label():<22} whole {whole}  crops {crops}  {result.seconds:6.1f} s  {result.state}"
+            f"#{number:<3} {config.label():<22} whole {whole}  crops {crops}  {result.seconds:6.1f} s  {result.outcome}"
         )
         tqdm.write(f"{line}: {result.reason}" if result.reason else line)
         if result.fallback:
             tqdm.write(f"warning: #{number} was not captured as a graph: {result.fallback}")
-        if result.state == "complete":
+        if result.outcome == "complete":
             self._keep_best(number, config.label(), result.scores()[0] or 0.0)
         self._trials.update()
 

@@ -28,7 +28,7 @@ from experiments.study.space import Space
 from experiments.study.trial import PRESET, RUN_ID, StudyContext
 from experiments.tracking.store import TrackedRun, TrackingStore
 from experiments.urls import masked
-from speaker.common.errors import UserError
+from speaker.common.errors import UserError, first_line
 from speaker.common.files import create_once
 from speaker.common.seeding import derive_seed
 from speaker.common.signals import interruptible
@@ -202,7 +202,7 @@ def open_storage(url: str) -> RDBStorage:
         create_once(path, lambda partial: RDBStorage(f"sqlite:///{partial}").engine.dispose())
         storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": BUSY_TIMEOUT_S}})
     except (SQLAlchemyError, ImportError, OSError, RuntimeError, ValueError) as error:
-        reason = str(error.__cause__ or error).strip().partition("\n")[0][:200]
+        reason = first_line(error.__cause__ or error)
         raise UserError(f"the study storage {masked(url)} cannot be opened ({reason}); check --storage") from error
     _begin_immediately(storage.engine)
     return storage

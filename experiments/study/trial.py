@@ -10,12 +10,13 @@ from tqdm import tqdm
 from experiments.context import TrainingContext
 from experiments.study.space import Space
 from experiments.tracking.store import STORE_ERRORS, TrackedRun, TrackingStore, describe_error
-from speaker.common.errors import DeviceLostError, UserError
+from speaker.common.errors import DeviceLostError, UserError, first_line
 from speaker.common.seeding import derive_seed
 from speaker.common.signals import interruptible, uninterrupted
 from speaker.config import TrialConfig
 from speaker.training.checkpoint import Checkpoint
 from speaker.training.metrics import OBJECTIVE, Metrics
+from speaker.training.outcome import Outcome
 from speaker.training.train import Report, TrialResult, train
 
 RUN_ID, PRESET, LOSSES = "mlflow.run_id", "preset", "device.losses"  # attributes of an Optuna trial
@@ -71,23 +72,23 @@ def run_trial(shared: StudyContext, trial: optuna.trial.Trial, bar: "tqdm[int]")
         trial.set_user_attr(LOSSES, losses)
         if losses == MAX_LOSSES:
             reason = f"{error}, for the second time"
-            _end(shared, trial, TrialResult("failed", reason))
+            _end(shared, trial, TrialResult(Outcome.FAILED, reason))
             run.close("failed", reason)
             checkpoint.remove()
         raise DeviceLostError(f"{error} in trial #{trial.number}") from error
     except Exception as error:
-        _end(shared, trial, TrialResult("failed", describe_error(error)))
+        _end(shared, trial, TrialResult(Outcome.FAILED, describe_error(error)))
         checkpoint.remove()
         raise
     _end(shared, trial, result)
-    run.close(result.state, result.reason)
+    run.close(result.outcome, result.reason)
     checkpoint.remove()
     return config, result
 
 
 def store_failed(error: Exception) -> UserError:
     """Return what to tell the user of one of STORE_FAILURES."""
-    reason = str(error).partition("\n")[0][:200]
+    reason = first_line(error)
     return UserError(f"a store or disk failed ({reason}); mend it and run the same command to go on")
 
 
@@ -135,8 +136,8 @@ def _report(trial: optuna.trial.Trial, run: TrackedRun) -> Report:
 
 def _end(shared: StudyContext, trial: optuna.trial.Trial, result: TrialResult) -> None:
     """Tell the study; a pruned trial keeps the value of its last report."""
-    if result.state == "complete":
+    if result.outcome == "complete":
         shared.study.tell(trial, result.best[OBJECTIVE])
         return
     trial.set_user_attr("reason", result.reason)
-    shared.study.tell(trial, state=END[result.state])
+    shared.study.tell(trial, state=END[result.outcome])

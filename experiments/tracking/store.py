@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.context import TrainingContext
 from experiments.urls import masked
-from speaker.common.errors import DeviceLostError, UserError
+from speaker.common.errors import DeviceLostError, UserError, first_line
 from speaker.common.files import canonical_json, create_once
 from speaker.config import TrialConfig
 from speaker.model.saved_model import save_model
@@ -280,7 +280,7 @@ class TrackingStore:
         try:
             return call()
         except (*STORE_ERRORS, sqlite3.Error, ValueError, ImportError) as error:
-            reason = str(error).partition("\n")[0][:200]
+            reason = first_line(error)
             raise UserError(
                 f"the tracking store {self.shown} does not answer ({reason}); check --tracking-uri"
             ) from error

@@ -67,17 +67,17 @@ class Pack:
         return replace(self, frames=frames, **index)
 
     def gather(
-        self, rows: Tensor, starts: Tensor | int, width: int, whole: bool = False
+        self, rows: Tensor, starts: Tensor | int, width: int, is_padded: bool = True
     ) -> tuple[Tensor, Tensor | None]:
         """Return frames starts[i] to starts[i] + width of the utterances `rows`.
 
         Returns (mels (B, width, n_mels), lengths int64 (B,)): frames past an utterance's end hold PADDING, and lengths
-        counts the others. With `whole` the caller knows that there are none past an end, and lengths is None.
+        counts the others. Unless the batch `is_padded`, the caller knows that there are none, and lengths is None.
         `rows` and `starts` are int64 (B,) on the pack's device.
         """
         steps = torch.arange(width, device=rows.device)
         first = (self.offsets.index_select(0, rows) + starts)[:, None]
-        if whole:
+        if not is_padded:
             return self._frames_at(first + steps), None
         lengths = (self.lengths.index_select(0, rows) - starts).clamp_(max=width)
         mels = self._frames_at(first + torch.minimum(steps, lengths[:, None] - 1))

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from speaker.common.errors import UserError
+from speaker.common.errors import UserError, first_line
 from speaker.common.files import parse_json, read_bounded, sha256_file, write_atomically
 from speaker.config import TrialConfig
 from speaker.model.classifier import SpeakerClassifier
@@ -106,7 +106,7 @@ def _build(data: bytes, config: TrialConfig, n_mels: int, n_speakers: int, path:
             model = SpeakerClassifier(config, n_mels, n_speakers)
         model.load_state_dict(weights, assign=True)
     except (ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).partition("\n")[0][:200]
+        reason = first_line(error)
         raise UserError(f"{path}: the model cannot be read ({reason}); fetch it again") from error
     if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
         raise UserError(f"{path}: weights must be finite, but one is not; fetch it again")

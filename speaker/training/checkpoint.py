@@ -1,4 +1,4 @@
-"""Checkpoints: a training's whole state on disk, so that after any kill it goes on to the same end, bit for bit."""
+"""Checkpoints: a training's whole state on disk, so that it resumes after any kill and reaches the same end, bit for bit."""
 
 import dataclasses
 import hashlib
@@ -6,18 +6,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from speaker.common.errors import UserError
+from speaker.common.errors import UserError, describe_differences
 from speaker.common.files import canonical_json, parse_json, read_bounded, write_atomically
 from speaker.config import TrialConfig
 from speaker.data.pack import Pack
 from speaker.data.protocol import Protocol
-from speaker.training.metrics import OBJECTIVE
+from speaker.training.metrics import OBJECTIVE, Metrics
 
 MIN_INTERVAL_S = 1.0  # between two checkpoints
 MAX_TIME_FRACTION = 0.02  # of a training's time that writing them may take
@@ -39,77 +40,91 @@ class TrainingState:
     last: int = 0  # step of the last evaluation
     seconds: float = 0.0
     best_step: int = 0
-    rows: list[tuple[int, dict[str, float]]] = field(default_factory=list)  # all evaluations: step and metrics
+    rows: list[tuple[int, Metrics]] = field(default_factory=list)  # of all evaluations
     weights: dict[str, Tensor] = field(default_factory=dict, repr=False)  # at best_step, on the CPU
 
     @property
-    def best(self) -> dict[str, float]:
+    def best(self) -> Metrics:
         """The metrics at best_step."""
         return dict(self.rows).get(self.best_step, {})
 
-    def add(self, metrics: dict[str, float], copy_weights: Callable[[], dict[str, Tensor]]) -> None:
-        """Add an evaluation after the last step; the weights of the best, the first of equals, are kept."""
+    def add(self, metrics: Metrics, copy_weights: Callable[[], dict[str, Tensor]]) -> None:
+        """Add an evaluation after the last step. The weights of the best, the first of equals, are kept."""
         if not self.rows or metrics[OBJECTIVE] > self.best[OBJECTIVE]:
             self.best_step, self.weights = self.step, copy_weights()
         self.rows.append((self.step, metrics))
         self.last = self.step
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it but the weights."""
+        names = (field.name for field in dataclasses.fields(self) if field.name != "weights")
+        return {name: getattr(self, name) for name in names}
 
 
 class Checkpoint:
     """One training's checkpoint file. With no path nothing is kept."""
 
     def __init__(
-        self, path: Path | None = None, identity: dict[str, str] | None = None,
+        self,
+        path: Path | None = None,
+        identity: dict[str, str] | None = None,
         clock: Callable[[], float] = time.perf_counter,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._path, self._identity, self._clock = path, identity or {}, clock
         self._due_at = clock() + MIN_INTERVAL_S
 
     def due(self) -> bool:
-        """Tell whether it is time to save: seldom enough that writing takes its share of the time and no more."""
+        """Tell whether it is time to save: so seldom that writing takes MAX_TIME_FRACTION of the time at most."""
         return self._path is not None and self._clock() >= self._due_at
 
-    def save(self, training: TrainingState, learner: dict[str, Tensor]) -> None:
+    def save(self, state: TrainingState, learner: dict[str, Tensor]) -> None:
         """Write the state in place of the last one, whole or not at all."""
         if self._path is None:
             return
         began = self._clock()
-        plain = {
-            item.name: getattr(training, item.name) for item in dataclasses.fields(training) if item.name != "weights"
-        }
-        about = canonical_json({"identity": self._identity, "training": plain}).encode()
-        tensors = {f"learner/{name}": tensor for name, tensor in learner.items()}
-        tensors |= {f"best/{name}": tensor for name, tensor in training.weights.items()}
-        data = save({ABOUT: torch.frombuffer(bytearray(about), dtype=torch.uint8), **tensors})
+        about = canonical_json({"identity": self._identity, "state": state.to_dict()}).encode()
+        data = save(
+            {
+                ABOUT: torch.frombuffer(bytearray(about), dtype=torch.uint8),
+                **{f"learner/{name}": tensor for name, tensor in learner.items()},
+                **{f"best/{name}": tensor for name, tensor in state.weights.items()},
+            }
+        )
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self._path, hashlib.sha256(data).digest() + data)
         now = self._clock()
         self._due_at = now + max(MIN_INTERVAL_S, (now - began) / MAX_TIME_FRACTION)
 
     def load(self) -> tuple[TrainingState, dict[str, Tensor]] | None:
-        """Return what was saved last, or None. Raises UserError for a damaged file or one of another training."""
+        """Return what was saved last, or None where nothing was.
+
+        Raises UserError for a damaged file, and OtherTrainingError for one of another training.
+        """
         if self._path is None or not self._path.exists():
             return None
-        written, training, learner = _read(self._path)
-        keys = [key for key in (*self._identity, *written) if self._identity.get(key) != written.get(key)]
-        if keys:
-            changes = "; ".join(
-                f"{key} is {written.get(key)} there and {self._identity.get(key)} here" for key in dict.fromkeys(keys)
-            )
-            raise OtherTrainingError(f"{self._path} must be of this training, but is of another: {changes}")
-        return training, learner
+        damaged = UserError(f"{self._path} must be a whole checkpoint, but is damaged; delete it to start over")
+        try:
+            about, tensors = _read(self._path)
+            if changes := describe_differences(about["identity"], self._identity):
+                raise OtherTrainingError(f"{self._path} must be of this training, but is of another: {changes}")
+            state = TrainingState(**about["state"], weights=_under("best/", tensors))
+            state.rows = [(step, metrics) for step, metrics in state.rows]
+        except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise damaged from error
+        return state, _under("learner/", tensors)
 
     def remove(self) -> None:
-        """Remove the file of a training that has ended."""
-        if self._path is not None:
-            for path in (self._path, *self._path.parent.glob(f".{self._path.name}.*.partial")):  # left by kills
-                path.unlink(missing_ok=True)
+        """Remove the file of a training that has ended, and what kills left of it."""
+        if self._path is None:
+            return
+        for path in (self._path, *self._path.parent.glob(f".{self._path.name}.*.partial")):
+            path.unlink(missing_ok=True)
 
 
 def identity(config: TrialConfig, pack: Pack, protocol: Protocol, precision: torch.dtype) -> dict[str, str]:
     """Return what a training must have in common with its checkpoint, by name, in words."""
     return {
-        **{f"config.{name}": str(value) for name, value in config.to_dict().items()},
+        **{f"config.{name}": str(value) for name, value in config.identity().items()},
         **{f"protocol.{name}": str(value) for name, value in vars(protocol).items()},
         "corpus": pack.digest,
         "precision": str(precision).removeprefix("torch."),
@@ -135,21 +150,14 @@ def deciding_files() -> list[Path]:
     return found
 
 
-def _read(path: Path) -> tuple[dict[str, str], TrainingState, dict[str, Tensor]]:
-    """Return a checkpoint's identity and what it holds."""
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return what a checkpoint holds: its JSON, and its tensors by name. Raises ValueError for a damaged one."""
     data = read_bounded(path, MAX_BYTES)
     digest, data = data[:32], data[32:]
-    damaged = UserError(f"{path} must be a whole checkpoint, but is damaged; delete it to start over")
     if hashlib.sha256(data).digest() != digest:
-        raise damaged
-    try:
-        tensors = load(data)
-        about = parse_json(bytes(tensors[ABOUT].numpy()), path)
-        training = TrainingState(**about["training"], weights=_under("best/", tensors))
-        training.rows = [(step, metrics) for step, metrics in training.rows]
-        return dict(about["identity"]), training, _under("learner/", tensors)
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise damaged from error
+        raise ValueError("another sha256")
+    tensors = load(data)
+    return parse_json(bytes(tensors[ABOUT].numpy()), path), tensors
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,20 +1,18 @@
-"""How a CPU does a step: each thread computes the gradient of its shard of the batch."""
+"""A step on a CPU: each thread computes the gradient of its shard of the batch."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from speaker.common.devices import Compute, ThreadPool
 from speaker.common.seeding import derive_seed
 from speaker.config import TrialConfig
 from speaker.data.pack import Pack
-from speaker.model.classifier import SpeakerClassifier
-from speaker.training.learner import Learner
+from speaker.training.learner import Learner, Replica
 from speaker.training.schedule import learning_rate
 
 
 class CpuLearner(Learner):
-    """Learns on the CPU: each thread of a pool computes the gradient of its part of the batch."""
+    """Learns on the CPU, with one replica for each thread of a pool."""
 
     def __init__(self, config: TrialConfig, pack: Pack, rows: Tensor, compute: Compute, pool: ThreadPool) -> None:
         super().__init__(config, pack, rows, compute)
@@ -31,33 +29,51 @@ class CpuLearner(Learner):
         epoch, index = divmod(number, self._batches.steps_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._drawn = epoch, self._batches.draw_epoch(epoch)
-        batch = slice(index * self._config.batch_size, (index + 1) * self._config.batch_size)
-        whole = self._drawn.whole[index]
-        count = len(self._replicas)
-        rows, places = self._drawn.rows[batch].tensor_split(count), self._drawn.places[batch].tensor_split(count)
-        parts = zip(range(count), rows, places, strict=True)
-        scores = self._pool.map(lambda part: self._learn(number, *part, whole), parts)
+        size, count = self._config.batch_size, len(self._replicas)
+        batch = slice(index * size, (index + 1) * size)
+        rows = self._drawn.rows[batch].tensor_split(count)
+        offsets = self._drawn.crop_offsets[batch].tensor_split(count)
+        is_padded = self._drawn.is_padded[index]
+
+        scores = self._pool.map(
+            lambda shard: self._learn(number, shard, rows[shard], offsets[shard], is_padded),
+            range(count),
+        )
         self._gradient.copy_(self._gradients[0])
         for gradient in self._gradients[1:]:
             self._gradient.add_(gradient)
         self._adamw.param_groups[0]["lr"] = learning_rate(self._config, number)
         self._adamw.step()
         self._refresh()
+        self._average_buffers()
         self._totals += torch.stack(scores).sum(0)
 
-    def _learn(self, number: int, shard: int, rows: Tensor, places: Tensor, whole: bool) -> Tensor:
-        """Leave a part's gradient behind; return its share of the batch's mean loss and accuracy."""
-        model = self._replicas[shard]
-        model.dropout.reseed(derive_seed(self._config.seed, "dropout", number, shard))
+    def _learn(self, number: int, shard: int, rows: Tensor, offsets: Tensor, is_padded: bool) -> Tensor:
+        """Leave a shard's gradient behind; return its part of the batch's mean loss and accuracy, (2,)."""
+        replica = self._replicas[shard]
+        replica.model.dropout.reseed(derive_seed(self._config.seed, "dropout", number, shard))
         self._gradients[shard].zero_()
-        return learn(model, self._batches.gather(rows, places, whole), self._config.batch_size)
+        batch = self._batches.gather(rows, offsets, is_padded)
+        return learn(replica, batch, self._config.batch_size)
+
+    def _average_buffers(self) -> None:
+        """Give all replicas the mean of their buffers; of whole numbers, such as counts, the first one's."""
+        if len(self._replicas) == 1:
+            return
+        for first, *others in zip(*(replica.buffers() for replica in self._replicas), strict=True):
+            if first.is_floating_point():
+                mean = torch.stack([first, *others]).float().mean(0)
+                first.copy_(mean)
+            for other in others:
+                other.copy_(first)
 
 
-def learn(model: SpeakerClassifier, part: tuple[Tensor, Tensor | None, Tensor], batch_size: int) -> Tensor:
-    """Add the gradient of a part's share of the batch's mean loss; return that share and its hits', (2,)."""
-    mels, lengths, labels = part
-    logits = model(mels, lengths).float()
-    loss = F.cross_entropy(logits, labels, reduction="sum") / batch_size
+def learn(replica: Replica, batch: tuple[Tensor, Tensor | None, Tensor], batch_size: int) -> Tensor:
+    """Add the gradient of a shard's part of the batch's mean loss; return that part and its hits', (2,)."""
+    mels, lengths, labels = batch
+    logits, total = replica(mels, lengths, labels, "sum")
+    loss = total / batch_size
     loss.backward()
     with torch.no_grad():
-        return torch.stack((loss.detach(), (logits.argmax(1) == labels).sum() / batch_size))
+        hits = (logits.argmax(1) == labels).sum()
+        return torch.stack((loss.detach(), hits / batch_size))

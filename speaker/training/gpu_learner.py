@@ -1,10 +1,9 @@
-"""How a GPU does a step: data, order and schedule lie there, and the host only starts one captured CUDA graph."""
+"""A step on a GPU: data, order and schedule lie there, and the host only starts one captured CUDA graph."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from speaker.common.cuda import capture, is_out_of_memory, release_memory
@@ -14,10 +13,9 @@ from speaker.config import TrialConfig
 from speaker.data.batches import Epoch
 from speaker.data.pack import Pack
 from speaker.training.learner import Learner
+from speaker.training.loss_scale import LossScale
 from speaker.training.metrics import LOSS_SCALE, SKIPPED_STEPS
 from speaker.training.schedule import learning_rate
-
-FIRST_SCALE, GROWTH_STEPS = 2.0**16, 2_000  # of a loss scale: PyTorch's own, in torch.amp.GradScaler
 
 
 @dataclass(frozen=True)
@@ -30,34 +28,6 @@ class EpochPlan:
     rates: Tensor  # (steps,), float32: learning rates
 
 
-class LossScale:
-    """Keeps gradients within what float16 can say, as torch.amp.GradScaler does, in fewer kernels.
-
-    A step whose gradients overflow is skipped and halves the scale; many without an overflow double it. All of it
-    happens on the device.
-    """
-
-    def __init__(self, adamw: torch.optim.AdamW, gradient: Tensor) -> None:
-        self.scale = gradient.new_full((), FIRST_SCALE)
-        self._streak = gradient.new_zeros((), dtype=torch.int32)  # of steps without an overflow
-        self._overflows = gradient.new_zeros(())  # above 0 where the gradient is not finite
-        self._one = gradient.new_ones(())
-        self._adamw, self._gradient = adamw, gradient
-        # A fused AdamW divides by the one and, where the other is not 0, leaves weights, moments and its count alone.
-        adamw.grad_scale, adamw.found_inf = self.scale, self._overflows  # type: ignore[attr-defined]  # GradScaler's way
-
-    def step(self) -> None:
-        """Let AdamW do its step with a gradient that was computed from the loss times `scale`."""
-        self._overflows.zero_()
-        torch._amp_foreach_non_finite_check_and_unscale_([self._gradient], self._overflows, self._one)
-        self._adamw.step()
-        torch._amp_update_scale_(self.scale, self._streak, self._overflows, 2.0, 0.5, GROWTH_STEPS)
-
-    def state(self) -> dict[str, Tensor]:
-        """Return the tensors that the next step depends on."""
-        return {"scale": self.scale, "streak": self._streak}
-
-
 class GpuLearner(Learner):
     """Learns on a GPU. Where no graph can be captured the same operations are started one by one.
 
@@ -68,7 +38,7 @@ class GpuLearner(Learner):
         super().__init__(config, pack, rows, compute)
         self._pack = pack
         self.model.dropout.for_cpu = False
-        self._parameters = list(self.model.parameters())
+        self._parameters = list(self._replicas[0].parameters())
         self._slots = self._views(self._gradient)
         self._epoch, self._drawn = 0, self._batches.draw_epoch(0)
         self._plan = self._plan_epoch(0, self._drawn)
@@ -78,7 +48,7 @@ class GpuLearner(Learner):
         self._hits = torch.zeros(config.batch_size, device=compute.device)  # 1 where a step's answer was right
         self._adamw = self._optimizer(self._rate.view(()))
         self._loss_scale = LossScale(self._adamw, self._gradient) if compute.precision == torch.float16 else None
-        self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}  # by whether a batch is whole: others need masks
+        self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}  # by whether a batch is padded, and needs masks
         self.fallback = self._capture() if compute.graph else ""
 
     def step(self, number: int) -> None:
@@ -86,11 +56,11 @@ class GpuLearner(Learner):
         epoch, index = divmod(number, self._batches.steps_per_epoch)
         if epoch != self._epoch:
             self._open_epoch(epoch, index)
-        whole = self._drawn.whole[index]
+        is_padded = self._drawn.is_padded[index]
         if self._graphs:
-            self._graphs[whole].replay()
+            self._graphs[is_padded].replay()
         else:
-            self._work(whole)
+            self._work(is_padded)
 
     def diagnostics(self, steps: int) -> dict[str, float]:
         """Return the loss scale, and how many of `steps` steps were skipped since they overflowed, in float16."""
@@ -104,7 +74,7 @@ class GpuLearner(Learner):
         return {**super().state(), **own, self._random_key: self._random_state()}
 
     def load(self, state: dict[str, Tensor], steps: int) -> None:
-        """Go on from what `state` returned after `steps` steps.
+        """Resume from what `state` returned after `steps` steps.
 
         What a learner on another kind of device returned lacks some of it: its masks of dropout cannot be drawn here.
         """
@@ -125,16 +95,15 @@ class GpuLearner(Learner):
         scale = self._loss_scale.state() if self._loss_scale else {}
         return {"count": self._count, **scale}
 
-    def _work(self, whole: bool) -> None:
+    def _work(self, is_padded: bool) -> None:
         """Do the step whose number the device holds. Nothing here reads a value back, or has a shape made of values."""
         plan, number, size = self._plan, self._number, self._config.batch_size
         frames = plan.frames.index_select(0, number).view(-1)
         mels = self._pack.frames.index_select(0, frames).view(size, -1, self._pack.n_mels)
         labels = plan.labels.index_select(0, number).view(-1)
-        lengths = None if whole else plan.lengths.index_select(0, number).view(-1)
+        lengths = plan.lengths.index_select(0, number).view(-1) if is_padded else None
 
-        logits = self.model(mels, lengths).float()
-        loss = F.cross_entropy(logits, labels)
+        logits, loss = self._replicas[0](mels, lengths, labels, "mean")
         factor = self._loss_scale.scale if self._loss_scale else self._one
         gradients = torch.autograd.grad(loss, self._parameters, factor)
         torch._foreach_copy_(self._slots, gradients)  # one kernel, where adding them to zeros takes one each
@@ -150,8 +119,8 @@ class GpuLearner(Learner):
     def _plan_epoch(self, epoch: int, drawn: Epoch) -> EpochPlan:
         """Turn an epoch's crops into what each step reads."""
         steps, size, width = self._batches.steps_per_epoch, self._config.batch_size, self._batches.width
-        pack, rows, places = self._pack, drawn.rows[: steps * size], drawn.places[: steps * size]
-        starts = pack.crop_starts(rows, places, width)
+        pack, rows, offsets = self._pack, drawn.rows[: steps * size], drawn.crop_offsets[: steps * size]
+        starts = pack.crop_starts(rows, offsets, width)
         lengths = (pack.lengths[rows] - starts).clamp(max=width)
         within = torch.minimum(torch.arange(width, device=rows.device), lengths[:, None] - 1)
         frames = (pack.offsets[rows] + starts)[:, None] + within
@@ -177,9 +146,10 @@ class GpuLearner(Learner):
         """Capture a step for each kind of batch; return why that failed, or nothing. What it trained is undone."""
         before = self.state()
         try:
-            for whole in sorted(self._batches.kinds):
+            for is_padded in sorted(self._batches.kinds):
                 other = next(iter(self._graphs.values()), None)
-                self._graphs[whole] = capture(self._captured_work(whole), self._number.zero_, self._device, other)
+                work = self._captured_work(is_padded)
+                self._graphs[is_padded] = capture(work, self._number.zero_, self._device, other)
         except RuntimeError as error:
             self._graphs.clear()
             if is_out_of_memory(error):
@@ -190,11 +160,11 @@ class GpuLearner(Learner):
             self.load(before, 0)  # raises where the card is lost
         return ""
 
-    def _captured_work(self, whole: bool) -> Callable[[], None]:
+    def _captured_work(self, is_padded: bool) -> Callable[[], None]:
         def work() -> None:
             # AdamW refuses to be captured without this, and warns of it where it is not.
             self._adamw.param_groups[0]["capturable"] = torch.cuda.is_current_stream_capturing()
-            self._work(whole)
+            self._work(is_padded)
 
         return work
 

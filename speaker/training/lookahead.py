@@ -51,7 +51,7 @@ def measure(config: TrialConfig, pack: Pack, protocol: Protocol, compute: Comput
         open_learner(config, pack, rows, compute, pool) as learner,
     ):
         step = _time_steps(learner)
-        evaluation = Evaluator(pack, protocol, pool).rehearse(learner.model)
+        evaluation = Evaluator(pack, protocol, pool).rehearse(learner.model, learner.loss)
         memory = torch.cuda.max_memory_reserved(compute.device) if on_cuda else _peak_bytes()
         return Cost(config, step, evaluation, memory, learner.fallback)
 

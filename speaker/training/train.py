@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
 
 from torch import Tensor
 from tqdm import tqdm
@@ -31,11 +30,11 @@ from speaker.training.metrics import (
     TRAIN_ACCURACY,
     TRAIN_LOSS,
     Metrics,
-)
+)  # fmt: skip
+from speaker.training.outcome import Outcome
 from speaker.training.schedule import learning_rate
 
 Report = Callable[[int, Metrics], bool]
-State = Literal["complete", "pruned", "failed"]
 PLAIN = Compute()  # one thread, in float32
 
 
@@ -43,12 +42,12 @@ PLAIN = Compute()  # one thread, in float32
 class TrialResult:
     """How a training ended, and the best it reached. `best_step` is 0 when it never got a score."""
 
-    state: State
+    outcome: Outcome
     reason: str = ""  # why it was pruned or failed
     steps: int = 0  # trained
     best_step: int = 0
     best: Metrics = field(default_factory=dict)  # the metrics at best_step
-    weights: dict[str, Tensor] = field(default_factory=dict, repr=False)  # at best_step, float32 on the CPU
+    weights: dict[str, Tensor] = field(default_factory=dict, repr=False)  # the model's at best_step
     parameters: int = 0
     seconds: float = 0.0
     fallback: str = ""  # why it was computed in a slower way than its device offers
@@ -64,7 +63,7 @@ def validate_batch_size(config: TrialConfig, pack: Pack, protocol: Protocol) -> 
     if len(rows) < config.batch_size:
         raise UserError(
             f"batch_size must be at most the number of training utterances, {len(rows)}, but got {config.batch_size}; "
-            "use a larger corpus or a smaller batch"
+            f"use --batch-size {len(rows)} or less, or a larger corpus"
         )
 
 
@@ -80,18 +79,23 @@ def train(
 ) -> TrialResult:
     """Train one point on the device its pack lies on, and return the best of its evaluations by OBJECTIVE.
 
-    `report(step, metrics)` hears of every evaluation, every `config.valid_every` steps and after the last, and
-    answers whether to stop; before the last step the state is then "pruned". A training that diverges, runs out of
-    memory or is beyond a GPU has failed, with a reason. With a `checkpoint`, a training that was cut off goes on from
-    there: `report` hears once more of the evaluations it holds, and on a CPU with as many threads the end is the same
-    bit for bit. `bar` counts steps. Raises UserError for a pack too small and for a checkpoint of another training, and
-    DeviceLostError when a GPU answers no more; any other exception passes through.
+    `report(step, metrics)` is called after every evaluation, that is every `config.valid_every` steps and after
+    the last. It returns whether to stop; before the last step the trial is then pruned. A training that diverges,
+    runs out of memory or cannot be done by a GPU has failed, with a reason.
+
+    A training that was killed resumes from its `checkpoint`: `report` is called once more with the evaluations that
+    the checkpoint holds. On a CPU with the same number of threads the result is the same to the last bit.
+    `bar` counts steps.
+
+    Raises UserError for a pack that is too small and for a checkpoint of another training, and DeviceLostError
+    when a GPU no longer answers; any other exception passes through.
     """
     validate_batch_size(config, pack, protocol)
     bar = tqdm(disable=True) if bar is None else bar
+    checkpoint = checkpoint or Checkpoint()
     try:
         with cuda.noticing_loss(compute.device):
-            return _train(config, pack, protocol, report, compute, checkpoint or Checkpoint(), bar, clock)
+            return _train(config, pack, protocol, report, compute, checkpoint, bar, clock)
     except (RuntimeError, MemoryError) as error:
         if cuda.is_out_of_memory(error):
             reason = f"out of memory: {first_line(error)}"
@@ -100,7 +104,7 @@ def train(
         else:
             raise
     cuda.release_memory()
-    return TrialResult("failed", reason)
+    return TrialResult(Outcome.FAILED, reason)
 
 
 def _train(
@@ -114,44 +118,45 @@ def _train(
     clock: Callable[[], float],
 ) -> TrialResult:
     rows, _ = protocol.split(pack)
-    with ThreadPool(compute.shards) as pool, open_learner(config, pack, rows, compute, pool) as learner:
+    with (
+        ThreadPool(compute.shards) as pool,
+        open_learner(config, pack, rows, compute, pool) as learner,
+    ):
         evaluate = Evaluator(pack, protocol, pool, clock)
-        training = _go_on(checkpoint, learner)
-        bar.update(training.step)
-        began = clock() - training.seconds
-        since, first = clock(), training.step  # of the steps whose speed is measured
-        answers = [report(step, metrics) for step, metrics in training.rows]
+        state = _resume(checkpoint, learner)
+        bar.update(state.step)
+        began = clock() - state.seconds
+        since, first = clock(), state.step  # of the steps whose speed is measured
+        answers = [report(step, metrics) for step, metrics in state.rows]
         stopped = bool(answers and answers[-1])
         reason = ""
 
-        while training.step < config.steps and not (stopped or reason):
-            learner.step(training.step)
-            training.step += 1
+        while state.step < config.steps and not (stopped or reason):
+            learner.step(state.step)
+            state.step += 1
             if bar.update():  # true a few times a second: the only wait for a device between evaluations
-                loss = learner.peek_loss() / (training.step - training.last)
-                bar.set_postfix(loss=f"{loss:.2f}", accuracy=_percent(training.best), refresh=False)
-            evaluated = training.step % config.valid_every == 0 or training.step == config.steps
+                _show(bar, state, learner)
+            evaluated = state.step % config.valid_every == 0 or state.step == config.steps
             if evaluated:
-                metrics = _measure(config, training, learner) | learner.diagnostics(training.step)
-                metrics[STEPS_PER_S] = (training.step - first) / max(clock() - since, 1e-9)
-                metrics |= evaluate(learner.model)
-                losses = metrics[TRAIN_LOSS], metrics[LOSS_WHOLE]
-                if not (all(map(math.isfinite, losses)) and learner.is_finite()):
-                    reason = f"diverged: a loss or a weight is not finite any more at step {training.step}"
+                metrics = _summarise(config, state, learner)
+                metrics[STEPS_PER_S] = (state.step - first) / max(clock() - since, 1e-9)
+                metrics |= evaluate(learner.model, learner.loss)
+                if not (_is_finite(metrics) and learner.is_finite()):
+                    reason = f"diverged: a loss or a weight is not finite any more at step {state.step}"
                     break
-                training.add(metrics, learner.named_weights)
+                state.add(metrics, learner.model_state)
             if checkpoint.due():
-                training.seconds = clock() - began
-                checkpoint.save(training, learner.state())
+                state.seconds = clock() - began
+                checkpoint.save(state, learner.state())
             if evaluated:
-                stopped = report(training.step, metrics)
-                since, first = clock(), training.step
+                stopped = report(state.step, metrics)
+                since, first = clock(), state.step
 
-        state: State = "failed" if reason else "complete"
-        if stopped and training.step < config.steps:
-            state, reason = "pruned", f"stopped by the search at step {training.step}"
+        outcome = Outcome.FAILED if reason else Outcome.COMPLETE
+        if stopped and state.step < config.steps:
+            outcome, reason = Outcome.PRUNED, f"stopped by the search at step {state.step}"
         return TrialResult(
-            state, reason, training.step, training.best_step, training.best, training.weights, count_parameters(learner.model),
+            outcome, reason, state.step, state.best_step, state.best, state.weights, count_parameters(learner.model),
             clock() - began, learner.fallback,
         )  # fmt: skip
 
@@ -163,23 +168,30 @@ def open_learner(config: TrialConfig, pack: Pack, rows: Tensor, compute: Compute
     return GpuLearner(config, pack, rows, compute)
 
 
-def _go_on(checkpoint: Checkpoint, learner: Learner) -> TrainingState:
+def _resume(checkpoint: Checkpoint, learner: Learner) -> TrainingState:
     """Bring the learner to where the checkpoint is, if there is one, and return how far that is."""
     saved = checkpoint.load()
     if saved is None:
         return TrainingState()
-    training, state = saved
-    learner.load(state, training.step)
-    return training
+    state, tensors = saved
+    learner.load(tensors, state.step)
+    return state
 
 
-def _measure(config: TrialConfig, training: TrainingState, learner: Learner) -> Metrics:
-    """Return what the steps since the last evaluation came to. This waits for the device."""
+def _show(bar: "tqdm[int]", state: TrainingState, learner: Learner) -> None:
+    loss = learner.peek_loss() / (state.step - state.last)
+    accuracy = f"{state.best[OBJECTIVE]:.1%}" if state.best else "-"
+    bar.set_postfix(loss=f"{loss:.2f}", accuracy=accuracy, refresh=False)
+
+
+def _summarise(config: TrialConfig, state: TrainingState, learner: Learner) -> Metrics:
+    """Return the means over the steps since the last evaluation. This waits for the device."""
     loss, hits = learner.take_totals()
-    steps = training.step - training.last
-    rate = learning_rate(config, training.step - 1)
-    return {TRAIN_LOSS: loss / steps, TRAIN_ACCURACY: hits / steps, LEARNING_RATE: rate}
+    steps = state.step - state.last
+    means = {TRAIN_LOSS: loss / steps, TRAIN_ACCURACY: hits / steps}
+    rate = learning_rate(config, state.step - 1)
+    return {**means, LEARNING_RATE: rate, **learner.diagnostics(state.step)}
 
 
-def _percent(best: Metrics) -> str:
-    return f"{best[OBJECTIVE]:.1%}" if best else "-"
+def _is_finite(metrics: Metrics) -> bool:
+    return math.isfinite(metrics[TRAIN_LOSS]) and math.isfinite(metrics[LOSS_WHOLE])

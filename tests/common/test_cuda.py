@@ -267,7 +267,7 @@ def test_a_point_that_is_beyond_a_card_fails_alone(pack: Pack, monkeypatch: pyte
     monkeypatch.setattr("speaker.training.train._train", fail)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _device: None)
     result = train(TINY, pack, Protocol(), lambda *_: False, Compute(torch.device("cuda", 0)))
-    assert (result.state, result.reason) == (
+    assert (result.outcome, result.reason) == (
         "failed",
         "cuda:0 cannot do it: CUDA error: invalid configuration argument",
     )

@@ -113,6 +113,6 @@ def test_whole_crops_are_gathered_alike_without_lengths(pack: Pack) -> None:
     mels, lengths = pack.gather(rows, starts, 20)
     assert lengths is not None
     assert bool((lengths == 20).all())
-    whole, none = pack.gather(rows, starts, 20, whole=True)
+    unpadded, none = pack.gather(rows, starts, 20, is_padded=False)
     assert none is None
-    assert torch.equal(whole, mels)
+    assert torch.equal(unpadded, mels)

@@ -26,6 +26,7 @@ from speaker.config import TrialConfig
 from speaker.data.pack import Pack
 from speaker.data.protocol import Protocol
 from speaker.training.metrics import OBJECTIVE, Metrics
+from speaker.training.outcome import Outcome
 from speaker.training.train import Report, TrialResult, train
 from tests.helpers import TINY
 
@@ -249,7 +250,7 @@ def test_points_that_fail_or_are_pruned_end_as_such_and_the_search_goes_on(
         if len(calls) == 1:
             return original(config.replace(lr=1e30, warmup_steps=0), *rest)  # type: ignore[arg-type]
         result = original(config, *rest)  # type: ignore[arg-type]
-        return replace(result, state="pruned", reason="too slow") if len(calls) == 3 else result
+        return replace(result, outcome=Outcome.PRUNED, reason="too slow") if len(calls) == 3 else result
 
     monkeypatch.setattr(trial_module, "train", train_some)
     worker = open_search(PLAN)

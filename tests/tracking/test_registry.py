@@ -16,6 +16,7 @@ from speaker.common.errors import UserError
 from speaker.model.classifier import SpeakerClassifier
 from speaker.model.saved_model import load_model
 from speaker.training.metrics import ACCURACY_CROPS, ACCURACY_WHOLE
+from speaker.training.outcome import Outcome
 from speaker.training.train import TrialResult
 from tests.helpers import TINY
 
@@ -46,7 +47,9 @@ def finished_run(
     run = store.open_run(f"#{number} {TINY.label()}", {"study": "s", "trial": str(number)})
     run.log_setup(TINY, context)
     best = {ACCURACY_WHOLE: whole, ACCURACY_CROPS: whole / 2, "valid/loss_whole": 1.0}
-    run.log_result(TrialResult("complete", steps=1, best_step=1, best=best, weights=model.state_dict()), TINY, context)
+    run.log_result(
+        TrialResult(Outcome.COMPLETE, steps=1, best_step=1, best=best, weights=model.state_dict()), TINY, context
+    )
     run.close("complete")
     return run.run_id, model
 

@@ -15,6 +15,7 @@ from speaker.common.signals import Interrupted
 from speaker.model.classifier import SpeakerClassifier
 from speaker.model.saved_model import load_model
 from speaker.training.metrics import ACCURACY_CROPS, ACCURACY_WHOLE, OBJECTIVE
+from speaker.training.outcome import Outcome
 from speaker.training.train import TrialResult
 from tests.helpers import TINY
 
@@ -109,7 +110,7 @@ def test_what_breaks_a_run_closes_it_and_passes_through(
 
 def test_a_trial_without_a_score_leaves_no_model(store: TrackingStore, context: TrainingContext) -> None:
     run = store.open_run("d16", {})
-    run.log_result(TrialResult("failed", "out of memory"), TINY, context)
+    run.log_result(TrialResult(Outcome.FAILED, "out of memory"), TINY, context)
     assert "weights.sha256" not in store.client.get_run(run.run_id).data.tags
     assert store.client.list_artifacts(run.run_id) == []
 

@@ -116,7 +116,7 @@ def test_reports_what_it_holds_once_more_and_heeds_the_last_answer(pack: Pack, t
 
     result = train(LONG, pack, Protocol(), report, checkpoint=checkpoint)
     assert heard == [4, 8]
-    assert (result.state, result.steps) == ("pruned", 9)
+    assert (result.outcome, result.steps) == ("pruned", 9)
 
 
 def test_is_written_seldom_enough_to_cost_its_share(tmp_path: Path) -> None:

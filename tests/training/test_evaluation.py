@@ -8,7 +8,7 @@ from speaker.data.protocol import Protocol
 from speaker.model.classifier import SpeakerClassifier
 from speaker.training.evaluation import MAX_FRAMES, Evaluator
 from speaker.training.metrics import ACCURACY_CROPS, ACCURACY_WHOLE
-from tests.helpers import TINY
+from tests.helpers import LOSS, TINY
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def model() -> SpeakerClassifier:
 
 
 def test_agrees_with_one_utterance_at_a_time(pack: Pack, model: SpeakerClassifier) -> None:
-    measured = Evaluator(pack, Protocol())(model)
+    measured = Evaluator(pack, Protocol())(model, LOSS)
     _, valid = Protocol().split(pack)
     hits, loss = 0, 0.0
     model.eval()
@@ -34,18 +34,18 @@ def test_agrees_with_one_utterance_at_a_time(pack: Pack, model: SpeakerClassifie
 
 def test_crops_are_fixed_by_their_seed_and_length(pack: Pack, model: SpeakerClassifier) -> None:
     """With crops as long as the longest utterance, crops are whole utterances; else the seed decides."""
-    whole = Evaluator(pack, Protocol(crop_len=1_000))(model)
+    whole = Evaluator(pack, Protocol(crop_len=1_000))(model, LOSS)
     assert whole[ACCURACY_CROPS] == whole[ACCURACY_WHOLE]
     short = Protocol(crop_len=2)
-    assert Evaluator(pack, short)(model)[ACCURACY_CROPS] == Evaluator(pack, short)(model)[ACCURACY_CROPS]
+    assert Evaluator(pack, short)(model, LOSS)[ACCURACY_CROPS] == Evaluator(pack, short)(model, LOSS)[ACCURACY_CROPS]
     starts = [Evaluator(pack, Protocol(crop_len=2, crop_seed=seed))._crops[0][1].tolist() for seed in range(3)]
     assert len({tuple(each) for each in starts}) == 3
 
 
 def test_the_batch_size_does_not_matter(pack: Pack, model: SpeakerClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    large = Evaluator(pack, Protocol())(model)
+    large = Evaluator(pack, Protocol())(model, LOSS)
     monkeypatch.setitem(MAX_FRAMES, "cpu", 1)
-    small = Evaluator(pack, Protocol())(model)
+    small = Evaluator(pack, Protocol())(model, LOSS)
     assert large[ACCURACY_WHOLE] == small[ACCURACY_WHOLE]
     assert large[ACCURACY_CROPS] == small[ACCURACY_CROPS]
     assert large["valid/loss_whole"] == pytest.approx(small["valid/loss_whole"], abs=1e-5)
@@ -54,10 +54,10 @@ def test_the_batch_size_does_not_matter(pack: Pack, model: SpeakerClassifier, mo
 def test_the_model_goes_on_in_the_mode_it_was_in(pack: Pack, model: SpeakerClassifier) -> None:
     evaluate = Evaluator(pack, Protocol())
     model.train()
-    evaluate(model)
+    evaluate(model, LOSS)
     assert model.training
     model.eval()
-    evaluate(model)
+    evaluate(model, LOSS)
     assert not model.training
 
 
@@ -82,11 +82,11 @@ class Hungry(nn.Module):
 
 
 def test_where_memory_is_short_batches_are_halved_once_and_for_all(pack: Pack, model: SpeakerClassifier) -> None:
-    expected = Evaluator(pack, Protocol())(model)
+    expected = Evaluator(pack, Protocol())(model, LOSS)
     evaluate, hungry = Evaluator(pack, Protocol()), Hungry(model, 100)
     for tried in (True, False):
         hungry.refused = 0
-        measured = evaluate(hungry)
+        measured = evaluate(hungry, LOSS)
         assert bool(hungry.refused) == tried
         assert measured[ACCURACY_WHOLE] == expected[ACCURACY_WHOLE]
         assert measured[ACCURACY_CROPS] == expected[ACCURACY_CROPS]
@@ -95,4 +95,4 @@ def test_where_memory_is_short_batches_are_halved_once_and_for_all(pack: Pack, m
 
 def test_an_utterance_that_does_not_fit_alone_is_out_of_memory(pack: Pack, model: SpeakerClassifier) -> None:
     with pytest.raises(torch.OutOfMemoryError):
-        Evaluator(pack, Protocol())(Hungry(model, 20))
+        Evaluator(pack, Protocol())(Hungry(model, 20), LOSS)

@@ -16,7 +16,8 @@ from speaker.data.pack import Pack
 from speaker.data.protocol import Protocol
 from speaker.training.cpu_learner import CpuLearner
 from speaker.training.evaluation import Evaluator
-from speaker.training.gpu_learner import FIRST_SCALE, GROWTH_STEPS, GpuLearner
+from speaker.training.gpu_learner import GpuLearner
+from speaker.training.loss_scale import FIRST_SCALE, GROWTH_STEPS
 from speaker.training.metrics import OBJECTIVE
 from speaker.training.train import train
 from tests.helpers import TINY
@@ -26,7 +27,7 @@ FAST = TINY.replace(batch_size=2, segment_len=24, dim_feedforward=256)
 PRECISIONS = (torch.bfloat16, torch.float16, torch.float32)
 NO_DROPOUT = TINY.replace(dropout=0.0, warmup_steps=0, num_layers=2, batch_size=7)
 CENTER = HOMEWORK_BASELINE.replace(activation="relu")
-KERNELS = {  # a captured step's, of a whole batch in bfloat16, at the points of benchmarks/train.py
+KERNELS = {  # a captured step's, of a batch without padding in bfloat16, at the points of benchmarks/train.py
     HOMEWORK_BASELINE: 74,
     CENTER.replace(d_model=128, nhead=4, num_layers=2): 113,
     CENTER.replace(d_model=256, nhead=8, num_layers=4): 191,
@@ -61,22 +62,22 @@ def test_steps_and_evaluations_of_all_shapes_are_a_gpus(pack: Pack, d_model: int
     """No host read, no copy of numbers, no shape of values, no index out of range, and attention fused."""
     there = on_gpu(pack, precision)
     evaluate = Evaluator(there, Protocol(crop_len=30))
-    assert {batch.whole for batch in evaluate._crops} == {True, False}
+    assert {batch.is_padded for batch in evaluate._crops} == {True, False}
     for point in shapes():
         if point.d_model != d_model:
             continue
         learner = learner_of(point, pack, precision)
         assert learner._batches.kinds == {True, False}
-        for whole in (True, False):
+        for is_padded in (False, True):
             learner._number.zero_()
             with AsOnGpu() as gpu, Watch() as watch:
-                learner._work(whole)
+                learner._work(is_padded)
             assert sum(gpu.attentions.values()) == point.num_layers
             assert watch.count > 60
         learner.model.eval()
         for batch in (evaluate._crops[0], evaluate._crops[-1]):
             with AsOnGpu() as gpu, Watch():
-                evaluate._score(learner.model, batch)
+                evaluate._score(learner.model, learner.loss, batch)
             assert sum(gpu.attentions.values()) == point.num_layers
 
 
@@ -85,7 +86,7 @@ def test_a_step_starts_so_many_kernels(pack: Pack, config: TrialConfig) -> None:
     """A change that adds some is seen here; one that saves some is to be written down here."""
     learner = learner_of(config.replace(batch_size=2, segment_len=24), pack, torch.bfloat16)
     with AsOnGpu(), Watch() as watch:
-        learner._work(True)
+        learner._work(False)
     assert watch.count == KERNELS[config], watch.kernels
 
 
@@ -141,7 +142,7 @@ def test_a_training_may_be_shorter_than_the_warm_up_of_its_graph(pack: Pack, ste
     result = train(config, pack, Protocol(), lambda *_: False, Compute(graph=True))
     learner = learner_of(config, pack, torch.float32, graph=True)
     plain = learner_of(config, pack, torch.float32)
-    assert (result.state, result.steps) == ("complete", steps)
+    assert (result.outcome, result.steps) == ("complete", steps)
     assert torch.equal(weights_after(learner, range(steps)), weights_after(plain, range(steps)))
 
 
@@ -151,9 +152,11 @@ def test_a_warm_up_stays_inside_the_frames(pack: Pack, seed: int) -> None:
     """The last utterance of the pack is short, and each kind's warm-up runs on the first batch, whatever is in it."""
     last = int(pack.lengths[-1])
     learner = learner_of(NO_DROPOUT.replace(seed=seed, segment_len=last + 10), pack, torch.float32)
-    for whole in (True, False):
+    for is_padded in (False, True):
         with Watch():
-            cuda.capture(lambda whole=whole: learner._work(whole), learner._number.zero_, learner._device, None)
+            cuda.capture(
+                lambda is_padded=is_padded: learner._work(is_padded), learner._number.zero_, learner._device, None
+            )
 
 
 def test_a_capture_that_fails_says_why_and_leaves_plain_steps(pack: Pack, card: type[Graph]) -> None:
@@ -167,7 +170,7 @@ def test_a_capture_that_fails_says_why_and_leaves_plain_steps(pack: Pack, card: 
     plain = weights_after(learner_of(NO_DROPOUT, pack, torch.float32), range(12))
     assert torch.equal(weights_after(learner, range(12)), plain)
     result = train(NO_DROPOUT, pack, Protocol(), lambda *_: False, Compute(graph=True))
-    assert (result.state, result.fallback) == ("complete", learner.fallback)
+    assert (result.outcome, result.fallback) == ("complete", learner.fallback)
 
 
 def test_what_a_capture_meets_is_not_hidden_by_its_end(card: type[Graph]) -> None:

@@ -44,7 +44,7 @@ def batches(config: TrialConfig, pack: Pack, rows: Tensor, epoch: int = 0) -> It
     drawn = source.draw_epoch(epoch)
     for step in range(source.steps_per_epoch):
         part = slice(step * config.batch_size, (step + 1) * config.batch_size)
-        yield source.gather(drawn.rows[part], drawn.places[part], drawn.whole[step])  # type: ignore[misc]
+        yield source.gather(drawn.rows[part], drawn.crop_offsets[part], drawn.is_padded[step])  # type: ignore[misc]
 
 
 def test_batches_see_every_utterance_once_an_epoch(pack: Pack) -> None:
@@ -141,14 +141,14 @@ def test_a_state_goes_on_as_if_nothing_had_happened(pack: Pack, on_device: bool)
 
 def test_weights_have_the_models_names_and_are_copies(pack: Pack) -> None:
     learner = learned(TINY, pack, Compute(), 1)
-    named = learner.named_weights()
+    named = learner.model_state()
     assert {name: value.shape for name, value in named.items()} == {
         name: value.shape for name, value in learner.model.state_dict().items()
     }
     before = {name: value.clone() for name, value in named.items()}
     learner.step(1)
     assert all(torch.equal(value, before[name]) for name, value in named.items())
-    assert all(torch.equal(value, learner.model.state_dict()[name]) for name, value in learner.named_weights().items())
+    assert all(torch.equal(value, learner.model.state_dict()[name]) for name, value in learner.model_state().items())
 
 
 def test_a_weight_that_is_no_number_is_noticed(pack: Pack) -> None:

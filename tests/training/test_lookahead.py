@@ -14,7 +14,7 @@ from speaker.model.classifier import SpeakerClassifier
 from speaker.training import lookahead
 from speaker.training.evaluation import Evaluator
 from speaker.training.lookahead import Cost, describe, forecast, measure
-from tests.helpers import TINY
+from tests.helpers import LOSS, TINY
 
 NOWHERE = torch.device("meta")  # holds tensors and computes nothing: a device that fails at its first step
 POINTS = HOMEWORK.points(TINY)
@@ -39,7 +39,7 @@ def test_a_rehearsed_evaluation_takes_as_long_as_one(pack: Pack) -> None:
     ticks = iter(range(1000))
     evaluate = Evaluator(pack, Protocol(), clock=lambda: float(next(ticks)))
     model = SpeakerClassifier(TINY, 40, 4).train()
-    assert evaluate.rehearse(model) == len(evaluate._wholes) + len(evaluate._crops)
+    assert evaluate.rehearse(model, LOSS) == len(evaluate._wholes) + len(evaluate._crops)
     assert model.training
 
 

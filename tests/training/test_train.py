@@ -11,7 +11,7 @@ from speaker.training.evaluation import Evaluator
 from speaker.training.metrics import OBJECTIVE, Metrics
 from speaker.training.schedule import learning_rate
 from speaker.training.train import TrialResult, train
-from tests.helpers import TINY
+from tests.helpers import LOSS, TINY
 
 
 def train_and_record(config: TrialConfig, pack: Pack) -> tuple[TrialResult, list[tuple[int, Metrics]]]:
@@ -45,7 +45,7 @@ def test_batches_need_enough_utterances(pack: Pack) -> None:
 
 def test_it_learns(pack: Pack) -> None:
     result, rows = train_and_record(TINY.replace(steps=60, lr=5e-3, activation="relu", valid_every=20), pack)
-    assert result.state == "complete"
+    assert result.outcome == "complete"
     assert result.best[OBJECTIVE] == 1.0
     assert rows[-1][1]["train/loss"] < 0.5 * rows[0][1]["train/loss"]
 
@@ -59,7 +59,7 @@ def test_the_result_is_the_best_evaluation_and_its_weights(pack: Pack) -> None:
     assert result.best == rows[scores.index(max(scores))][1]
     model = SpeakerClassifier(config, 40, 4)
     model.load_state_dict(result.weights)
-    assert Evaluator(pack, Protocol())(model)[OBJECTIVE] == max(scores)
+    assert Evaluator(pack, Protocol())(model, LOSS)[OBJECTIVE] == max(scores)
 
 
 def test_evaluations_come_at_the_interval_and_at_the_end(pack: Pack) -> None:
@@ -71,7 +71,7 @@ def test_evaluations_come_at_the_interval_and_at_the_end(pack: Pack) -> None:
 
 def test_a_report_can_stop_it(pack: Pack) -> None:
     result = train(TINY, pack, Protocol(), lambda step, _: step >= 8)
-    assert (result.state, result.steps) == ("pruned", 8)
+    assert (result.outcome, result.steps) == ("pruned", 8)
     assert "step 8" in result.reason
     assert result.best
     at_the_end = train(TINY, pack, Protocol(), lambda step, _: step == TINY.steps)
@@ -80,7 +80,7 @@ def test_a_report_can_stop_it(pack: Pack) -> None:
 
 def test_a_divergence_is_a_failure_with_a_reason(pack: Pack) -> None:
     result, _ = train_and_record(TINY.replace(lr=1e30, warmup_steps=0, steps=40), pack)
-    assert result.state == "failed"
+    assert result.outcome == "failed"
     assert "diverged" in result.reason
     last, _ = train_and_record(TINY.replace(lr=1e30, warmup_steps=0, steps=1), pack)
     assert last.state == "failed", "what the last step broke shows in no training loss"
@@ -88,7 +88,7 @@ def test_a_divergence_is_a_failure_with_a_reason(pack: Pack) -> None:
 
 def test_running_out_of_memory_is_a_failure_with_a_reason(pack: Pack) -> None:
     result, _ = train_and_record(TINY.replace(dim_feedforward=2**44), pack)
-    assert result.state == "failed"
+    assert result.outcome == "failed"
     assert "out of memory" in result.reason
 
 
