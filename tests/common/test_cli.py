@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from speaker.common import cli
+from speaker.common import signals
 from speaker.common.cli import printable
 from speaker.common.signals import Interrupted, install_signal_handlers, interruptible, uninterrupted
 
@@ -21,7 +21,7 @@ def handlers() -> Iterator[None]:
     sys.unraisablehook = hook
     for signum, handler in before.items():
         signal.signal(signum, handler)
-    cli._signals.seen, cli._signals.pending = False, None
+    signals._signals.seen, signals._signals.pending = False, None
 
 
 def send(signum: signal.Signals) -> None:

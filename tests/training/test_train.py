@@ -75,7 +75,7 @@ def test_a_report_can_stop_it(pack: Pack) -> None:
     assert "step 8" in result.reason
     assert result.best
     at_the_end = train(TINY, pack, Protocol(), lambda step, _: step == TINY.steps)
-    assert (at_the_end.state, at_the_end.steps) == ("complete", TINY.steps)
+    assert (at_the_end.outcome, at_the_end.steps) == ("complete", TINY.steps)
 
 
 def test_a_divergence_is_a_failure_with_a_reason(pack: Pack) -> None:
