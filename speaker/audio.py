@@ -51,8 +51,8 @@ FOREIGN = {  # what else bears a recording's name: how it begins, and what to do
     "a zip archive": (rb"PK\x03\x04", "unpack it"),
     "a gzip archive": (rb"\x1f\x8b", "unpack it"),
 }
+CUT = "be whole, but this {} file is cut off; fetch it again, or remove it"
 NO_SAMPLE = "hold sound, but holds no sample; remove it"
-CUT = "be whole, but is cut off; fetch it again, or remove it"
 UNKNOWN = (0x7FFF, 0x8000, 0xFFFF, 2**48 - 1)  # the upper bits of a size that stands for none
 MOST_CHUNKS = 1_000  # that are looked at before the data
 HEAD = 4096  # bytes that are looked at
@@ -222,7 +222,7 @@ def _is_streamed(stream: BinaryIO, demuxer: str, path: Path) -> bool:
             if size == 0 and _ends_in_chunks(stream, demuxer, total, start):
                 raise _refusal(path, NO_SAMPLE)
             if size > 0 and start + size > total and size >> 16 not in UNKNOWN:
-                raise _refusal(path, CUT)
+                raise _refusal(path, CUT.format(FORMATS[demuxer][0]))
             return size <= 0 or start + size > total
     return False
 
@@ -286,7 +286,7 @@ def _resampled(source: Source, heard: Heard, channel: int | None = None) -> Iter
             if rate not in (0, now):
                 change = f"changes from {rate} to {now} Hz"
                 raise _refusal(path, f"keep one sampling rate, but {change}; {CONVERT}")
-            heard.rate = rate = now
+            rate = now
             count += len(samples)
             if count > LONGEST * rate:
                 raise _refusal(path, f"last at most {LONGEST} s, but lasts longer; split it")
@@ -299,15 +299,24 @@ def _resampled(source: Source, heard: Heard, channel: int | None = None) -> Iter
             yield resampler.resample_chunk(mono.astype(np.float32, copy=False))
         if not count:
             raise _refusal(path, NO_SAMPLE)
-        _check_length(count / rate, _declared(container, track, source), path)
+        _check_length(count / rate, _declared(container, track, source), source)
+        heard.rate = _recorded_rate(track, rate)
         if resampler:
             yield resampler.resample_chunk(np.empty(0, np.float32), last=True)
 
 
-def _check_length(seconds: float, declared: float, path: Path) -> None:
+def _recorded_rate(track: av.AudioStream, rate: int) -> int:
+    """Return the rate before encoding: Opus is decoded at 48 kHz, whatever it was made of."""
+    head = track.codec_context.extradata or b""
+    original = int.from_bytes(head[12:16], "little") if head.startswith(b"OpusHead") else 0
+    return min(original, rate) or rate
+
+
+def _check_length(seconds: float, declared: float, source: Source) -> None:
     if seconds < declared - MISSING:
-        fault = f"its header declares {declared:.2f} s and {seconds:.2f} s can be decoded"
-        raise _refusal(path, f"be whole, but {fault}; fetch it again, or remove it")
+        file = f"this {FORMATS[source.demuxer][0]} file declares {declared:.2f} s"
+        fault = f"{file} and {seconds:.2f} s can be decoded"
+        raise _refusal(source.path, f"be whole, but {fault}; fetch it again, or remove it")
 
 
 def _declared(container: InputContainer, track: av.AudioStream, source: Source) -> float:
@@ -355,7 +364,7 @@ def _frames(
             return packet.decode()
         return []
     if packet.is_corrupt or (layer3 and _mp3_is_cut(bytes(packet))):
-        raise _refusal(source.path, CUT)
+        raise _refusal(source.path, CUT.format(FORMATS[source.demuxer][0]))
     return packet.decode()
 
 

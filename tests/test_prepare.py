@@ -133,7 +133,7 @@ def test_what_cannot_be_used_is_named_and_left_out_only_on_request(audio: Path, 
         (Plan(), lambda audio: [shutil.rmtree(audio / name) for name in ("id00000", "id00001")], "at least 2 speakers"),
         (Plan(), shutil.rmtree, "--audio must be a folder"),
         (Plan(), lambda audio: (audio / "id00001").rename(audio / "a\nb"), "printable characters"),
-        (Plan(), lambda audio: (audio / "id00009").symlink_to(audio / "id00001"), "must be no link"),
+        (Plan(), lambda audio: (audio / "id00009").symlink_to(audio / "id00001"), "must not be a link"),
     ],
 )
 def test_what_makes_no_corpus_is_refused(
