@@ -146,7 +146,8 @@ def read_sound(path: Path) -> Sound:
         reason = f"is not ({error.strerror})"
         raise _refusal(path, f"be readable, but {reason}; change that, or remove it") from error
     try:
-        waveform, rate = _read(source)
+        with np.errstate(over="ignore", invalid="ignore"):  # of samples that are refused below
+            waveform, rate = _read(source)
     except (av.FFmpegError, ValueError) as error:
         raise _refusal(path, f"be decodable, but {_fault(source, error)}") from error
     if not len(waveform):

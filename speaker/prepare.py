@@ -38,8 +38,9 @@ MOST_NAMED = 5  # in a line
 PART = re.compile(  # a word that names a part of a data set, and no speaker
     r"(train(ing)?|trn|dev(el(opment)?)?|te?st(ing)?|eval(uation)?|val(id(ation)?)?|held|out|"
     r"heldout|enrol(l(ment)?)?|trials?|clean|other|noisy|seen|unseen|public|private|splits?|"
-    r"(sub)?sets?|parts?|data|datasets?|corpus|audio|speech|sounds?|recordings|clips|male|female|dr|wavs?|wave|"
-    r"silence|trimmed|aac|flac|mp3|mp4|m4a|ogg|opus|vox(celeb)?|librispeech|libritts|timit)\d*"
+    r"(sub)?sets?|parts?|data|datasets?|corpus|audio|speech|sounds?|recordings|clips|male|female|"
+    r"dr|wavs?|wave|silence|trimmed|aac|flac|mp3|mp4|m4a|ogg|opus|vox(celeb)?|"
+    r"librispeech|libritts|timit)\d*"
 )
 
 
@@ -227,8 +228,8 @@ def _name_unheard(
     named = [f"{name} ({_count_endings(files[name]) or 'empty'})" for name in sorted(files)]
     return [
         f"each speaker's folder should hold recordings, but {len(files):,} do not, and are left "
-        f"out: {_some(named)}; what is read ends in {', '.join(DEMUXERS)}; convert the others to wav or "
-        "flac"
+        f"out: {_some(named)}; what is read ends in {', '.join(DEMUXERS)}; convert the others to "
+        "wav or flac"
     ]
 
 

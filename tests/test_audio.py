@@ -40,7 +40,7 @@ BY_FFMPEG = {  # format, codec, the rate that it asks for
     ".3gp": ("3gp", "libopencore_amrnb", 8_000),
 }
 EXACT = (".wav", ".flac", ".aiff", ".aif", ".caf", ".au", ".sph", ".mka")
-RATES = {".opus": 48_000, ".webm": 48_000, ".amr": 8_000, ".3gp": 8_000}  # 16 kHz else
+RATES = {".webm": 48_000, ".amr": 8_000, ".3gp": 8_000}  # 16 kHz else
 WITHOUT_LENGTH = (".aac", ".amr")  # such a file may end after any frame
 
 
@@ -184,6 +184,14 @@ def test_an_mp3_without_a_length_is_refused_when_its_last_frame_is_cut(tmp_path:
         if cut not in ends:
             with pytest.raises(UserError, match="cut off|decodable"):
                 read_audio(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
+def test_samples_beyond_all_bounds_raise_no_warning(tmp_path: Path, value: float) -> None:
+    stereo = np.full((16_000, 2), value, np.float32)
+    soundfile.write(tmp_path / "a.wav", stereo, 16_000, "FLOAT")
+    with pytest.raises(UserError, match="must hold finite samples"):
+        read_audio(tmp_path / "a.wav")
 
 
 def special(value: float) -> Callable[[Path], object]:
@@ -374,9 +382,9 @@ def test_an_mp3_of_changing_bit_rate_without_a_length_is_read(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("data", "rule"),
     [
-        (wav(len(SAMPLES) + 2, 0, SAMPLES), "whole, but is cut off"),
-        (wav(len(SAMPLES), 0, SAMPLES[:4_096]), "whole, but is cut off"),  # where a packet ends
-        (wav(100_000_000, 0, SAMPLES), "whole, but is cut off"),
+        (wav(len(SAMPLES) + 2, 0, SAMPLES), "whole, but this WAV file is cut off"),
+        (wav(len(SAMPLES), 0, SAMPLES[:4_096]), "whole, but this WAV file is cut off"),  # where a packet ends
+        (wav(100_000_000, 0, SAMPLES), "whole, but this WAV file is cut off"),
         (wav(0), "holds no sample; remove it"),
         (wav(0, 0, NOTE), "holds no sample; remove it"),
         (wav(0, 0, before=bytes(8) * 200_000), "hold sound|decodable"),
@@ -422,6 +430,15 @@ def test_an_mp3_in_the_clothes_of_a_wav_may_have_either_name(tmp_path: Path) -> 
         sound = read_sound(tmp_path / name)
         assert not sound.misnamed
         assert alike(sound.waveform.numpy(), VOICE) > 0.95
+
+
+@pytest.mark.parametrize(("form", "ending"), [("ogg", ".opus"), ("webm", ".webm")])
+def test_opus_says_at_which_rate_it_was_recorded(tmp_path: Path, form: str, ending: str) -> None:
+    telephone = soxr.resample(VOICE, 16_000, 8_000)
+    encode(str(tmp_path / f"a{ending}"), form, "libopus", telephone, 8_000)
+    sound = read_sound(tmp_path / f"a{ending}")
+    assert sound.rate == 8_000
+    assert abs(len(sound.waveform) - len(VOICE)) < 2_100  # decoded at 48 kHz all the same
 
 
 def test_a_flac_with_the_tag_of_an_mp3_is_read(tmp_path: Path) -> None:
