@@ -1,10 +1,11 @@
 """Audio files to waveforms: decoded, mixed to one channel, resampled. Files come from strangers."""
 
 import contextlib
+import os
 import re
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -99,8 +100,9 @@ class Heard:
     """What is learnt of a recording while it is decoded; powers are sums of squares."""
 
     rate: int = 0
+    count: int = 1  # of channels
     mean: float = 0.0  # power of the channels' mean
-    channels: np.ndarray = field(default_factory=lambda: np.zeros(1))  # power of each
+    total: float = 0.0  # power of all channels
 
     def mix(self, samples: np.ndarray, channel: int | None) -> np.ndarray:
         """Return the mean of samples (samples, channels), or a channel; (samples,) are mono."""
@@ -109,14 +111,14 @@ class Heard:
         if channel is not None:
             return samples[:, channel]
         mean = samples.mean(1)
+        self.count = samples.shape[1]
         self.mean += float(np.dot(mean, mean))
-        self.channels = self.channels + np.einsum("sc,sc->c", samples, samples)
+        self.total += float(np.vdot(samples, samples))
         return mean
 
     def cancel(self) -> bool:
         """Return whether the channels extinguish each other in their mean."""
-        unrelated = float(self.channels.sum()) / len(self.channels) ** 2
-        return self.mean < CANCELLED * unrelated
+        return self.mean < CANCELLED * self.total / self.count**2
 
 
 def read_audio(path: Path) -> Tensor:
@@ -213,7 +215,7 @@ def _is_streamed(stream: BinaryIO, demuxer: str, path: Path) -> bool:
     The size of its data is then 0, -1, or within 64 KiB of 2 or 4 GiB and more than there is.
     Raises UserError where another size is more than there is, and where there is no sample.
     """
-    total = stream.seek(0, 2)
+    total = os.fstat(stream.fileno()).st_size  # a seek to the end would empty the buffer
     long_size = 0
     for kind, size, start in _chunks(stream, demuxer, total):
         if kind == b"ds64":  # the sizes of a wav that may have more than 4 GiB
@@ -266,8 +268,8 @@ def _read(source: Source) -> tuple[np.ndarray, int]:
     heard = Heard()
     waveform = np.concatenate([*_resampled(source, heard)])
     if heard.cancel():
-        loudest = int(heard.channels.argmax())
-        waveform = np.concatenate([*_resampled(source, heard, loudest)])
+        each = (np.concatenate([*_resampled(source, heard, n)]) for n in range(heard.count))
+        waveform = max(each, key=lambda channel: float(np.dot(channel, channel)))
     return waveform, heard.rate
 
 
