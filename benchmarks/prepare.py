@@ -1,4 +1,4 @@
-"""Audio to features: `speaker.prepare` against a plain single-process loop over librosa, seconds and memory in one run.
+"""Audio to features: `speaker.sources.recordings` against a plain single-process loop over librosa, seconds and memory in one run.
 
 `python -m benchmarks.prepare` writes recordings of invented speakers as long as VoxCeleb2's, or takes `--audio FOLDER`,
 and prepares them both ways in turn. The loop does the same work as one would write it: load and resample, scale the

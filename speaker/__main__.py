@@ -50,6 +50,12 @@ def _add_prepare(flags: argparse.ArgumentParser) -> None:
     )
     flags.add_argument("--seed", type=natural, default=0, help="decides what is sampled and held out")
     flags.add_argument("--workers", type=positive_int, default=os.cpu_count(), metavar="N", help="processes")
+    flags.add_argument(
+        "--level",
+        type=positive_int,
+        metavar="N",
+        help="the speakers' folders lie N deep in --audio; if not given, 1, but checked",
+    )
     flags.add_argument("--skip-bad", action="store_true", help="leave out recordings that cannot be used")
     flags.set_defaults(run=run_prepare)
 
@@ -100,7 +106,14 @@ def run_prepare(arguments: argparse.Namespace) -> None:
     """Make a corpus from audio."""
     from speaker.sources.recordings import Plan, RecordingsError, prepare
 
-    plan = Plan(arguments.speakers, arguments.test_share, arguments.seed, arguments.skip_bad, arguments.workers)
+    plan = Plan(
+        arguments.speakers,
+        arguments.test_share,
+        arguments.seed,
+        arguments.skip_bad,
+        arguments.workers,
+        arguments.level,
+    )
     try:
         prepared = prepare(arguments.audio, arguments.out, plan)
     except RecordingsError as error:
@@ -110,11 +123,15 @@ def run_prepare(arguments: argparse.Namespace) -> None:
         print(f"left out: {printable(line)}", file=sys.stderr)
     for name in prepared.lost:
         print(f"left out: speaker {name}, of whom no recording can be used", file=sys.stderr)
+    for line in prepared.warnings:
+        print(f"warning: {printable(line)}", file=sys.stderr)
     corpus = prepared.corpus
+    endings = f" ({printable(prepared.endings)})" if prepared.endings else ""
     print(
         f"Prepared {len(corpus.utterances):,} labelled and {len(corpus.test):,} test utterances of "
         f"{len(corpus.speakers):,} speakers, {prepared.frames:,} frames; left out {len(prepared.bad):,} recordings, "
-        f"ignored {prepared.ignored:,} other files; {prepared.clipped:,} recordings are clipped."
+        f"ignored {prepared.ignored:,} other files{endings}; {prepared.clipped:,} recordings are "
+        "clipped."
     )
     print(f"Next:\n  python -m speaker check {shlex.quote(str(arguments.out))}")
 

@@ -5,30 +5,43 @@ import io
 import json
 import multiprocessing
 import os
+import re
+import shlex
+import unicodedata
 import zlib
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
+from statistics import median_low
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
-from speaker.common.errors import UserError
+from speaker.common.errors import UserError, first_line
 from speaker.common.files import create_once
 from speaker.common.processes import exit_with_parent, shielded_from_interrupts
 from speaker.common.seeding import permutation
 from speaker.data.corpus import MANIFESTS, TEST_LABELS, Corpus, read_corpus, write_manifests
-from speaker.data.features import N_MELS, log_mel, normalize_peak, trim_silence
+from speaker.data.features import N_MELS, SAMPLE_RATE, log_mel, normalize_peak, trim_silence
 from speaker.data.labels import write_csv
-from speaker.sources.audio import DEMUXERS, read_audio
+from speaker.sources.audio import DEMUXERS, read_sound
 
 JOURNAL = "prepared.jsonl"
 AT_ONCE = 8  # recordings that a process takes at a time
 CLIPPED_AT, CLIPPED_SHARE = 0.999, 0.01  # of full scale; of a recording's samples
+MOST_NAMED = 5  # in a line
+PART = re.compile(  # a word that names a part of a data set, and no speaker
+    r"(train(ing)?|trn|dev(el(opment)?)?|te?st(ing)?|eval(uation)?|val(id(ation)?)?|held|out|"
+    r"heldout|enrol(l(ment)?)?|trials?|clean|other|noisy|seen|unseen|public|private|splits?|"
+    r"(sub)?sets?|parts?|data|datasets?|corpus|audio|speech|sounds?|recordings|clips|male|female|"
+    r"dr|wavs?|wave|silence|trimmed|aac|flac|mp3|mp4|m4a|ogg|opus|vox(celeb)?|"
+    r"librispeech|libritts|timit)\d*"
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +53,7 @@ class Plan:
     seed: int = 0  # decides which speakers, and which utterances are held out
     skip_bad: bool = False
     workers: int = 1
+    level: int | None = None  # how deep the speakers' folders lie; 1, and checked, if None
 
 
 @dataclass(frozen=True)
@@ -65,6 +79,8 @@ class Outcome:
     crc: int = 0  # of the feature file
     clipped: bool = False
     error: str = ""
+    rate: int = 0  # at which it was recorded, in Hz; 0 if an older version prepared it
+    disguised: str = ""  # its format, where its name says another
 
 
 @dataclass(frozen=True)
@@ -77,6 +93,16 @@ class Prepared:
     bad: tuple[str, ...]  # a line for each recording that was left out
     lost: tuple[str, ...]  # speakers who were left out with all of theirs
     ignored: int  # other files
+    endings: str = ""  # of these, with their numbers
+    warnings: tuple[str, ...] = ()
+
+
+class Found(NamedTuple):
+    """What lies in a folder of audio."""
+
+    recordings: list[Recording]  # in the order of their paths
+    ignored: list[str]  # the paths of other files
+    warnings: tuple[str, ...]
 
 
 class RecordingsError(UserError):
@@ -84,8 +110,8 @@ class RecordingsError(UserError):
 
     def __init__(self, lines: tuple[str, ...], total: int) -> None:
         super().__init__(
-            f"every recording must be usable, but {len(lines)} of {total} are not; mend or remove them, or leave them "
-            "out with --skip-bad; the others are kept for the next call"
+            f"every recording must be usable, but {len(lines)} of {total} are not; fix or remove "
+            "them, or leave them out with --skip-bad; the others are kept for the next call"
         )
         self.lines = lines
 
@@ -93,20 +119,25 @@ class RecordingsError(UserError):
 def prepare(audio: Path, out: Path, plan: Plan) -> Prepared:
     """Make the corpus `out` from a folder with a folder of recordings for each speaker, at whatever depth.
 
-    What is done survives an interruption, and the next call goes on from there. Raises RecordingsError, with nothing at
-    `out`, where recordings cannot be used and are not to be skipped, and UserError for what makes no corpus.
+    The folders in `audio` are taken for the speakers, unless there is only one, all are named like
+    parts of a data set, or most recordings lie more than one folder below them: then the call is
+    refused, and `plan.level` says how deep they lie. What is done survives an interruption, and the
+    next call resumes from there. Raises RecordingsError, with nothing at `out`, where recordings
+    cannot be used and are not to be skipped, and UserError for what makes no corpus.
     """
     if out.exists() or out.is_symlink():
         raise UserError(f"--out must be a new folder, but {out} is there; remove it or choose another")
-    audio = audio.resolve()
-    recordings, ignored = find_recordings(audio)
-    chosen = _choose(recordings, plan, audio)
+    root = Path(os.path.realpath(audio))  # resolve() knows no end to a link to itself
+    found = find_recordings(root, plan.level or 1)
+    if plan.level is None:
+        _check_level(found.recordings, audio, out, plan)
+    chosen = _choose(found, plan, audio)
     result: list[Prepared] = []
 
     def create(partial: Path) -> None:
         partial.mkdir(exist_ok=True)
-        outcomes = _extract_all(audio, partial, chosen, plan.workers)
-        result.append(_finish(partial, outcomes, plan, ignored))
+        outcomes = _extract_all(root, partial, chosen, plan.workers)
+        result.append(_finish(partial, outcomes, plan, found))
 
     create_once(out, create, resumable=True)
     if not result:
@@ -114,36 +145,173 @@ def prepare(audio: Path, out: Path, plan: Plan) -> Prepared:
     return replace(result[0], corpus=read_corpus(out))
 
 
-def find_recordings(audio: Path) -> tuple[list[Recording], int]:
-    """Return the recordings below `audio`, in the order of their paths, and the number of other files.
+def find_recordings(audio: Path, level: int = 1) -> Found:
+    """Return what lies below `audio`.
 
-    A file's speaker is its first folder: `speaker/file` and VoxCeleb2's `speaker/video/file` are both understood.
-    Hidden files are left out. Raises UserError for a folder that cannot be read or that is a link.
+    A file's speaker is its first folder, or its second for `level` 2, and so on: `speaker/file` and
+    VoxCeleb2's `speaker/video/file` are both understood. Folders whose names are one in two Unicode
+    forms, as a Mac and a PC write them, are one speaker's. Hidden files are left out. Raises
+    UserError for a folder that cannot be read or that is a link.
     """
     if not audio.is_dir():
-        raise UserError(f"--audio must be a folder with a folder for each speaker, but {audio} is none")
-    found, ignored = [], 0
+        rule = "--audio must be a folder with a folder for each speaker"
+        raise UserError(f"{rule}, but {audio} is not a folder; check the path")
+    recordings, ignored, places = [], [], set()
+    for folder, names in _walk(audio):
+        parts = folder.relative_to(audio).parts
+        if len(parts) == level:
+            places.add(parts[-1])
+        for name in names:
+            path = "/".join((*parts, name))
+            if len(parts) < level or name.startswith(".") or _ending(name) not in DEMUXERS:
+                ignored.append(path)
+                continue
+            about = (folder / name).lstat()
+            speaker = parts[level - 1]
+            recordings.append(Recording(path, speaker, about.st_size, about.st_mtime_ns))
+    recordings, doubles = _join_forms(sorted(recordings, key=lambda recording: recording.path))
+    unheard = _name_unheard(places, recordings, ignored, level)
+    return Found(recordings, ignored, (*doubles, *unheard))
+
+
+def _walk(audio: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield each folder with the names of its files, but for hidden folders."""
     for folder, folders, names in os.walk(audio, onerror=_refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         if links := [name for name in folders if Path(folder, name).is_symlink()]:
-            raise UserError(f"{Path(folder, links[0])}: a folder of recordings must be no link; put it there itself")
-        for name in names:
-            path = Path(folder, name)
-            parts = path.relative_to(audio).parts
-            if len(parts) > 1 and path.suffix.lower() in DEMUXERS and not name.startswith("."):
-                about = path.lstat()
-                found.append(Recording("/".join(parts), parts[0], about.st_size, about.st_mtime_ns))
-            else:
-                ignored += 1
-    return sorted(found, key=lambda recording: recording.path), ignored
+            rule = f"{Path(folder, links[0])}: a folder of recordings must not be a link"
+            raise UserError(f"{rule}, but this is one; put the folder itself there")
+        yield Path(folder), names
+
+
+def _ending(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _join_forms(recordings: list[Recording]) -> tuple[list[Recording], list[str]]:
+    """Give one speaker's name to folders whose names differ in their Unicode forms alone."""
+    forms = defaultdict(set)
+    for name in {recording.speaker for recording in recordings}:
+        forms[_form(name)].add(name)
+    doubles = {form: sorted(names) for form, names in forms.items() if len(names) > 1}
+    if not doubles:
+        return recordings, []
+    joined = {name: form for form, names in doubles.items() for name in names}
+    warnings = [
+        f"the folders {' and '.join(map(ascii, names))} have one name in two Unicode forms, and "
+        "were taken for one speaker; rename one of them if they are two"
+        for names in doubles.values()
+    ]
+    names = {each.speaker: joined.get(each.speaker, each.speaker) for each in recordings}
+    return [replace(each, speaker=names[each.speaker]) for each in recordings], warnings
+
+
+def _form(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _name_unheard(
+    places: set[str],
+    recordings: list[Recording],
+    ignored: list[str],
+    level: int,
+) -> list[str]:
+    """Return a line about the speakers' folders without a recording."""
+    heard = {_form(recording.speaker) for recording in recordings}
+    files: dict[str, list[str]] = {name: [] for name in places if _form(name) not in heard}
+    for path in ignored if files else ():
+        parts = path.split("/")
+        if len(parts) > level and parts[level - 1] in files:
+            files[parts[level - 1]].append(path)
+    if not files:
+        return []
+    named = [f"{name} ({_count_endings(files[name]) or 'empty'})" for name in sorted(files)]
+    return [
+        f"each speaker's folder should hold recordings, but {len(files):,} do not, and are left "
+        f"out: {_some(named)}; what is read ends in {', '.join(DEMUXERS)}; convert the others to "
+        "wav or flac"
+    ]
+
+
+def _count_endings(paths: Iterable[str]) -> str:
+    """Return the endings of files and their numbers, the most frequent first."""
+    names = [path.rpartition("/")[2] for path in paths]
+    endings = Counter(
+        "hidden" if name.startswith(".") else _ending(name) or "no ending"  # as .DS_Store
+        for name in names
+    )
+    return _some([f"{ending} {count:,}" for ending, count in endings.most_common()])
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return the first few names."""
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _check_level(recordings: list[Recording], audio: Path, out: Path, plan: Plan) -> None:
+    """Raise UserError if the folders in `audio` are unlikely to be the speakers."""
+    folders = [recording.path.split("/")[:-1] for recording in recordings]
+    level = _find_level(folders)
+    names = sorted({recording.speaker for recording in recordings})
+    if level == 1 or (level == 0 and len(names) < 2):  # the latter makes no corpus anyhow
+        return
+    if all(map(_names_a_part, names)):
+        why = f"these are named like parts of a data set: {_some(names)}"
+    elif len(names) == 1:
+        why = f"there is only one: {names[0]}"
+    else:
+        why = f"most recordings lie {level} folders below them, or more: {recordings[0].path}"
+    if level == 0:
+        advice = "put each speaker's recordings into a folder of the speaker's own"
+    else:
+        parents = {"/".join(each[: level - 1]) for each in folders if len(each) >= level}
+        examples = sorted({"/".join(each[:level]) for each in folders if len(each) >= level})
+        (where, deep) = (audio / parents.pop(), None) if len(parents) == 1 else (audio, level)
+        typed = _command(where, out, replace(plan, level=deep))
+        advice = f"if the speakers are {_some(examples)}, type `{typed}`"
+    insist = _command(audio, out, replace(plan, level=1))
+    raise UserError(
+        f"the folders in {audio} must be the speakers, but {why}; {advice}; if {_some(names)} "
+        f"{'is a speaker' if len(names) == 1 else 'are the speakers'}, type `{insist}`"
+    )
+
+
+def _find_level(folders: list[list[str]]) -> int:
+    """Return how deep the speakers' folders are likely to lie, 0 if nowhere; see `prepare`."""
+    level = 1
+    while names := {each[level - 1] for each in folders if len(each) >= level}:
+        if len(names) > 1 and not all(map(_names_a_part, names)):
+            return max(level, median_low(map(len, folders)) - 1)
+        level += 1
+    return 0
+
+
+def _names_a_part(name: str) -> bool:
+    words = [word for word in re.findall("[a-z0-9]+", name.lower()) if not word.isdigit()]
+    return bool(words) and all(map(PART.fullmatch, words))
+
+
+def _command(audio: Path, out: Path, plan: Plan) -> str:
+    """Return what to type."""
+    words = ["python", "-m", "speaker", "prepare", "--audio", str(audio), "--out", str(out)]
+    for flag, value, default in (
+        ("--speakers", plan.speakers, None),
+        ("--test-share", plan.test_share, 0.0),
+        ("--seed", plan.seed, 0),
+        ("--level", plan.level, None),
+    ):
+        words += [flag, str(value)] if value != default else []
+    return shlex.join(words + ["--skip-bad"] * plan.skip_bad)
 
 
 def _refuse(error: OSError) -> None:
     raise UserError(f"{error.filename}: every folder must be readable, but this is not ({error.strerror})") from error
 
 
-def _choose(recordings: list[Recording], plan: Plan, audio: Path) -> list[Recording]:
+def _choose(found: Found, plan: Plan, audio: Path) -> list[Recording]:
     """Return the recordings of the speakers that the plan samples."""
+    recordings = found.recordings
     names = sorted({recording.speaker for recording in recordings})
     if odd := [name for name in names if not name.isprintable()]:
         raise UserError(f"a speaker's folder must have a name of printable characters, but got {odd[0]!r}; rename it")
@@ -151,7 +319,9 @@ def _choose(recordings: list[Recording], plan: Plan, audio: Path) -> list[Record
     if not 2 <= wanted <= len(names):
         raise UserError(
             f"a corpus needs at least 2 speakers and no more than there are, but got {wanted}, and {audio} has "
-            f"{len(names)} folders with {', '.join(DEMUXERS)} files; check --audio and --speakers"
+            f"{len(names)} folders with recordings, and {len(found.ignored):,} other files "
+            f"({_count_endings(found.ignored) or 'none'}); check --audio and --speakers; what is "
+            f"read ends in {', '.join(DEMUXERS)}"
         )
     order = permutation(len(names), plan.seed, "speakers").tolist()
     sampled = {names[index] for index in order[:wanted]}
@@ -212,18 +382,28 @@ def _extract_some(paths: list[tuple[Path, Path]]) -> list[Outcome]:
 def _extract(source: Path, target: Path) -> Outcome:
     """Write the homework's features of one recording."""
     try:
-        waveform = read_audio(source)
-        sound = trim_silence(normalize_peak(waveform))
-        if not len(sound):
+        sound = read_sound(source)
+        kept = trim_silence(normalize_peak(sound.waveform))
+        if not len(kept):
             raise UserError(f"{source}: a recording must be louder than 1 % for 0.1 s, but is not; remove it")
+        mels = log_mel(kept)
     except UserError as error:
         return Outcome(error=str(error))
-    mels = log_mel(sound)
+    except Exception as error:  # whatever it is, it is this recording's, and others can be read
+        reason = f"{type(error).__name__}: {first_line(error)[:200]}"
+        fault = f"{source}: a recording must be readable, but reading it failed ({reason})"
+        return Outcome(error=f"{fault}; convert it to wav or flac, or remove it")
     stream = io.BytesIO()
     torch.save(mels, stream)
     target.write_bytes(stream.getvalue())  # whole once the journal says so
-    clipped = float((waveform.abs() >= CLIPPED_AT).float().mean()) >= CLIPPED_SHARE
-    return Outcome(len(mels), zlib.crc32(stream.getvalue()), clipped)
+    clipped = float((sound.waveform.abs() >= CLIPPED_AT).float().mean()) >= CLIPPED_SHARE
+    return Outcome(
+        len(mels),
+        zlib.crc32(stream.getvalue()),
+        clipped,
+        rate=sound.rate,
+        disguised=sound.format if sound.misnamed else "",
+    )
 
 
 def _begin_worker() -> None:
@@ -247,7 +427,7 @@ def _read_journal(folder: Path, recordings: list[Recording]) -> dict[Recording, 
     return done
 
 
-def _finish(folder: Path, outcomes: dict[Recording, Outcome], plan: Plan, ignored: int) -> Prepared:
+def _finish(folder: Path, outcomes: dict[Recording, Outcome], plan: Plan, found: Found) -> Prepared:
     """Write the manifests and the labels of the held-out part, and remove what belongs to no utterance."""
     bad = tuple(outcome.error for outcome in outcomes.values() if outcome.error)
     if bad and not plan.skip_bad:
@@ -286,8 +466,48 @@ def _finish(folder: Path, outcomes: dict[Recording, Outcome], plan: Plan, ignore
         clipped=sum(outcome.clipped for outcome in outcomes.values()),
         bad=bad,
         lost=tuple(sorted({recording.speaker for recording in outcomes} - set(by_speaker))),
-        ignored=ignored,
+        ignored=len(found.ignored),
+        endings=_count_endings(found.ignored),
+        warnings=(*found.warnings, *_name_disguised(outcomes), *_compare_rates(outcomes)),
     )
+
+
+def _name_disguised(outcomes: dict[Recording, Outcome]) -> list[str]:
+    """Return a line for each format under another's name."""
+    paths = defaultdict(list)
+    for recording, outcome in outcomes.items():
+        if outcome.disguised:
+            ending = _ending(recording.path)
+            paths[ending, outcome.disguised].append(recording.path)
+    return [
+        f"a name should say the format, but {len(theirs):,} recordings named {ending} are {form}, "
+        f"and were read as that: {_some(theirs)}; rename them, if other programs are to read them"
+        for (ending, form), theirs in sorted(paths.items())
+    ]
+
+
+def _compare_rates(outcomes: dict[Recording, Outcome]) -> list[str]:
+    """Return a line if some speakers were recorded at a lower sampling rate than the others.
+
+    From 16 kHz on all rates are alike: the features end at 8 kHz. A speaker's rate is the median.
+    """
+    rates = defaultdict(list)
+    for recording, outcome in outcomes.items():
+        if outcome.rate:
+            rates[recording.speaker].append(min(outcome.rate, SAMPLE_RATE))
+    usual = {speaker: median_low(theirs) for speaker, theirs in sorted(rates.items())}
+    highest = max(usual.values(), default=0)
+    low = [f"{speaker} at {rate:,} Hz" for speaker, rate in usual.items() if rate < highest]
+    if not low:
+        return []
+    least = min(usual.values())
+    return [
+        "all speakers should be recorded at like sampling rates, but "
+        f"{len(low):,} of {len(usual):,} have less than the {highest:,} Hz of the others: "
+        f"{_some(low)}; above {least // 2:,} Hz their features are empty, so that a model learns "
+        f"the telephone and not the voice; convert all recordings to {least:,} Hz, or leave these "
+        "speakers out"
+    ]
 
 
 def _hold_out(recordings: list[Recording], plan: Plan) -> list[Recording]:

@@ -1,12 +1,15 @@
 """Audio to corpora, with real files, real processes and real signals."""
 
 import csv
+import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import time
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,8 +22,16 @@ from speaker.common.errors import UserError
 from speaker.data.corpus import read_mels
 from speaker.data.features import log_mel, normalize_peak, trim_silence
 from speaker.sources.demo import draw_voice, synthesize
-from speaker.sources.recordings import JOURNAL, Plan, RecordingsError, prepare
-from tests.helpers import environment, program, run, start
+from speaker.sources.recordings import (
+    JOURNAL,
+    Plan,
+    RecordingsError,
+    _extract,
+    _find_level,
+    find_recordings,
+    prepare,
+)
+from tests.helpers import environment, program, refused, run, start
 
 
 def write_audio(folder: Path, speakers: int = 3, each: int = 5, depth: str = "") -> Path:
@@ -133,7 +144,7 @@ def test_what_cannot_be_used_is_named_and_left_out_only_on_request(audio: Path, 
         (Plan(), lambda audio: [shutil.rmtree(audio / name) for name in ("id00000", "id00001")], "at least 2 speakers"),
         (Plan(), shutil.rmtree, "--audio must be a folder"),
         (Plan(), lambda audio: (audio / "id00001").rename(audio / "a\nb"), "printable characters"),
-        (Plan(), lambda audio: (audio / "id00009").symlink_to(audio / "id00001"), "must be no link"),
+        (Plan(), lambda audio: (audio / "id00009").symlink_to(audio / "id00001"), "must not be a link"),
     ],
 )
 def test_what_makes_no_corpus_is_refused(
@@ -280,3 +291,220 @@ def test_the_verb(audio: Path, tmp_path: Path) -> None:
     skipped = run(tmp_path, "speaker", "prepare", "--audio", "bad", "--out", "out", "--skip-bad")
     assert skipped.returncode == 0, skipped.stderr
     assert skipped.stderr.startswith("left out: ")
+
+
+def lay(folder: Path, source: Path, *paths: str) -> Path:
+    """Copy a recording to each of these paths."""
+    for path in paths:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, folder / path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recording(audio: Path) -> Path:
+    return audio / "id00000" / "00000.wav"
+
+
+def test_a_surprise_is_its_recordings_alone(recording: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "a.of-no-format"
+    shutil.copy(recording, odd)
+    outcome = _extract(odd, tmp_path / "a.pt")
+    must = f"{odd}: a recording must be readable, but reading it failed (KeyError: "
+    assert outcome.error.startswith(must)
+    assert outcome.error.endswith("; convert it to wav or flac, or remove it")
+    with pytest.raises(FileNotFoundError):  # a full disk, say, is not the recording's fault
+        _extract(recording, tmp_path / "missing" / "a.pt")
+
+
+def test_24_bits_at_any_rate_make_a_corpus(tmp_path: Path) -> None:
+    for speaker in ("anna", "ben"):
+        (tmp_path / "audio" / speaker).mkdir(parents=True)
+        waveform = synthesize(draw_voice(speaker), speaker).numpy()
+        for subtype, name in (("PCM_24", "a.wav"), ("PCM_32", "b.wav"), ("PCM_24", "c.flac")):
+            soundfile.write(tmp_path / "audio" / speaker / name, waveform, 22_050, subtype=subtype)
+    prepared = prepare(tmp_path / "audio", tmp_path / "corpus", Plan())
+    assert (len(prepared.corpus.utterances), prepared.bad, prepared.warnings) == (6, (), ())
+
+
+LIBRISPEECH = (
+    "train-clean-100/19/198/a.wav", "train-clean-100/26/495/a.wav", "dev-clean/84/121123/a.wav",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("paths", "typed", "speakers"),
+    [
+        (LIBRISPEECH, "--audio 'my audio' --out corpus --level 2", ("19", "26", "84")),
+        (
+            ("dev/aac/id1/v/a.wav", "dev/aac/id2/v/a.wav", "test/aac/id3/v/a.wav"),
+            "--audio 'my audio' --out corpus --level 3",
+            ("id1", "id2", "id3"),
+        ),
+        (
+            ("wav/id1/v/a.wav", "wav/id2/v/a.wav"),
+            "--audio 'my audio/wav' --out corpus",
+            ("id1", "id2"),
+        ),
+        (("x/id1/a.wav", "x/id2/a.wav"), "--audio 'my audio/x' --out corpus", ("id1", "id2")),
+        (
+            ("train/anna/a.wav", "train/ben/a.wav", "test/anna/b.wav"),
+            "--audio 'my audio' --out corpus --level 2",
+            ("anna", "ben"),
+        ),
+        (
+            ("room1/19/198/a.wav", "room2/26/495/a.wav"),
+            "--audio 'my audio' --out corpus --level 2",
+            ("19", "26"),
+        ),
+    ],
+)
+def test_folders_that_are_not_the_speakers_are_refused_with_what_to_type(
+    recording: Path,
+    tmp_path: Path,
+    paths: tuple[str, ...],
+    typed: str,
+    speakers: tuple[str, ...],
+) -> None:
+    lay(tmp_path / "my audio", recording, *paths)
+    one = run(tmp_path, "speaker", "prepare", "--audio", "my audio", "--out", "corpus")
+    assert (one.returncode, one.stderr.count("\n"), one.stdout) == (2, 1, "")
+    commands = re.findall("`python -m (.*?)`", one.stderr)
+    assert commands == [
+        f"speaker prepare {typed}",
+        "speaker prepare --audio 'my audio' --out corpus --level 1",
+    ]
+    done = run(tmp_path, *shlex.split(commands[0]))
+    assert done.returncode == 0, done.stderr
+    mapping = json.loads((tmp_path / "corpus" / "mapping.json").read_text())
+    assert tuple(mapping["speaker2id"]) == speakers
+
+
+def test_the_command_to_type_keeps_the_other_flags(recording: Path, tmp_path: Path) -> None:
+    lay(tmp_path / "audio", recording, *LIBRISPEECH)
+    plan = Plan(speakers=2, test_share=0.1, seed=3, skip_bad=True)
+    text = refused(lambda: prepare(tmp_path / "audio", tmp_path / "corpus", plan))
+    flags = "--speakers 2 --test-share 0.1 --seed 3 --level {} --skip-bad`"
+    assert flags.format(2) in text
+    assert flags.format(1) in text
+
+
+def test_folders_that_hold_no_speakers_are_refused(recording: Path, tmp_path: Path) -> None:
+    lay(tmp_path / "audio", recording, "train/a.wav", "test/a.wav")
+    text = refused(lambda: prepare(tmp_path / "audio", tmp_path / "corpus", Plan()))
+    assert "like parts of a data set: test, train; put each speaker's recordings into a" in text
+    insisted = prepare(tmp_path / "audio", tmp_path / "corpus", Plan(level=1))
+    assert insisted.corpus.speakers == ("test", "train")
+
+
+@pytest.mark.parametrize(
+    ("paths", "level"),
+    [
+        (("anna/a", "ben/a"), 1),
+        (("id1/v1/a", "id1/v2/a", "id2/v3/a"), 1),
+        (("anna/train/a", "anna/test/a", "ben/train/a"), 1),
+        (("anna/monday/a", "anna/b", "ben/deep/er/still/c", "ben/d"), 1),
+        (("valerie/a", "devon/a"), 1),
+        (("test/a", "anna/a"), 1),
+        (("1/a", "2/a"), 1),
+        (("A/a", "M/a"), 1),
+        (("anna/monday/far/a", "ben/monday/near/a"), 2),  # may be wrong: --level 1 insists
+        (("TIMIT/TRAIN/DR1/anna/a", "TIMIT/TEST/DR2/ben/a"), 4),
+        (("wav/train/S1/a", "wav/dev/S2/a"), 3),
+        (("wav48_silence_trimmed/p1/a", "wav48_silence_trimmed/p2/a"), 2),
+        (("vox1_dev_wav/wav/id1/v/a", "vox1_test_wav/wav/id2/v/a"), 3),
+        (("train/a", "test/a"), 0),
+        (("anna/a",), 0),
+    ],
+)
+def test_the_level_of_the_speakers(paths: tuple[str, ...], level: int) -> None:
+    assert _find_level([path.split("/")[:-1] for path in paths]) == level
+
+
+def test_what_is_not_read_is_named(recording: Path, tmp_path: Path) -> None:
+    audio = lay(tmp_path / "audio", recording, "anna/a.wav", "ben/a.WAV")
+    (audio / "carol").mkdir()
+    waveform, rate = soundfile.read(recording)
+    soundfile.write(audio / "carol" / "a.opus", waveform, rate, format="OGG", subtype="OPUS")
+    lay(audio, recording, "dave/a.xyz", "dave/b.xyz", "dave/notes.txt", "anna/.b.wav", "README")
+    (audio / "eve").mkdir()
+    done = run(tmp_path, "speaker", "prepare", "--audio", "audio", "--out", "corpus")
+    assert done.returncode == 0, done.stderr
+    assert "3 labelled and 0 test utterances of 3 speakers" in done.stdout
+    assert "ignored 5 other files (.xyz 2, " in done.stdout
+    assert done.stderr.startswith(
+        "warning: each speaker's folder should hold recordings, but 2 do not, and are left out: "
+        "dave (.xyz 2, .txt 1), eve (empty); what is read ends in .wav, "
+    )
+    assert done.stderr.count("\n") == 1
+    shutil.rmtree(audio / "ben")
+    shutil.rmtree(audio / "carol")
+    text = refused(lambda: prepare(audio, tmp_path / "none", Plan()))
+    assert "has 1 folders with recordings, and 5 other files (.xyz 2, " in text
+
+
+def test_one_name_in_two_unicode_forms_is_one_speaker(recording: Path, tmp_path: Path) -> None:
+    name = "Jos\u00e9"
+    mac = unicodedata.normalize("NFD", name)
+    audio = lay(tmp_path / "audio", recording, f"{name}/a.wav", f"{mac}/b.wav", "ben/a.wav")
+    prepared = prepare(audio, tmp_path / "corpus", Plan())
+    assert prepared.corpus.speakers == (name, "ben")
+    assert [each.speaker for each in prepared.corpus.utterances] == [0, 0, 1]
+    assert "folders 'Jose\\u0301' and 'Jos\\xe9' have one name in two" in prepared.warnings[0]
+    shutil.rmtree(audio / name)
+    assert {each.speaker for each in find_recordings(audio).recordings} == {mac, "ben"}
+
+
+def test_a_lower_sampling_rate_is_warned_of_when_resumed_too(tmp_path: Path) -> None:
+    rates = {"anna": 16_000, "ben": 44_100, "carol": 8_000, "dave": 16_000}
+    for speaker, rate in rates.items():
+        (tmp_path / "audio" / speaker).mkdir(parents=True)
+        waveform = synthesize(draw_voice(speaker), speaker).numpy()
+        for name in ("a", "b"):
+            soundfile.write(tmp_path / "audio" / speaker / f"{name}.wav", waveform, rate)
+    bad = tmp_path / "audio" / "dave" / "c.wav"
+    bad.touch()
+    with pytest.raises(RecordingsError):
+        prepare(tmp_path / "audio", tmp_path / "corpus", Plan())
+    bad.unlink()
+    journal = (tmp_path / ".corpus.partial" / JOURNAL).read_text()
+    assert journal.count("\n") == 8
+    (line,) = prepare(tmp_path / "audio", tmp_path / "corpus", Plan()).warnings
+    assert "1 of 4 have less than the 16,000 Hz of the others: carol at 8,000 Hz; above 4" in line
+    shutil.rmtree(tmp_path / "audio" / "carol")
+    assert prepare(tmp_path / "audio", tmp_path / "without", Plan()).warnings == ()
+
+
+def test_what_an_older_version_prepared_is_kept(audio: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(audio, tmp_path / "copy"))
+    (copy / "id00000" / "bad.wav").touch()
+    with pytest.raises(RecordingsError):
+        prepare(copy, tmp_path / "corpus", Plan())
+    journal = tmp_path / ".corpus.partial" / JOURNAL
+    old = re.sub(r', "rate": \d+, "disguised": "[^"]*"', "", journal.read_text())
+    assert old.count("error") == 15
+    assert "rate" not in old
+    journal.write_text(old)
+    before = {path.name: path.stat().st_mtime_ns for path in journal.parent.glob("uttr-*.pt")}
+    prepared = prepare(copy, tmp_path / "corpus", Plan(skip_bad=True))
+    after = {path.name: path.stat().st_mtime_ns for path in prepared.corpus.folder.glob("uttr*")}
+    assert before == after
+    assert prepared.warnings == ()
+
+
+def test_recordings_under_another_formats_name_are_named(audio: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(audio, tmp_path / "copy"))
+    for speaker in ("id00000", "id00001"):
+        (copy / speaker / "00001.flac").rename(copy / speaker / "x.wav")
+    prepared = prepare(copy, tmp_path / "corpus", Plan())
+    (line,) = prepared.warnings
+    assert "2 recordings named .wav are FLAC, and were read as that: id00000/x.wav, id0" in line
+    assert len(prepared.corpus.utterances) == 15
+
+
+def test_a_link_to_itself_is_one_clear_line(audio: Path, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for words in (("loop", "corpus"), ("loop/audio", "corpus"), (audio, "loop"), (audio, "loop/x")):
+        done = run(tmp_path, "speaker", "prepare", "--audio", words[0], "--out", words[1])
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert done.stderr.startswith("error: ")

@@ -83,7 +83,7 @@ def test_a_divergence_is_a_failure_with_a_reason(pack: Pack) -> None:
     assert result.outcome == "failed"
     assert "diverged" in result.reason
     last, _ = train_and_record(TINY.replace(lr=1e30, warmup_steps=0, steps=1), pack)
-    assert last.state == "failed", "what the last step broke shows in no training loss"
+    assert last.outcome == "failed", "what the last step broke shows in no training loss"
 
 
 def test_running_out_of_memory_is_a_failure_with_a_reason(pack: Pack) -> None:
