@@ -149,7 +149,13 @@ def run_predict(arguments: argparse.Namespace) -> None:
     from speaker.origin import origin
     from speaker.pack import open_pack
     from speaker.predict import check_match, predict_probabilities, validation_gain
-    from speaker.submission import check_out, read_labels, write_csv, write_probabilities, write_sidecar
+    from speaker.submission import (
+        check_out,
+        read_labels_if_right,
+        write_csv,
+        write_probabilities,
+        write_sidecar,
+    )
 
     if (arguments.ensemble is None) != (arguments.study is None) or (arguments.ensemble and arguments.model):
         raise UserError("--ensemble N needs --study NAME and no --model; see python -m speaker predict --help")
@@ -164,7 +170,7 @@ def run_predict(arguments: argparse.Namespace) -> None:
     if device.type == "cuda":
         cuda.use(device)
     corpus = read_corpus(arguments.data)
-    labels = read_labels(corpus)
+    labels = read_labels_if_right(corpus)
     if not corpus.test:
         raise UserError(f"{corpus.folder / 'testdata.json'} must list utterances to predict, but lists none")
     with model_folders(arguments) as folders:
