@@ -331,14 +331,10 @@ def _corpus_folder(folder: Path) -> Path:
     real = real_path(folder)
     if any(os.path.lexists(real / name) for name in MANIFESTS):
         return real
-    up = real.parent if folder.name in ("", "..") else folder.parent
-    near = [up] if _is_corpus(up) else []
+    near = corpora_near(folder)
     if not real.is_dir():
         advice = _instead(near, folder) if near else "give the folder that holds metadata.json"
         raise UserError(f"a corpus must be a folder, but {folder} {what_is_at(folder)}; {advice}")
-    with os.scandir(real) as entries:
-        below = sorted(each.name for each in entries if _is_corpus(real / each.name))
-    near = [folder / name for name in below] or near
     rule = f"{folder} must be a corpus, but holds none of {', '.join(MANIFESTS)}"
     if near:
         raise UserError(f"{rule}; {_instead(near, folder)}")
@@ -346,7 +342,20 @@ def _corpus_folder(folder: Path) -> Path:
     raise UserError(f"{rule}; give the folder that holds them, or make one with {verbs}")
 
 
-def _is_corpus(folder: Path) -> bool:
+def corpora_near(folder: Path) -> list[Path]:
+    """Return the corpora in the folders of a folder, or else the one that it lies in, if it does."""
+    real = real_path(folder)
+    if real.is_dir():
+        with os.scandir(real) as entries:
+            below = sorted(each.name for each in entries if is_corpus(real / each.name))
+        if below:
+            return [folder / name for name in below]
+    above = real.parent if folder.name in ("", "..") else folder.parent
+    return [above] if is_corpus(above) else []
+
+
+def is_corpus(folder: Path) -> bool:
+    """Whether a folder holds the three manifests."""
     return all(os.path.isfile(folder / name) for name in MANIFESTS)
 
 
@@ -414,7 +423,7 @@ def _check_speakers(listed: set[str], mapped: set[str], path: Path) -> None:
         if names
     ]
     raise UserError(
-        f"{path}: must list the speakers of mapping.json, but {' and '.join(lacks)}; keep a copy of "
+        f"{path}: its speakers must be those of mapping.json, but {' and '.join(lacks)}; keep a copy of "
         "mapping.json and make one of metadata.json's speakers alone, with new ids, by: "
         f'python -c "{NEW_MAPPING}" {shlex.quote(str(path.parent))}'
     )
