@@ -33,7 +33,12 @@ def _add_download(flags: argparse.ArgumentParser) -> None:
     source = flags.add_mutually_exclusive_group()
     source.add_argument("--manifest", type=Path, metavar="FILE", help="JSON with the URLs of the archive's parts")
     source.add_argument("--url", action="append", metavar="URL", help="of one part; repeat it for each, in order")
-    source.add_argument("--parts", type=Path, metavar="FOLDER", help="with the parts, fetched by other means")
+    source.add_argument(
+        "--parts",
+        type=Path,
+        metavar="FOLDER",
+        help="with the parts, or a .tar.gz or .zip, fetched by other means",
+    )
     flags.add_argument(
         "--timeout", type=positive_float, default=30.0, metavar="SECONDS", help="after which a server has stalled"
     )
@@ -93,7 +98,8 @@ def run_download(arguments: argparse.Namespace) -> None:
     else:
         parts = parts_of_urls(arguments.url) if arguments.url else HOMEWORK
         made = download(read_manifest(arguments.manifest) if arguments.manifest else parts, out, arguments.timeout)
-    print(f"{'The corpus is in' if made else 'Nothing to do: the corpus is already in'} {out}.")
+    said = "The corpus is in" if made else "Nothing to do: the corpus is already in"
+    print(f"{said} {printable(out)}.")
     print(f"Next:\n  python -m speaker check {shlex.quote(str(out))}")
 
 
@@ -123,18 +129,20 @@ def run_prepare(arguments: argparse.Namespace) -> None:
 def run_check(arguments: argparse.Namespace) -> None:
     """Say what is wrong with a corpus, and draw it."""
     from speaker.check import PICTURES, check, describe, draw
+    from speaker.corpus import corpus_folder
     from speaker.submission import check_out
 
+    corpus_folder(arguments.corpus)  # that it is another folder is said before where the picture goes
     check_out(arguments.figure, "--figure", arguments.corpus)
     if arguments.figure.suffix not in PICTURES:
         raise UserError(f"--figure must end in {', '.join(PICTURES)}, but got {arguments.figure}; name it so")
     report = check(arguments.corpus)
     print(describe(report))
     draw(report, arguments.figure)
-    print(f"figure      {arguments.figure}")
+    print(f"figure      {printable(arguments.figure)}")
     if found := report.errors.counts:
         raise UserError(
-            f"a corpus must have no errors, but {arguments.corpus} has {found.total():,} of {len(found):,} kinds; mend "
+            f"a corpus must have no errors, but {arguments.corpus} has {found.total():,} of {len(found):,} kinds; fix "
             "them as said above"
         )
 

@@ -110,7 +110,7 @@ def read_manifests(folder: Path) -> tuple[Corpus, list[UtteranceError]]:
 
     Raises UserError where a manifest as a whole is wrong.
     """
-    folder = _corpus_folder(folder)
+    folder = corpus_folder(folder)
     texts = [_read_manifest(folder / name) for name in MANIFESTS]
     mapping, metadata, testdata = (
         _as(parse_json(text, folder / name), dict, str(folder / name))
@@ -323,7 +323,7 @@ def _tensor_fault(mels: Tensor, wanted: tuple[int, int]) -> str:
     return ""
 
 
-def _corpus_folder(folder: Path) -> Path:
+def corpus_folder(folder: Path) -> Path:
     """Return a corpus's folder without links. Raises UserError, which names the one that was meant.
 
     A folder with some of the manifests is taken for a corpus: what it lacks is said later.
