@@ -32,7 +32,12 @@ def _add_download(flags: argparse.ArgumentParser) -> None:
     source = flags.add_mutually_exclusive_group()
     source.add_argument("--manifest", type=Path, metavar="FILE", help="JSON with the URLs of the archive's parts")
     source.add_argument("--url", action="append", metavar="URL", help="of one part; repeat it for each, in order")
-    source.add_argument("--parts", type=Path, metavar="FOLDER", help="with the parts, fetched by other means")
+    source.add_argument(
+        "--parts",
+        type=Path,
+        metavar="FOLDER",
+        help="with the parts, or a .tar.gz or .zip, fetched by other means",
+    )
     flags.add_argument(
         "--timeout", type=positive_float, default=30.0, metavar="SECONDS", help="after which a server has stalled"
     )
@@ -98,7 +103,8 @@ def run_download(arguments: argparse.Namespace) -> None:
     else:
         parts = parts_of_urls(arguments.url) if arguments.url else HOMEWORK
         made = download(read_manifest(arguments.manifest) if arguments.manifest else parts, out, arguments.timeout)
-    print(f"{'The corpus is in' if made else 'Nothing to do: the corpus is already in'} {out}.")
+    said = "The corpus is in" if made else "Nothing to do: the corpus is already in"
+    print(f"{said} {printable(out)}.")
     print(f"Next:\n  python -m speaker check {shlex.quote(str(out))}")
 
 
@@ -140,17 +146,19 @@ def run_check(arguments: argparse.Namespace) -> None:
     """Say what is wrong with a corpus, and draw it."""
     from speaker.common.paths import validate_output_path
     from speaker.data.check import PICTURES, check, describe, draw
+    from speaker.data.corpus import corpus_folder
 
+    corpus_folder(arguments.corpus)  # that it is another folder is said before where the picture goes
     validate_output_path(arguments.figure, "--figure", arguments.corpus)
     if arguments.figure.suffix not in PICTURES:
         raise UserError(f"--figure must end in {', '.join(PICTURES)}, but got {arguments.figure}; name it so")
     report = check(arguments.corpus)
     print(describe(report))
     draw(report, arguments.figure)
-    print(f"figure      {arguments.figure}")
+    print(f"figure      {printable(arguments.figure)}")
     if found := report.errors.counts:
         raise UserError(
-            f"a corpus must have no errors, but {arguments.corpus} has {found.total():,} of {len(found):,} kinds; mend "
+            f"a corpus must have no errors, but {arguments.corpus} has {found.total():,} of {len(found):,} kinds; fix "
             "them as said above"
         )
 
@@ -162,7 +170,7 @@ def run_predict(arguments: argparse.Namespace) -> None:
     from speaker.common.paths import validate_output_path
     from speaker.common.provenance import provenance
     from speaker.data.corpus import read_corpus
-    from speaker.data.labels import read_labels, write_csv
+    from speaker.data.labels import read_labels_if_right, write_csv
     from speaker.data.pack import open_pack
     from speaker.data.protocol import Protocol
     from speaker.model.saved_model import load_model
@@ -182,7 +190,7 @@ def run_predict(arguments: argparse.Namespace) -> None:
     if device.type == "cuda":
         cuda.use(device)
     corpus = read_corpus(arguments.data)
-    labels = read_labels(corpus)
+    labels = read_labels_if_right(corpus)
     if not corpus.test:
         raise UserError(f"{corpus.folder / 'testdata.json'} must list utterances to predict, but lists none")
     with model_folders(arguments) as folders:

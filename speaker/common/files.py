@@ -1,8 +1,11 @@
 """Writing that a crash cannot break: whole files or none, and things that are made once however many ask."""
 
+import errno
 import hashlib
 import json
 import os
+import re
+import shlex
 import shutil
 import stat
 from collections.abc import Callable
@@ -12,6 +15,29 @@ from typing import Any
 from filelock import FileLock
 
 from speaker.common.errors import UserError
+
+HEAD = 300  # bytes of a file that tell what it is
+SIGNATURES = (  # how a file starts, what it is, and what to do where another was wanted
+    (
+        rb"\s*<(!doctype|html)",
+        "a web page",
+        "open it in a browser to read what it says, sign in if it asks for that, and fetch it again",
+    ),
+    (
+        rb"version https://git-lfs\.github\.com/spec/",
+        "a Git LFS pointer",
+        "run git lfs pull in the repository that it came from, and copy the file itself from there",
+    ),
+    (rb"\x93NUMPY", "a NumPy array", "save it as a tensor: torch.save(torch.from_numpy(array), file)"),
+    (rb"\x1f\x8b", "a gzip file", "unpack it with gunzip"),
+    (rb"PK[\x03\x05]", "a zip", "unpack it with unzip"),
+    (rb".{257}ustar", "a tar", "unpack it with tar -xf"),
+    (rb"BZh", "a bzip2 file", "unpack it with bunzip2"),
+    (rb"\xfd7zXZ", "an xz file", "unpack it with unxz"),
+    (rb"\x28\xb5\x2f\xfd", "a zstd file", "unpack it with unzstd"),
+    (rb"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it with 7z x"),
+    (rb"Rar!", "a rar archive", "unpack it with unrar x"),
+)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -52,37 +78,82 @@ def create_once(path: Path, create: Callable[[Path], None], resumable: bool = Fa
         sync_folder(path.parent)
 
 
+def real_path(path: Path) -> Path:
+    """Return a path without links; one that leads nowhere, or to itself, stays a path to no file.
+
+    `Path.resolve` raises RuntimeError for a link to itself before Python 3.13.
+    """
+    return Path(os.path.realpath(path))
+
+
+def what_is_at(path: Path) -> str:
+    """Return what is at a path where something else was wanted, as the end of `but PATH ...`."""
+    if path.is_dir():
+        return "is a folder"
+    if path.exists():
+        return "is a file" if path.is_file() else "is a device or a pipe"
+    if not path.is_symlink():
+        return "does not exist"
+    if _is_loop(path):
+        return "is a link to itself"
+    return f"is a link to {path.readlink()}, which does not exist"
+
+
+def recognize(head: bytes) -> tuple[str, str] | None:
+    """Return what a file with these first HEAD bytes is, and what to do, or None if it may be right.
+
+    These are what is found in place of a corpus's files.
+    """
+    if not head:
+        return "an empty file", "fetch it again"
+    for pattern, kind, advice in SIGNATURES:
+        if re.match(pattern, head, re.DOTALL | re.IGNORECASE):
+            return kind, advice
+    return None
+
+
+def recognize_file(path: Path) -> tuple[str, str] | None:
+    """Return what `recognize` says of a file."""
+    with path.open("rb") as stream:
+        return recognize(stream.read(HEAD))
+
+
 def read_bounded(path: Path, most: int) -> bytes:
-    """Return the bytes of a stranger's file: a regular one, of at most `most` bytes, no link to another folder.
+    """Return the bytes of an untrusted file: a regular one, of at most `most` bytes, no link to another folder.
 
     Raises UserError, which says what it is instead. A pipe is not waited for.
     """
-    if path.is_symlink() and path.resolve().parent != path.parent.resolve():
-        raise UserError(f"{path}: must be a file in this folder, but is a link out of it; put the file itself there")
+    _check_link(path)
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
             about = os.fstat(stream.fileno())
             if not stat.S_ISREG(about.st_mode):
-                raise UserError(f"{path}: must be a regular file, but is none; put the file itself there")
+                raise UserError(f"{path}: must be a regular file, but it {what_is_at(path)}; put a file there")
             if about.st_size > most:
                 raise UserError(f"{path}: must have at most {most:,} bytes, but has {about.st_size:,}; fetch it again")
-            return stream.read(most)
+            return stream.read(about.st_size)
     except FileNotFoundError:
         raise UserError(f"{path} is missing; fetch it again") from None
     except OSError as error:
-        raise UserError(f"{path}: must be a file that can be read, but cannot be ({error.strerror})") from error
+        raise UserError(
+            f"{path}: must be a file that can be read, but cannot be ({error.strerror}); give yourself "
+            "the right to read it, or put another file there"
+        ) from error
 
 
 def parse_json(data: bytes, path: Path) -> Any:
-    """Return what a stranger's JSON says; `path` is for the error.
+    """Return what untrusted JSON says, in UTF-8, UTF-16 or UTF-32; `path` is for the error.
 
-    Raises UserError for what is none, for a key that stands twice in one object (the last would win silently), and for
-    NaN and infinity, which JSON does not have.
+    Raises UserError for what is not JSON, for a key that stands twice in one object (the last would win silently), and
+    for NaN and infinity, which JSON does not have.
     """
     try:
         return json.loads(data, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} must be JSON, but is not ({str(error)[:200]}); fetch it again") from error
+        reason, advice = str(error)[:200], "fetch it again"
+        if found := recognize(data[:HEAD]):
+            reason, advice = f"it is {found[0]}", found[1]
+        raise UserError(f"{path} must be JSON, but is not ({reason}); {advice}") from error
 
 
 def sha256_file(path: Path) -> str:
@@ -105,6 +176,28 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def _is_loop(path: Path) -> bool:
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
+
+
+def _check_link(path: Path) -> None:
+    """Raise UserError for a link out of its folder: a corpus must not lead to other files."""
+    if not path.is_symlink():
+        return
+    if not path.is_file():
+        raise UserError(f"{path}: must be a file, but it {what_is_at(path)}; put the file itself there")
+    source = real_path(path.parent)
+    if real_path(path).parent != source:
+        folders = (shlex.quote(str(each)) for each in (source, f"{source}-copy"))
+        rule = "must be a file in this folder, but is a link out of it"
+        copy = f"copy the files themselves by cp -rL {' '.join(folders)}"
+        raise UserError(f"{path}: {rule}; {copy} and give the copy")
+
+
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
@@ -122,4 +215,4 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from speaker.common.errors import UserError
-from speaker.common.files import write_atomically
+from speaker.common.files import real_path, what_is_at, write_atomically
 
 STATE = Path("mlruns")  # all that the program keeps, below the folder that it is started in
 
@@ -15,8 +15,9 @@ def validate_output_path(path: Path, flag: str = "--out", corpus: Path | None = 
             f"{flag} must be a file in a folder that is there, but got {str(path)!r}; make the folder first"
         )
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise UserError(f"{flag} must be a new or a regular file, but {path} is none; choose another")
-    if corpus and path.parent.resolve() == corpus.resolve():
+        what = "is a link" if path.is_symlink() and path.exists() else what_is_at(path)
+        raise UserError(f"{flag} must be a new or a regular file, but {path} {what}; choose another")
+    if corpus and real_path(path.parent) == real_path(corpus):
         raise UserError(f"{flag} must lie outside the corpus, but {path} lies in it; choose another")
 
 

@@ -2,8 +2,11 @@
 
 import hashlib
 import math
+import shlex
 import time
+import unicodedata
 from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,14 +14,26 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from speaker.common.cli import printable
 from speaker.common.errors import UserError
-from speaker.data.corpus import MANIFESTS, TEST_LABELS, Corpus, Utterance, UtteranceError, read_manifests, read_mels
+from speaker.common.files import HEAD
+from speaker.data.corpus import (
+    MANIFESTS,
+    TEST_LABELS,
+    Corpus,
+    Utterance,
+    UtteranceError,
+    is_legacy,
+    read_manifests,
+    read_mels,
+)
 from speaker.data.features import FLOOR, HOP, SAMPLE_RATE
 from speaker.data.labels import read_labels
 
 FIRST = 5  # cases of a kind that are kept
 SEGMENT = 128  # frames: the homework's crop
 PICTURES = (".png", ".svg", ".pdf")
+SPARE_BYTES = 65_536  # of a feature file that are not its values
 BARS = "▁▂▃▄▅▆▇█"
 KNOWN_EXTRAS = {*MANIFESTS, TEST_LABELS, "log_melspectrogram.pt", "sox_effects.pt", "._Dataset"}
 AT_FLOOR = math.log(FLOOR) + 1e-3
@@ -96,7 +111,7 @@ def check_quickly(corpus: Corpus) -> Findings:
     if missing := [each.feature_path for each in utterances if not (corpus.folder / each.feature_path).is_file()]:
         raise UserError(
             f"{corpus.folder}: every file in the manifests must be there, but {len(missing):,} of {len(utterances):,} "
-            f"are missing, the first is {missing[0]}; fetch them again"
+            f"are missing, the first is {missing[0]}; run python -m speaker check {shlex.quote(str(corpus.folder))}"
         )
     return label_warnings(corpus)
 
@@ -112,6 +127,8 @@ def label_warnings(corpus: Corpus) -> Findings:
     for utterance in corpus.test:
         if utterance.feature_path in labelled:
             findings.add("test utterance that is also a training utterance", utterance.feature_path)
+    for before, name in _lookalikes(corpus.speakers):
+        findings.add("two speakers whose names look the same", f"{before!a} and {name!a}")
     return findings
 
 
@@ -137,7 +154,8 @@ def describe(report: Report) -> str:
         f"size        {report.bytes / 1e6:,.1f} MB; packed {2 * labelled * corpus.n_mels / 1e6:,.1f} MB, in about "
         f"{packing:,.0f} s",
     ]
-    return "\n".join([*lines, *report.errors.lines("errors"), *report.warnings.lines("warnings")])
+    lines += [*report.errors.lines("errors"), *report.warnings.lines("warnings")]
+    return "\n".join(map(printable, lines))  # names of files may have line breaks
 
 
 def draw(report: Report, path: Path) -> None:
@@ -187,7 +205,7 @@ def _check_features(report: Report) -> None:
             report.errors.add(fault.kind, str(fault))
             continue
         report.lengths.append(utterance.frames)
-        report.bytes += (corpus.folder / utterance.feature_path).stat().st_size
+        report.bytes += _check_format(report, utterance, mels)
         report.floor_shares.append(float((mels < AT_FLOOR).double().mean()))
         wide = mels.double()
         report.band_sums += torch.stack((wide.sum(0), wide.square().sum(0)))
@@ -198,6 +216,29 @@ def _check_features(report: Report) -> None:
         before = seen.setdefault(hashlib.blake2b(mels.numpy().data, digest_size=16).digest(), utterance)
         if before is not utterance:
             _add_repetition(report, before, utterance)
+
+
+def _check_format(report: Report, utterance: Utterance, mels: Tensor) -> int:
+    """Return the size of a feature file, and warn of one that is read, but is not as it should be."""
+    path = report.corpus.folder / utterance.feature_path
+    size = path.stat().st_size
+    if size > SPARE_BYTES + 2 * mels.nbytes:
+        kind = "feature file that holds more than its utterance; save the tensor's clone()"
+        report.warnings.add(kind, f"{utterance.feature_path} has {size:,} bytes")
+    with path.open("rb") as stream:
+        if is_legacy(stream.read(HEAD)):
+            kind = "feature file without checksums, of PyTorch before 1.6; save it again"
+            report.warnings.add(kind, utterance.feature_path)
+    return size
+
+
+def _lookalikes(names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield the names that differ from an earlier one only in Unicode form, case or outer spaces."""
+    seen: dict[str, str] = {}
+    for name in names:
+        key = unicodedata.normalize("NFKC", name).casefold().strip()
+        if (before := seen.setdefault(key, name)) != name:
+            yield before, name
 
 
 def _add_repetition(report: Report, before: Utterance, utterance: Utterance) -> None:

@@ -1,10 +1,15 @@
 """A corpus: a folder in the homework's layout, read and checked."""
 
+import functools
 import hashlib
 import io
 import json
+import os
+import pickletools
 import re
+import shlex
 import struct
+import unicodedata
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +20,14 @@ import torch
 from torch import Tensor
 
 from speaker.common.errors import UserError
-from speaker.common.files import parse_json, read_bounded
+from speaker.common.files import (
+    HEAD,
+    parse_json,
+    read_bounded,
+    real_path,
+    recognize,
+    what_is_at,
+)
 
 T = TypeVar("T")
 Listing = Iterable[tuple[str, int]]  # feature_path and mel_len of utterances
@@ -27,7 +39,20 @@ TEST_LABELS = (
 MOST_FRAMES = 360_000  # of one utterance: an hour
 MOST_MELS = 1_000
 MOST_MANIFEST_BYTES = 256 << 20
+MOST_FEATURE_BYTES = 256 << 20  # of a file: its tensor may be a slice of a larger one, which is saved whole
+FEW_MEMBERS = 1 << 20  # bytes of a file that cannot list many of them
+MOST_MEMBERS, MEMBER = 100, b"PK\x01\x02"  # of a file of torch.save, which has six; how each is listed
+MOST_PICKLE_BYTES, MOST_OPCODES = 4_096, 500  # of a tensor, which takes about 200 and 60
+TENSOR_GLOBALS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch \w+Storage")
+INTEGERS = {"BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "LONG4"}
+LEGACY_SIZES = {"FloatStorage": 4, "DoubleStorage": 8, "HalfStorage": 2, "BFloat16Storage": 2}
+LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number of PyTorch before 1.6
 LARGEST_LOG_MEL = 1_000  # no float32 energy has such a logarithm; NaN and infinity fail the same comparison
+NEW_MAPPING = (  # Python that numbers the speakers of metadata.json; its argument is the folder
+    "import json,sys;f=sys.argv[1]+'/';s=list(json.load(open(f+'metadata.json','rb'))['speakers']);"
+    "json.dump({'speaker2id':{n:i for i,n in enumerate(s)},'id2speaker':dict(enumerate(s))},"
+    "open(f+'mapping.json','w'))"
+)
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 
 
@@ -84,9 +109,7 @@ def read_manifests(folder: Path) -> tuple[Corpus, list[UtteranceError]]:
 
     Raises UserError where a manifest as a whole is wrong.
     """
-    folder = folder.resolve()
-    if not folder.is_dir():
-        raise UserError(f"a corpus must be a folder, but {folder} is none; give the folder that holds metadata.json")
+    folder = corpus_folder(folder)
     texts = [_read_manifest(folder / name) for name in MANIFESTS]
     mapping, metadata, testdata = (
         _as(parse_json(text, folder / name), dict, str(folder / name))
@@ -98,11 +121,7 @@ def read_manifests(folder: Path) -> tuple[Corpus, list[UtteranceError]]:
     by_speaker = _field(metadata, "speakers", dict, path)
     if not 1 <= n_mels <= MOST_MELS:
         raise UserError(f"{path}: n_mels must be at least 1 and at most {MOST_MELS}, but got {str(n_mels)[:20]}")
-    if set(by_speaker) != set(speakers):
-        name = min(set(by_speaker) ^ set(speakers))
-        raise UserError(
-            f"{path}: its speakers must be those of mapping.json, but {name[:80]!r} is in only one of the two"
-        )
+    _check_speakers(set(by_speaker), set(speakers), path)
     ids = {name: number for number, name in enumerate(speakers)}
     faults: list[UtteranceError] = []
     listed: dict[str, str] = {}
@@ -135,49 +154,149 @@ def write_manifests(folder: Path, n_mels: int, labelled: Mapping[str, Listing], 
 def read_mels(corpus: Corpus, utterance: Utterance) -> Tensor:
     """Return one utterance's log-mel features, float32 (frames, n_mels).
 
-    Only data is read, never code, and no more memory is taken than the manifest's entry warrants. The archive's
-    checksums are verified first, since torch itself loads flipped bits silently. Raises UtteranceError for a file that
-    is missing, broken or not as the entry says.
+    Only data is read, never code, and at most MOST_FEATURE_BYTES. The checksums of a file of
+    torch.save are verified first, since torch itself loads flipped bits silently; the format from
+    before PyTorch 1.6 has none, so that a flipped bit in it goes unnoticed. Raises UtteranceError
+    for a file that is missing, broken or not as the entry says.
     """
     path = corpus.folder / utterance.feature_path
     wanted = (utterance.frames, corpus.n_mels)
     try:
-        data = read_bounded(path, most=16 * utterance.frames * corpus.n_mels + 65_536)
+        data = read_bounded(path, MOST_FEATURE_BYTES)
     except UserError as error:
-        raise UtteranceError("feature file that is missing or no file", str(error)) from error
+        raise UtteranceError("feature file that is missing or not a file", str(error)) from error
     mels = _load_tensor(data, path)
     if fault := _tensor_fault(mels, wanted):
-        raise UtteranceError("tensor of another kind than the entry says", f"{path}: {fault}; fetch this file again")
+        text = f"{path}: {fault}; take this file and metadata.json from the same source"
+        raise UtteranceError("tensor of another kind than the entry says", text)
     mels = mels.detach().to(torch.float32).contiguous()
+    if mels.untyped_storage().nbytes() > 2 * mels.nbytes:
+        mels = mels.clone()  # a slice keeps all that it was cut from in memory
     least, most = mels.aminmax()  # NaN, if there is one
     if not (least > -LARGEST_LOG_MEL and most < LARGEST_LOG_MEL):
-        text = f"{path}: a log-mel must lie within +-{LARGEST_LOG_MEL}, but one does not; fetch this file again"
-        raise UtteranceError("value that is no log-mel", text)
+        text = f"{path}: a log-mel must lie within +-{LARGEST_LOG_MEL}, but one does not"
+        raise UtteranceError("value that is not a log-mel", f"{text}; make this file again")
     return mels
 
 
+def is_legacy(data: bytes) -> bool:
+    """Whether a file that starts with `data` is in the format of torch.save before 1.6."""
+    return data.startswith(LEGACY)
+
+
 def _load_tensor(data: bytes, path: Path) -> Tensor:
-    """Return the tensor in the bytes of a file of torch.save: a zip archive, stored, whose checksums must be right."""
-    damaged, foreign = "feature file that is damaged", "feature file without a tensor"
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                raise UtteranceError(damaged, f"{path}: must be stored, but is compressed; save it with torch.save")
-            if (member := archive.testzip()) is not None:
-                text = f"{path}: the checksum of {member[:80]!r} does not match; fetch this file again"
-                raise UtteranceError(damaged, text)
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError, RuntimeError, struct.error) as error:
-        text = f"{path}: must be a whole file of torch.save, but cannot be read ({str(error)[:80]}); fetch it again"
-        raise UtteranceError(damaged, text) from error
+    """Return the tensor in the bytes of a file of torch.save, once they are known to be safe."""
+    foreign, again = "feature file without a tensor", "save one tensor alone into it with torch.save"
+    legacy = is_legacy(data)
+    fault = _legacy_fault(data) if legacy else _pickle_fault(_checked_pickle(data, path))
+    if fault:
+        raise UtteranceError(foreign, f"{path}: must hold a dense tensor alone, but {fault}; {again}")
     try:
         value = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # a dozen types; each means the same here
-        text = f"{path}: must hold a tensor, but cannot be read as one ({type(error).__name__}); fetch this file again"
+        fault = f"cannot be read as one ({type(error).__name__})"
+        text = f"{path}: must hold a tensor, but {fault}; {again}"
         raise UtteranceError(foreign, text) from error
     if not isinstance(value, Tensor):
-        text = f"{path}: must hold a tensor, but holds {type(value).__name__}; fetch this file again"
+        text = f"{path}: must hold a tensor, but holds {type(value).__name__}; {again}"
         raise UtteranceError(foreign, text)
     return value
+
+
+def _checked_pickle(data: bytes, path: Path) -> bytes:
+    """Return the pickle in a file of torch.save: a zip, stored, whose checksums must be right."""
+    damaged = "feature file that is damaged"
+    # zipfile makes an object of each member before any can be counted; small files have not many
+    if len(data) > FEW_MEMBERS and data.count(MEMBER) > MOST_MEMBERS:
+        text = f"{path}: must be a file of torch.save, but has more than {MOST_MEMBERS} members"
+        raise UtteranceError(damaged, f"{text}; save one tensor alone into it with torch.save")
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if any(each.compress_type != zipfile.ZIP_STORED for each in archive.infolist()):
+                text = f"{path}: must be stored, but is compressed; save it with torch.save"
+                raise UtteranceError(damaged, text)
+            if (member := archive.testzip()) is not None:
+                text = f"{path}: the checksum of {member[:80]!r} does not match"
+                raise UtteranceError(damaged, f"{text}; fetch this file again")
+            names = [name for name in archive.namelist() if name.lower().endswith("data.pkl")]
+            return archive.read(names[0]) if len(names) == 1 else b""
+    except (zipfile.BadZipFile, ValueError, EOFError, OSError, RuntimeError, struct.error) as error:
+        found = None if data.startswith(b"PK") else recognize(data[:HEAD])
+        reason, advice = found or (f"cannot be read ({str(error)[:80]})", "fetch it again")
+        reason = f"is {reason}" if found else reason
+        text = f"{path}: must be a whole file of torch.save, but {reason}; {advice}"
+        raise UtteranceError(damaged, text) from error
+
+
+@dataclass
+class _Pickled:
+    """What a pickle says of itself, without running it."""
+
+    names: list[str]  # of what it would call
+    numbers: list[int]
+    storages: int
+
+
+def _scan(stream: io.BytesIO) -> _Pickled:
+    """Read the next pickle in a stream. Raises ValueError for one that is broken or long."""
+    found = _Pickled([], [], 0)
+    for count, (code, value, _) in enumerate(pickletools.genops(stream)):
+        if count > MOST_OPCODES:
+            raise ValueError("a tensor's pickle is shorter")
+        if code.name == "GLOBAL":
+            found.names.append(str(value))
+        elif code.name in INTEGERS:
+            found.numbers.append(int(value or 0))
+        found.storages += code.name == "BINPERSID"
+    return found
+
+
+def _tensor_pickle_fault(pickled: _Pickled) -> str:
+    """Return why a pickle is not that of one dense tensor, or nothing.
+
+    torch's own list of what may be loaded is longer: some of it takes memory that no data fill.
+    """
+    if odd := [name for name in pickled.names if not TENSOR_GLOBALS.fullmatch(name)]:
+        return f"holds {odd[0].replace(' ', '.')[:80]!r}"
+    return "" if pickled.storages == 1 else f"holds {pickled.storages} tensors"
+
+
+@functools.lru_cache(maxsize=4_096)  # tensors of one shape have one pickle
+def _pickle_fault(data: bytes) -> str:
+    """Return why the pickle in a file of torch.save is not that of one dense tensor, or nothing."""
+    if len(data) > MOST_PICKLE_BYTES:
+        return "holds more"
+    try:
+        return _tensor_pickle_fault(_scan(io.BytesIO(data)))
+    except ValueError as error:
+        return f"cannot be read as one ({str(error)[:80]})"
+
+
+def _legacy_fault(data: bytes) -> str:
+    """Return why a file of torch.save before 1.6 does not hold one whole dense tensor, or nothing.
+
+    It is five pickles (magic number, version, system, the tensor, its storage's key), and then the
+    storage: how many values, in 8 bytes, and the values. torch takes memory as the fourth pickle
+    says before it reads them, so no number there may be larger than that of the values.
+    """
+    stream = io.BytesIO(data)
+    try:
+        _, _, _, pickled, _ = [_scan(stream) for _ in range(5)]
+    except ValueError as error:
+        return f"cannot be read as one ({str(error)[:80]})"
+    if fault := _tensor_pickle_fault(pickled):
+        return fault
+    storage = [name.rpartition(" ")[2] for name in pickled.names if name.endswith("Storage")]
+    size = LEGACY_SIZES.get(storage[0]) if len(storage) == 1 else None
+    if size is None:
+        return f"holds a {' and a '.join(storage)[:80] or 'nameless storage'}"
+    left = len(data) - stream.tell()
+    values = int.from_bytes(stream.read(8), "little")
+    if left != 8 + size * values:
+        return f"is cut or has more at its end ({left:,} bytes for {values:,} values)"
+    if any(not 0 <= number <= values for number in pickled.numbers):
+        return f"declares other sizes than that of its {values:,} values"
+    return ""
 
 
 def _tensor_fault(mels: Tensor, wanted: tuple[int, int]) -> str:
@@ -189,6 +308,49 @@ def _tensor_fault(mels: Tensor, wanted: tuple[int, int]) -> str:
     if mels.numel() * mels.element_size() > mels.untyped_storage().nbytes():
         return f"must hold {mels.numel():,} numbers, but repeats a few"
     return ""
+
+
+def corpus_folder(folder: Path) -> Path:
+    """Return a corpus's folder without links. Raises UserError, which names the one that was meant.
+
+    A folder with some of the manifests is taken for a corpus: what it lacks is said later.
+    """
+    real = real_path(folder)
+    if any(os.path.lexists(real / name) for name in MANIFESTS):
+        return real
+    near = corpora_near(folder)
+    if not real.is_dir():
+        advice = _instead(near, folder) if near else "give the folder that holds metadata.json"
+        raise UserError(f"a corpus must be a folder, but {folder} {what_is_at(folder)}; {advice}")
+    rule = f"{folder} must be a corpus, but holds none of {', '.join(MANIFESTS)}"
+    if near:
+        raise UserError(f"{rule}; {_instead(near, folder)}")
+    verbs = "python -m speaker download, or prepare for your own recordings"
+    raise UserError(f"{rule}; give the folder that holds them, or make one with {verbs}")
+
+
+def corpora_near(folder: Path) -> list[Path]:
+    """Return the corpora in the folders of a folder, or else the one that it lies in, if it does."""
+    real = real_path(folder)
+    if real.is_dir():
+        with os.scandir(real) as entries:
+            below = sorted(each.name for each in entries if is_corpus(real / each.name))
+        if below:
+            return [folder / name for name in below]
+    above = real.parent if folder.name in ("", "..") else folder.parent
+    return [above] if is_corpus(above) else []
+
+
+def is_corpus(folder: Path) -> bool:
+    """Whether a folder holds the three manifests."""
+    return all(os.path.isfile(folder / name) for name in MANIFESTS)
+
+
+def _instead(near: list[Path], folder: Path) -> str:
+    """Return what to type for a folder beside a corpus, or beside several."""
+    names = " or ".join(shlex.quote(str(each)) for each in near[:3])
+    there = "the corpus is in" if len(near) == 1 else "corpora are in"
+    return f"{there} {names}: give that instead of {shlex.quote(str(folder))}"
 
 
 def _read_manifest(path: Path) -> bytes:
@@ -226,6 +388,36 @@ def _speakers(mapping: dict[str, Any], path: Path) -> tuple[str, ...]:
     if odd := [name for name in speakers if not name or not name.isprintable()]:
         raise UserError(f"{path}: a speaker's name must be of printable characters, but is {odd[0][:80]!r}")
     return speakers
+
+
+def _check_speakers(listed: set[str], mapped: set[str], path: Path) -> None:
+    """Raise UserError unless the speakers of metadata.json are those of mapping.json."""
+    unlisted, unmapped = sorted(mapped - listed), sorted(listed - mapped)
+    if not unlisted and not unmapped:
+        return
+    if same := {_plain(name) for name in unlisted} & {_plain(name) for name in unmapped}:
+        first = next(name for name in unlisted if _plain(name) in same)
+        raise UserError(
+            f"{path}: must write a speaker's name as mapping.json does, but writes {first[:80]!r} in "
+            "another Unicode form; save both in the form NFC"
+        )
+    lacks = [
+        f"{lacking} lacks {len(names):,} of the {total:,} speakers of {having} (the first is {names[0][:80]!r})"
+        for lacking, names, total, having in (
+            ("metadata.json", unlisted, len(mapped), "mapping.json"),
+            ("mapping.json", unmapped, len(listed), "metadata.json"),
+        )
+        if names
+    ]
+    raise UserError(
+        f"{path}: its speakers must be those of mapping.json, but {' and '.join(lacks)}; keep a copy of "
+        "mapping.json and make one of metadata.json's speakers alone, with new ids, by: "
+        f'python -c "{NEW_MAPPING}" {shlex.quote(str(path.parent))}'
+    )
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def _utterances(

@@ -1,57 +1,150 @@
-"""The homework's archive, a .tar.gz in parts: read as one stream, each member checked before a byte of it is written.
+"""The homework's archive: each member is checked before a byte of it is written.
 
-`tarfile` only parses header blocks here: what its extraction allows depends on Python's patch level.
+A .tar.gz in parts is read as one stream; `tarfile` only parses header blocks here, since what its
+extraction allows depends on Python's patch level. A zip, as Kaggle makes them, lists its members at
+its end, so that all are checked before the first is written.
 """
 
 import contextlib
 import gzip
 import io
 import re
+import shlex
+import shutil
+import stat
+import struct
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
 from speaker.common.errors import UserError
+from speaker.common.files import recognize_file
 from speaker.data.corpus import MANIFESTS
 
 BLOCK = 512
 CHUNK = 1 << 20
-MOST_MEMBERS = 1_000_000
+MOST_MEMBERS = 200_000  # the homework's has 64,671, or twice that with a Mac's shadow files
 MOST_BYTES = 256 << 30  # unpacked
 FREE_BYTES, MOST_RATIO = 64 << 20, 50  # unpacked bytes may be this many, and this many for each packed one
 LARGEST_FILE = 256 << 20  # twice the features of an hour and more
 LARGEST_MANIFEST = 64 << 20
 LARGEST_PAX = 8 << 10
-FEATURES = re.compile(r"uttr-[A-Za-z0-9_-]{1,100}\.pt")
-EXTRAS = {
-    folder + name for folder in ("", "Dataset/") for name in ("._Dataset", "log_melspectrogram.pt", "sox_effects.pt")
-}
+MOST_ZIP_LIST = 24 << 20  # bytes of a zip's list of members; the homework's would have 9 MB
+ZEROS = 64 << 10  # bytes of zeros that no gzip file has at the end of a part
+FOLDERS = r"(?:[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}/){0,3}"
+CORPUS_FILE = re.compile(rf"({FOLDERS})({'|'.join(map(re.escape, MANIFESTS))}|uttr-[A-Za-z0-9_-]{{1,100}}\.pt)")
+EXTRA = re.compile(rf"{FOLDERS}(?:log_melspectrogram|sox_effects)\.pt")
+SHADOW = re.compile(  # what a Mac or Windows puts beside files
+    rf"(?:__MACOSX/)?{FOLDERS}(?:\._[^/\\]+|\.DS_Store|Thumbs\.db|desktop\.ini)", re.DOTALL
+)
+PLAIN_PATH = re.compile(r"(?!.*(?:^|/)\.{1,2}(?:/|$))(?:[^/\\]+/)*[^/\\]+/?", re.DOTALL)
+PART_OR_TAR = re.compile(r".*(?:\.part[a-z]{2}|\.tar\.gz|\.tgz)", re.DOTALL)
 FORBIDDEN_PAX = re.compile(rb"path|linkpath|size|GNU\.sparse\..*", re.DOTALL)
 AGAIN = "fetch the archive again, from a source that you trust"
 
 
 def unpack(paths: Sequence[Path], folder: Path) -> int:
-    """Unpack the archive whose parts are `paths`, in order, into `folder`, which is made; return the number of files.
+    """Unpack an archive, a zip or the parts of a .tar.gz in order, into `folder`, which is made.
 
-    Only the manifests and feature files of `Dataset/` are written, under their plain names, and memory stays bounded.
-    Raises UserError for an archive that holds anything else but its known extras, or that is not whole; what has been
-    unpacked by then is the caller's to remove.
+    Only the manifests and feature files of one folder of the archive are written, under their plain
+    names, and memory stays bounded; what a Mac or Windows adds is left out. Returns the number of
+    files. Raises UserError for an archive that holds anything else but its known extras, or that is
+    not whole; what has been unpacked by then is the caller's to remove.
     """
     folder.mkdir()
+    kind, advice = recognize_file(paths[0]) or ("", "")
+    if kind == "a zip":
+        _unpack_zip(paths, folder)
+    elif kind in ("a gzip file", ""):
+        _unpack_tar(paths, folder)
+    else:
+        then = "" if advice.endswith("again") else ", then use the folder that this gives"
+        rule = "an archive must be a .tar.gz or a .zip"
+        raise UserError(f"{paths[0]}: {rule}, but this is {kind}; {advice}{then}")
+    return sum(1 for _ in folder.iterdir())
+
+
+def _unpack_tar(paths: Sequence[Path], folder: Path) -> None:
+    for path in paths:
+        _check_end(path)
     total = sum(path.stat().st_size for path in paths)
     with (
         tqdm(total=total, desc="unpacking", unit="B", unit_scale=True, disable=None) as bar,
         contextlib.closing(_Stream(paths, bar)) as stream,
     ):
-        seen = _unpack_members(stream, folder)
+        names = _Names()
+        _unpack_members(stream, folder, names)
         stream.finish()
-    if missing := [name for name in MANIFESTS if f"Dataset/{name}" not in seen]:
-        raise stream.refuse(f"Dataset/{missing[0]}", "must be there, but is missing")
-    return sum(1 for _ in folder.iterdir())
+    if missing := names.missing():
+        raise stream.refuse(missing, "must be there, but is missing")
+
+
+def _check_end(path: Path) -> None:
+    """Raise UserError for a part that ends in zeros: a download that reserved its space and stopped.
+
+    Python's gzip would pass over them one by one.
+    """
+    with path.open("rb") as stream:
+        size = stream.seek(0, io.SEEK_END)
+        stream.seek(max(0, size - ZEROS))
+        tail = stream.read(ZEROS)
+    if len(tail) == ZEROS and not any(tail):
+        raise UserError(
+            f"{path}: a part must be whole, but its last {ZEROS:,} bytes are zeros, as a download "
+            "that was not finished leaves them; fetch it again"
+        )
+
+
+class _Names:
+    """The names of an archive's members: which are the corpus's, all in one folder, and which may be there."""
+
+    def __init__(self, folder: str | None = None) -> None:
+        self._folder = folder  # as "Dataset/"; the first member of a corpus says which
+        self._seen: set[str] = set()
+
+    def fault(self, name: str, is_folder: bool, size: int) -> str:
+        """Return the rule that a member breaks and how, or nothing."""
+        fault = self._folder_fault(name, size) if is_folder else self._file_fault(name, size)
+        if not fault and name in self._seen:
+            fault = "must stand in it once, but stands twice"
+        self._seen.add(name)
+        return fault
+
+    def is_corpus_file(self, name: str) -> bool:
+        """Whether a member is to be written."""
+        found = CORPUS_FILE.fullmatch(name)
+        return found is not None and found[1] == self._folder
+
+    def missing(self) -> str:
+        """Return the first manifest that no member is, or nothing."""
+        names = [f"{self._folder or ''}{name}" for name in MANIFESTS]
+        return next((name for name in names if name not in self._seen), "")
+
+    def _file_fault(self, name: str, size: int) -> str:
+        least, most = 0, LARGEST_FILE
+        if found := CORPUS_FILE.fullmatch(name):
+            self._folder = found[1] if self._folder is None else self._folder
+            least, most = 1, LARGEST_MANIFEST if found[2] in MANIFESTS else LARGEST_FILE
+        if not (self.is_corpus_file(name) or EXTRA.fullmatch(name) or SHADOW.fullmatch(name)):
+            where = "one folder" if self._folder is None else self._folder or "no folder"
+            return f"must be a manifest or uttr-NAME.pt in {where}, but is neither"
+        if not least <= size <= most:
+            return f"must have {least} to {most:,} bytes, but has {str(size)[:30]}"
+        return ""
+
+    def _folder_fault(self, name: str, size: int) -> str:
+        if self._folder is None:
+            right = name == "." or re.fullmatch(FOLDERS, f"{name}/") is not None
+        else:
+            right = self._folder.startswith(f"{name}/")
+        if not size and (right or re.fullmatch(f"__MACOSX/{FOLDERS}", f"{name}/")):
+            return ""
+        return f"must be no folder other than {self._folder or 'that of a corpus'}"
 
 
 class _Joined(io.RawIOBase):
@@ -140,22 +233,21 @@ class _Stream:
         return data
 
 
-def _unpack_members(stream: _Stream, folder: Path) -> set[str]:
-    """Write the members' files up to the archive's end; return the names of all members."""
-    seen: set[str] = set()
+def _unpack_members(stream: _Stream, folder: Path, names: _Names) -> None:
+    """Write the members' files up to the archive's end."""
     for _ in range(MOST_MEMBERS):
         member = _read_header(stream)
         if member is None:
-            return seen
+            return
         if member.type in (tarfile.XHDTYPE, tarfile.XGLTYPE):
             _skip_pax(stream, member)
             continue
         name = member.name.removeprefix("./")
-        if rule := _broken_rule(member, name) or (name in seen and "must stand in it once, but stands twice"):
+        if rule := _type_fault(member) or names.fault(name, member.isdir(), member.size):
             raise stream.refuse(member.name, rule)
-        seen.add(name)
         if not member.isdir():
-            _unpack_file(stream, member.size, None if name in EXTRAS else folder / name.removeprefix("Dataset/"))
+            wanted = names.is_corpus_file(name)
+            _unpack_file(stream, member.size, folder / Path(name).name if wanted else None)
     raise stream.too_large(f"have fewer than {MOST_MEMBERS:,} members")
 
 
@@ -181,24 +273,16 @@ def _read_header(stream: _Stream) -> tarfile.TarInfo | None:
         raise stream.broken(f"{error} in the header of a member") from error
 
 
-def _broken_rule(member: tarfile.TarInfo, name: str) -> str:
-    """Return the rule that a member breaks and how, or nothing."""
-    if member.isdir():
-        return "" if name == "Dataset" and not member.size else "must be no folder other than Dataset/"
-    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-        return f"must be a regular file or a folder, but is of type {member.type!r}"
-    folder, _, file = name.rpartition("/")
-    manifest = file in MANIFESTS
-    if name not in EXTRAS and not (folder == "Dataset" and (manifest or FEATURES.fullmatch(file))):
-        return "must be a manifest or uttr-NAME.pt in Dataset/, but is neither"
-    most = LARGEST_MANIFEST if manifest else LARGEST_FILE
-    return "" if 0 <= member.size <= most else f"must have 0 to {most:,} bytes, but has {str(member.size)[:30]}"
+def _type_fault(member: tarfile.TarInfo) -> str:
+    if member.isdir() or member.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
+        return ""
+    return f"must be a regular file or a folder, but is of type {member.type!r}"
 
 
 def _skip_pax(stream: _Stream, member: tarfile.TarInfo) -> None:
     """Pass over a pax header, unless it would change what the next member is: only the plain header says that."""
     if not 0 <= member.size <= LARGEST_PAX:
-        raise stream.refuse(member.name, f"must be a pax header of at most {LARGEST_PAX:,} bytes, but is no such")
+        raise stream.refuse(member.name, f"must be a pax header of at most {LARGEST_PAX:,} bytes, but is not")
     for key in _pax_keys(b"".join(stream.content(member.size))):
         if key is None or FORBIDDEN_PAX.fullmatch(key):
             what = "a malformed record" if key is None else repr(key.decode("ascii", "backslashreplace"))[:80]
@@ -215,3 +299,117 @@ def _pax_keys(data: bytes) -> Iterator[bytes | None]:
             return
         yield found[2]
         data = data[length:]
+
+
+def _unpack_zip(paths: Sequence[Path], folder: Path) -> None:
+    """Write a zip's corpus into a folder, once all members are known to keep the rules."""
+    path = paths[0]
+    if len(paths) > 1:
+        names = " ".join(shlex.quote(str(each)) for each in paths)
+        whole = shlex.quote(str(path.with_name("Dataset.zip")))
+        raise UserError(f"{path}: a zip must be one file, but this is in parts; cat {names} > {whole}")
+    try:
+        with path.open("rb") as stream, zipfile.ZipFile(_ShortReads(stream, path)) as archive:
+            members = _zip_corpus(archive, path)
+            total = sum(member.file_size for member in members)
+            with tqdm(total=total, desc="unpacking", unit="B", unit_scale=True, disable=None) as bar:
+                for member in members:
+                    target = folder / Path(member.filename).name
+                    with archive.open(member) as source, target.open("xb") as file:
+                        shutil.copyfileobj(source, file, CHUNK)
+                    bar.update(member.file_size)
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, ValueError) as error:
+        raise UserError(
+            f"{path}: the zip cannot be read ({str(error)[:200]}); it is cut or damaged: fetch it again"
+        ) from error
+
+
+class _ShortReads:
+    """A file that is read in pieces of at most MOST_ZIP_LIST bytes.
+
+    `zipfile` reads the list of members whole, and makes an object of each, before any is counted.
+    """
+
+    def __init__(self, stream: BinaryIO, path: Path) -> None:
+        self._stream, self._path = stream, path
+        self.seek, self.tell, self.seekable = stream.seek, stream.tell, stream.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        """Read at most `size` bytes, or all that follow."""
+        data = self._stream.read(MOST_ZIP_LIST + 1 if size < 0 else min(size, MOST_ZIP_LIST + 1))
+        if len(data) > MOST_ZIP_LIST:
+            rule = f"a zip must list its members in at most {MOST_ZIP_LIST:,} bytes"
+            raise UserError(f"{self._path}: {rule}, but this list is longer; {AGAIN}")
+        return data
+
+
+def _zip_corpus(archive: zipfile.ZipFile, path: Path) -> list[zipfile.ZipInfo]:
+    """Return the members of a zip that are a corpus's files, all members checked.
+
+    What else it holds, as Kaggle's sample submission, is left out. Raises UserError for a member
+    that breaks a rule, and for a zip without a corpus.
+    """
+    members = archive.infolist()
+    _check_zip_size(members, path)
+    for member in members:
+        if rule := _zip_fault(member):
+            raise _refuse_zip(path, member.filename, rule)
+    found = [CORPUS_FILE.fullmatch(member.filename) for member in members]
+    folders = sorted({each[1] for each in found if each and each[2] == "metadata.json"})
+    if len(folders) != 1:
+        raise UserError(_no_corpus(path, folders, [member.filename for member in members]))
+    names = _Names(folders[0])
+    corpus = [member for member in members if names.is_corpus_file(member.filename)]
+    for member in corpus:
+        if rule := names.fault(member.filename, False, member.file_size):
+            raise _refuse_zip(path, member.filename, rule)
+    if missing := names.missing():
+        raise _refuse_zip(path, missing, "must be there, but is missing")
+    return corpus
+
+
+def _check_zip_size(members: Sequence[zipfile.ZipInfo], path: Path) -> None:
+    """Raise UserError for a zip that would fill the disk."""
+    count, size = len(members), sum(member.file_size for member in members)
+    limits = (
+        (count >= MOST_MEMBERS, f"have fewer than {MOST_MEMBERS:,} members, but has {count:,}"),
+        (size > MOST_BYTES, f"unpack to at most {MOST_BYTES:,} bytes, but has {size:,}"),
+        (
+            size > FREE_BYTES + MOST_RATIO * path.stat().st_size,
+            f"unpack to at most {MOST_RATIO} times its size, but has {size:,} bytes",
+        ),
+    )
+    for broken, rule in limits:
+        if broken:
+            raise UserError(f"{path}: the archive must {rule}; {AGAIN}")
+
+
+def _zip_fault(member: zipfile.ZipInfo) -> str:
+    """Return the rule that any member of a zip must keep and this one does not, or nothing."""
+    mode = member.external_attr >> 16
+    if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
+        return f"must be a regular file or a folder, but is of mode {mode:o}"
+    if not PLAIN_PATH.fullmatch(member.filename) or member.filename != member.orig_filename:
+        return "must have a path that stays in its folder, with / between names, but has not"
+    if member.flag_bits & 0x1:
+        return "must not be encrypted, but is"
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return f"must be stored or deflated, but is packed by method {member.compress_type}"
+    return ""
+
+
+def _refuse_zip(path: Path, name: str, rule: str) -> UserError:
+    return UserError(f"{path}: the archive's member {repr(name)[:80]} {rule}; {AGAIN}")
+
+
+def _no_corpus(path: Path, folders: Sequence[str], names: Sequence[str]) -> str:
+    """Return what a zip without a corpus is, or with several, and what to do."""
+    if folders:
+        advice = "unpack it with unzip and run python -m speaker check on the one you want"
+        return f"{path}: a zip must hold one corpus, but holds {len(folders)}; {advice}"
+    if any(PART_OR_TAR.fullmatch(name) for name in names):
+        target = shlex.quote(str(path.with_suffix("")))
+        advice = f"unzip {shlex.quote(str(path))} -d {target} and give --parts {target}"
+        return f"{path}: the zip holds an archive, not its files; {advice}"
+    rule = f"a zip must hold {', '.join(MANIFESTS)} and the feature files"
+    return f"{path}: {rule}, but has no metadata.json among its {len(names):,} members; {AGAIN}"

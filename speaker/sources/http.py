@@ -21,8 +21,8 @@ from tqdm import tqdm
 from urllib3.exceptions import HTTPError
 
 from speaker.common.errors import UserError
-from speaker.common.files import sha256_file, sync_folder, write_atomically
-from speaker.sources.parts import LARGEST_PART, Part, check_url, is_page
+from speaker.common.files import recognize_file, sha256_file, sync_folder, write_atomically
+from speaker.sources.parts import LARGEST_PART, NOT_A_PART, Part, check_url
 
 THREADS = 4
 CHUNK = 256 << 10
@@ -182,7 +182,7 @@ class _Fetch:
                 if failures > len(self._job.pauses):
                     raise UserError(
                         f"{self._part.url}: must be reachable, but {failures} attempts in a row brought nothing new "
-                        f"({trouble}); what has arrived is kept, and the same command goes on from there"
+                        f"({trouble}); what has arrived is kept, and the same command resumes from there"
                     ) from trouble
                 pause = max(self._job.pauses[max(failures - 1, 0)], trouble.wait)
                 self._job.progress.say(f"{self._part.name}: {trouble}")
@@ -235,7 +235,7 @@ class _Fetch:
                 adapter = session.get_adapter(request.url)
                 response = adapter.send(request, timeout=self._job.timeout, **settings)
             except ValueError as error:  # requests' own, of URLs
-                raise UserError(f"{self._part.url}: cannot be asked for ({_reason(error)}); mend the URL") from error
+                raise UserError(f"{self._part.url}: cannot be asked for ({_reason(error)}); fix the URL") from error
             except (requests.RequestException, HTTPError) as error:
                 raise _TransientError(_reason(error)) from error
             if not response.is_redirect:
@@ -306,8 +306,9 @@ class _Fetch:
 
     def _finish(self) -> None:
         """Check the whole part and give it its name."""
-        if is_page(self._partial):
-            raise self._wrong("must be a file, but is a web page")
+        kind, _ = recognize_file(self._partial) or ("", "")
+        if kind in NOT_A_PART:
+            raise self._wrong(f"must be a piece of an archive, but is {kind}")
         with self._partial.open("rb+") as file:
             os.fsync(file.fileno())
         size = self._position()
@@ -369,7 +370,7 @@ def redirect_target(url: str, location: str, asked: str) -> str:
     """
     try:
         target = urljoin(url, location)
-    except ValueError:  # an address that is none; check_url says so
+    except ValueError:  # not an address; check_url says so
         target = location
     check_url(target, f"{asked}: what it redirects to")
     if url.startswith("https:") and not target.startswith("https:"):

@@ -1,6 +1,7 @@
 """The parts of the homework's archive: their names, URLs and order, as a manifest, a list of URLs or a folder says."""
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -10,13 +11,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from speaker.common.errors import UserError
-from speaker.common.files import parse_json, read_bounded
-from speaker.data.corpus import PLAIN_NAME
+from speaker.common.files import parse_json, read_bounded, real_path, recognize_file, what_is_at
+from speaker.data.corpus import PLAIN_NAME, corpora_near, is_corpus
 
 LARGEST_PART = 64 << 30
 LARGEST_MANIFEST = 1 << 20
 SUFFIXES = tuple(map("".join, product(ascii_lowercase, repeat=2)))
 PART_NAME = re.compile(r"(.+part)[a-z]{2}", re.DOTALL)
+WHOLE_NAME = re.compile(r".+\.(?:tar\.gz|tgz|zip)", re.DOTALL | re.IGNORECASE)
+NOT_A_PART = {"a web page", "a Git LFS pointer", "an empty file"}
 
 
 @dataclass(frozen=True)
@@ -57,25 +60,81 @@ def parts_of_urls(urls: Sequence[str]) -> tuple[Part, ...]:
 
 
 def find_parts(folder: Path) -> list[Path]:
-    """Return the parts of the archive in a folder, in order: `*.partaa`, `*.partab`, ... or one `Dataset.tar.gz`.
+    """Return the parts of the archive in a folder, in order, or the one file that holds it whole.
 
-    Raises UserError when one is missing, doubled or of another archive. A last one that is missing shows only when the
-    archive ends early.
+    These are `*.partaa`, `*.partab` and so on, or a `.tar.gz` or `.zip`; such a file may be given
+    itself. Raises UserError when a part is missing, doubled or of another archive, and says what a
+    folder without an archive holds. A last part that is missing shows only when the archive ends
+    early.
     """
+    if folder.is_file() and WHOLE_NAME.fullmatch(folder.name):
+        return [_checked_part(folder)]
     if not folder.is_dir():
-        raise UserError(
-            f"{folder} must be a folder with the archive's parts, but is none; give the one that holds them"
-        )
-    names = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
-    found = [name for name in names if name == "Dataset.tar.gz" or PART_NAME.fullmatch(name)]
-    found.sort(key=lambda name: (name[-2:] if PART_NAME.fullmatch(name) else "", name))
-    _check_order(found, str(folder))
-    for name in found:
-        if not (folder / name).is_file():
-            raise UserError(f"{folder / name}: a part must be a regular file, but this is none; put the file there")
-        if is_page(folder / name):
-            raise UserError(f"{folder / name}: a part must be a piece of an archive, but is a web page; fetch it again")
-    return [folder / name for name in found]
+        held = f"give the folder that holds {folder.name}" if folder.is_file() else "give another"
+        rule = "--parts must be a folder with the archive's parts, or the archive in one file"
+        raise UserError(f"{rule}, but {folder} {what_is_at(folder)}; {held}")
+    parts, wholes = _candidates(folder)
+    if not parts and not wholes:
+        raise UserError(_nothing_in(folder))
+    return [_checked_part(folder / name) for name in _choose(folder, parts, wholes)]
+
+
+def _candidates(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the names in a folder that are those of parts, in order, and of whole archives."""
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    parts = [name for name in names if PART_NAME.fullmatch(name)]
+    parts.sort(key=lambda name: (name[-2:], name))
+    return parts, [name for name in names if WHOLE_NAME.fullmatch(name)]
+
+
+def _choose(folder: Path, parts: list[str], wholes: list[str]) -> list[str]:
+    """Return the names of the files to unpack, in order."""
+    if not parts:
+        if len(wholes) > 1:
+            files = " or ".join(shlex.quote(str(folder / name)) for name in wholes[:3])
+            rule = f"{folder}: --parts must hold one archive, but holds {len(wholes)}"
+            raise UserError(f"{rule}; give the right one: {files}")
+        return wholes
+    merged = parts[0].removesuffix(".partaa")
+    if merged not in wholes:
+        _check_order(parts, str(folder))
+        return parts
+    size = (folder / merged).stat().st_size
+    total = sum((folder / name).stat().st_size for name in parts)
+    if size != total:
+        rule = f"{folder}: the parts and {merged} must be one archive"
+        found = f"the parts have {total:,} bytes in all and {merged} has {size:,}"
+        smaller = "the parts" if total < size else merged
+        raise UserError(f"{rule}, but {found}; move {smaller} away if cut, or else the other")
+    return [merged]
+
+
+def _checked_part(path: Path) -> Path:
+    """Return the path of a part if it can be one."""
+    if not path.is_file():
+        rule = f"{path}: a part must be a regular file, but this {what_is_at(path)}"
+        raise UserError(f"{rule}; put the file there")
+    kind, advice = recognize_file(path) or ("", "")
+    if kind in NOT_A_PART:
+        raise UserError(f"{path}: a part must be a piece of an archive, but is {kind}; {advice}")
+    return path
+
+
+def _nothing_in(folder: Path) -> str:
+    """Return what a folder holds that holds no archive, and what to type."""
+    rule = f"{folder}: there must be at least one part, Dataset.tar.gz.partaa, or the whole archive"
+    if corpora := [folder] if is_corpus(folder) else corpora_near(folder):
+        there = shlex.quote(str(corpora[0]))
+        advice = f"type python -m speaker check {there}"
+        return f"{rule}, but the corpus is unpacked already in {there}; {advice}"
+    for near in (*sorted(folder.iterdir()), real_path(folder).parent):
+        if near.is_dir() and not near.name.startswith(".") and any(_candidates(near)):
+            return f"{rule}, but these are in {near}; give --parts {shlex.quote(str(near))}"
+    names = sorted(path.name for path in folder.iterdir())
+    shown = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3:,} more" if names[3:] else "")
+    tars = [name for name in names if name.lower().endswith(".tar")]
+    advice = f"type gzip {shlex.quote(str(folder / tars[0]))}" if tars else "add it"
+    return f"{rule}, but there is {shown or 'nothing'}; {advice}"
 
 
 def _object(value: object, needed: str, others: Sequence[str], where: str) -> dict[str, Any]:
@@ -94,13 +153,13 @@ def _read_entry(value: object, where: str) -> Part:
     entry = _object(value, "url", ("size", "sha256"), where)
     url, size, sha256 = entry["url"], entry.get("size"), entry.get("sha256")
     if not isinstance(url, str):
-        raise UserError(f"{where}.url must be text, but is {type(url).__name__}; mend it")
+        raise UserError(f"{where}.url must be text, but is {type(url).__name__}; fix it")
     if size is not None and not (type(size) is int and 1 <= size <= LARGEST_PART):
         raise UserError(
-            f"{where}.size must be a whole number from 1 to {LARGEST_PART}, but is {str(size)[:20]}; mend it"
+            f"{where}.size must be a whole number from 1 to {LARGEST_PART}, but is {str(size)[:20]}; fix it"
         )
     if sha256 is not None and not (isinstance(sha256, str) and re.fullmatch("[0-9A-Fa-f]{64}", sha256)):
-        raise UserError(f"{where}.sha256 must be 64 hex digits, but is {str(sha256)[:80]!r}; mend it")
+        raise UserError(f"{where}.sha256 must be 64 hex digits, but is {str(sha256)[:80]!r}; fix it")
     return Part(url, _name(url, f"{where}.url"), size, sha256.lower() if sha256 else None)
 
 
@@ -118,7 +177,7 @@ def check_url(url: str, where: str) -> None:
     try:
         split = urlsplit(url)
         web = split.scheme in ("http", "https") and bool(split.hostname) and split.port != 0
-    except ValueError:  # a port or an address that is none
+    except ValueError:  # a port or an address that is not one
         web = False
     if not web or not re.fullmatch("[!-~]{1,4000}", url):
         shown = re.sub("//.*@", "//***@", url)[:200]
@@ -138,11 +197,5 @@ def _check_order(names: Sequence[str], where: str) -> None:
             right = repr(wanted[number]) if number < len(wanted) else "no more"
             raise UserError(
                 f"{where}: part {number + 1} must be {right}, but is {name[:80]!r}; give the parts of one archive, "
-                "partaa, partab and on, each once and in this order"
+                "partaa, partab and so on, each once and in this order"
             )
-
-
-def is_page(path: Path) -> bool:
-    """Whether a file is a web page: what a login, a notice or a proxy's excuse looks like when it was saved."""
-    with path.open("rb") as file:
-        return re.match(rb"\s*<(!doctype|html)", file.read(200), re.IGNORECASE) is not None

@@ -10,6 +10,7 @@ from experiments.context import load_context
 from speaker.common.errors import UserError
 from speaker.data.check import Findings, check, check_quickly, describe, draw
 from speaker.data.corpus import Corpus, read_corpus, read_mels
+from tests.data.test_corpus import rename
 from tests.helpers import change, run, write_corpus
 
 
@@ -69,7 +70,7 @@ def test_each_class_of_problem_is_counted_with_its_first_cases(copy: Path) -> No
     (copy / "sox_effects.pt").touch()
     report = check(copy)
     assert report.errors.counts == {
-        "feature file that is missing or no file": 7,
+        "feature file that is missing or not a file": 7,
         "feature file that is damaged": 2,
         "tensor of another kind than the entry says": 2,
         "mel_len out of range": 1,
@@ -83,7 +84,7 @@ def test_each_class_of_problem_is_counted_with_its_first_cases(copy: Path) -> No
     }
     text = describe(report)
     assert text.count("is missing; fetch it again") == 5
-    assert "7 x feature file that is missing or no file" in text
+    assert "7 x feature file that is missing or not a file" in text
     assert "and 2 more" in text
     assert f"{paths[20].name} of id00001 equals {paths[14].name} of id00000" in text
 
@@ -92,6 +93,47 @@ def test_labels_that_do_not_belong_are_an_error(copy: Path) -> None:
     (copy / "testlabels.csv").write_text("Id,Category\nuttr-1.pt,id00000\n")
     report = check(copy)
     assert report.errors.counts == {"testlabels.csv that does not belong to testdata.json": 1}
+
+
+def test_files_that_are_read_but_should_be_saved_again_are_warned_of(copy: Path) -> None:
+    corpus = read_corpus(copy)
+    for utterance, rows, old in zip(corpus.utterances[:3], (3, 3_000, 0), (0, 0, 1), strict=True):
+        mels = torch.cat((torch.zeros(rows, 40), read_mels(corpus, utterance)))[rows:]
+        path = copy / utterance.feature_path
+        torch.save(mels, path, _use_new_zipfile_serialization=not old)
+    report = check(copy)
+    assert not report.errors.counts
+    assert report.warnings.cases == {
+        "feature file that holds more than its utterance; save the tensor's clone()": [
+            f"{corpus.utterances[1].feature_path} has "
+            f"{(copy / corpus.utterances[1].feature_path).stat().st_size:,} bytes"
+        ],
+        "feature file without checksums, of PyTorch before 1.6; save it again": [corpus.utterances[2].feature_path],
+    }
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("Jos\u00e9", "Jose\u0301"), ("anna", "Anna"), ("anna", "anna "), ("\ufb01n", "fin")],
+)
+def test_two_speakers_whose_names_look_the_same_are_warned_of(copy: Path, names: tuple[str, str]) -> None:
+    for old, new in zip(("id00001", "id00003"), names, strict=True):
+        change(copy, "mapping.json", lambda m, old=old, new=new: rename(m, old, new))
+        change(
+            copy,
+            "metadata.json",
+            lambda m, old=old, new=new: m["speakers"].update({new: m["speakers"].pop(old)}),
+        )
+    report = check(copy)
+    assert not report.errors.counts
+    case = f"{names[0]!a} and {names[1]!a}"
+    assert report.warnings.cases == {"two speakers whose names look the same": [case]}
+
+
+def test_a_name_with_a_line_break_is_in_one_line(copy: Path) -> None:
+    (copy / "stray\nerrors none\x1b[31m").touch()
+    lines = describe(check(copy)).split("\n")
+    assert lines[-1].strip() == r"stray\nerrors none\x1b[31m"
 
 
 def test_the_figure(corpus: Corpus, tmp_path: Path) -> None:
@@ -116,7 +158,9 @@ def test_the_quick_part_reads_no_features(copy: Path) -> None:
     assert not check_quickly(corpus).counts
     (copy / corpus.utterances[5].feature_path).unlink()
     (copy / corpus.test[5].feature_path).unlink()
-    with pytest.raises(UserError, match=f"2 of 66 are missing, the first is {corpus.utterances[5].feature_path}"):
+    with pytest.raises(
+        UserError, match=f"2 of 66 are missing, the first is {corpus.utterances[5].feature_path}; run python"
+    ):
         check_quickly(corpus)
 
 
@@ -163,7 +207,12 @@ def test_the_verb(copy: Path, tmp_path: Path) -> None:
     failed = run(tmp_path, "speaker", "check", "copy", "--figure", "a.svg")
     assert failed.returncode == 2
     assert "1 x feature file that is missing" in failed.stdout
-    assert failed.stderr == "error: a corpus must have no errors, but copy has 1 of 1 kinds; mend them as said above\n"
+    assert failed.stderr == "error: a corpus must have no errors, but copy has 1 of 1 kinds; fix them as said above\n"
+    below = run(copy / "..", "speaker", "check", ".")
+    assert below.stderr == (
+        "error: . must be a corpus, but holds none of mapping.json, metadata.json, testdata.json; "
+        "the corpus is in copy: give that instead of .\n"
+    )
     (copy / "mapping.json").write_text("[]")
     failed = run(tmp_path, "speaker", "check", "copy")
     assert (failed.returncode, failed.stderr.count("\n")) == (2, 1)

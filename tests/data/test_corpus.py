@@ -1,5 +1,11 @@
+import gzip
+import io
 import os
+import re
 import shutil
+import subprocess
+import sys
+import unicodedata
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +16,17 @@ import torch
 
 from speaker.common.errors import UserError
 from speaker.common.seeding import permutation
-from speaker.data.corpus import MOST_MANIFEST_BYTES, Corpus, UtteranceError, read_corpus, read_manifests, read_mels
+from speaker.data.corpus import (
+    MOST_FEATURE_BYTES,
+    MOST_MANIFEST_BYTES,
+    Corpus,
+    UtteranceError,
+    read_corpus,
+    read_manifests,
+    read_mels,
+)
 from speaker.data.split import split
-from tests.helpers import change
+from tests.helpers import change, refused
 
 
 def rename(mapping: dict[str, Any], old: str, new: str) -> None:
@@ -104,7 +118,7 @@ def test_a_manifest_that_is_no_file_is_not_waited_for(copy: Path, make: Callable
         ("mapping.json", lambda m: m["id2speaker"].update({"1": "id00002"}), "inverse"),
         ("mapping.json", lambda m: m.pop("id2speaker"), "'id2speaker' is missing"),
         ("mapping.json", lambda m: m.update(speaker2id={"a": 0}, id2speaker={"0": "a"}), "at least 2 speakers"),
-        ("metadata.json", lambda m: m["speakers"].pop("id00001"), "'id00001' is in only one"),
+        ("metadata.json", lambda m: m["speakers"].pop("id00001"), "lacks 1 of the 4 speakers of mapping.json"),
         ("metadata.json", lambda m: m.update(n_mels="40"), "n_mels must be int"),
         ("metadata.json", lambda m: m.update(n_mels=0), "n_mels must be at least 1"),
         ("metadata.json", lambda m: m["speakers"].update(id00001={}), "id00001 must be list"),
@@ -209,6 +223,15 @@ def replace_by_fifo(path: Path) -> None:
     os.mkfifo(path)
 
 
+def write_zip(path: Path, members: dict[str, bytes]) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 8000\n"
+
+
 def rewrite(path: Path, compression: int, edit: Callable[[bytes], bytes] = bytes) -> None:
     """Write a feature file again, its pickle edited, with right checksums."""
     with zipfile.ZipFile(path) as archive:
@@ -234,22 +257,30 @@ class Payload:
         (replace_by_fifo, "must be a regular file"),
         (lambda path: path.write_bytes(b""), "whole file of torch.save"),
         (lambda path: path.write_bytes(b"uttr" * 5_000), "whole file of torch.save"),
-        (lambda path: path.write_bytes(bytes(9_000_000)), "must have at most"),
+        (lambda path: os.truncate(path, MOST_FEATURE_BYTES + 1), "must have at most"),
+        (lambda path: path.write_bytes(b"<html>quota"), "but is a web page; open it in a browser"),
+        (lambda path: path.write_bytes(LFS_POINTER), "but is a Git LFS pointer; run git lfs pull"),
+        (lambda path: path.write_bytes(b"\x93NUMPY\1\0"), "but is a NumPy array; save it as a tensor"),
+        (lambda path: path.write_bytes(gzip.compress(path.read_bytes())), "but is a gzip file; unpack"),
         (lambda path: path.write_bytes(_flip(path.read_bytes())), "checksum"),
-        (lambda path: torch.save(MELS, path, _use_new_zipfile_serialization=False), "whole file of torch.save"),
         (lambda path: rewrite(path, zipfile.ZIP_DEFLATED), "is compressed"),
         (lambda path: rewrite(path, zipfile.ZIP_STORED, lambda pickled: pickled[:-20]), "cannot be read as one"),
-        (save({"mels": 1}), "holds dict"),
+        (save({"mels": 1}), "dense tensor alone, but holds 0 tensors"),
+        (save({"mels": MELS}), "holds dict"),
         (save([MELS]), "holds list"),
-        (save([print]), "cannot be read as one"),
-        (save(Payload()), "cannot be read as one"),
-        (save(torch.zeros(50, 40, device="meta")), "must hold dense real numbers, .* on meta"),
-        (save(MELS.to_sparse()), "must hold dense real numbers, .*sparse"),
+        (save([MELS, MELS + 1]), "holds 2 tensors"),
+        (save([print]), "holds '__builtin__.print'"),
+        (save(Payload()), "holds 'posix.system'"),
+        (save(torch.zeros(50, 40, device="meta")), "holds 'torch._utils._rebuild_meta_tensor_no_storage'"),
+        (save(MELS.to_sparse()), "holds 'torch._utils._rebuild_sparse_tensor'"),
+        (save(list(range(5_000))), "dense tensor alone, but holds more"),
+        (lambda path: write_zip(path, {f"x/{i}": bytes(9_000) for i in range(120)}), "100 members"),
+        (lambda path: write_zip(path, {"x/data.pkl": b"", "y/data.pkl": b""}), "cannot be read as one"),
         (save(MELS.to(torch.complex64)), "must hold dense real numbers, .*complex64"),
         (save(MELS.int()), "must hold dense real numbers, .*int32"),
         (
             lambda path: torch.save(torch.quantize_per_tensor(MELS, 0.1, 0, torch.qint8), path),
-            "must hold dense real numbers, .*qint8",
+            "holds 'torch._utils._rebuild_qtensor'",
         ),
         (save(torch.zeros(50, 80)), r"must be of shape \(50, 40\), but is \(50, 80\)"),
         (save(torch.zeros(40)), r"but is \(40,\)"),
@@ -317,6 +348,176 @@ def test_a_tensor_that_wants_a_gradient_is_only_a_tensor(copy: Path) -> None:
     again = read_mels(whole, whole.utterances[3])
     assert torch.equal(again, mels)
     assert not again.requires_grad
+
+
+def old_format(tensor: object) -> bytes:
+    """Return a file of torch.save as PyTorch before 1.6 wrote it."""
+    stream = io.BytesIO()
+    torch.save(tensor, stream, _use_new_zipfile_serialization=False)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("rows", [3, 3_000])
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_a_slice_of_a_larger_tensor_is_read(copy: Path, rows: int, old: bool, dtype: torch.dtype) -> None:
+    """torch saves all that a slice was cut from: 3,000 rows are more than the entry warrants."""
+    corpus = read_corpus(copy)
+    utterance = corpus.utterances[3]
+    mels = torch.randn(rows + utterance.frames, 40).to(dtype)
+    torch.save(mels[rows:], copy / utterance.feature_path, _use_new_zipfile_serialization=not old)
+    read = read_mels(corpus, utterance)
+    assert torch.equal(read, mels[rows:].float())
+    assert read.untyped_storage().nbytes() <= 2 * read.nbytes, "the rest must not stay in memory"
+
+
+def test_the_old_format_is_read(copy: Path) -> None:
+    corpus = read_corpus(copy)
+    utterance = corpus.utterances[3]
+    mels = read_mels(corpus, utterance)
+    for value in (mels, torch.nn.Parameter(mels), mels.T.contiguous().T):
+        (copy / utterance.feature_path).write_bytes(old_format(value))
+        assert torch.equal(read_mels(corpus, utterance), mels)
+
+
+OLD = old_format(MELS)
+OLD_COUNT = (2_000).to_bytes(8, "little")
+
+
+@pytest.mark.parametrize(
+    ("data", "rule"),
+    [
+        (old_format({"mels": MELS}), "holds dict"),
+        (old_format([MELS, MELS + 1]), "holds 2 tensors"),
+        (old_format(Payload()), "holds 'posix.system'"),
+        (old_format(MELS.int()), "holds a IntStorage"),
+        (old_format(MELS.to_sparse()), "_rebuild_sparse_tensor"),
+        (old_format(torch.zeros(1).as_strided((50, 40), (0, 0))), "declares other sizes"),
+        (old_format(MELS[:-1]), r"but is \(49, 40\)"),
+        (OLD + b"more", "is cut or has more at its end"),
+        (OLD.replace(b"M\xd0\x07N", b"J\xd0\x07\xd0\x07N"), "declares other sizes"),
+        (OLD.replace(OLD_COUNT, (2**62).to_bytes(8, "little")), "is cut or has more at its end"),
+        (OLD.replace(b"torch\nFloatStorage", b"builtins\nbytearray"), "holds 'builtins.bytearray'"),
+        (OLD[:15] + b"\x80\x02" + b"N0" * 500 + OLD[15:], "cannot be read as one"),
+    ],
+)
+def test_an_old_file_that_is_not_one_tensor_is_refused(copy: Path, data: bytes, rule: str) -> None:
+    """torch would take memory as such a file says, before it sees that nothing is there."""
+    change(copy, "metadata.json", lambda m: m["speakers"]["id00000"][3].update(mel_len=50))
+    corpus = read_corpus(copy)
+    (copy / corpus.utterances[3].feature_path).write_bytes(data)
+    with pytest.raises(UtteranceError, match=rule) as caught:
+        read_mels(corpus, corpus.utterances[3])
+    assert str(caught.value).isprintable()
+
+
+def test_an_old_file_cut_anywhere_is_refused(copy: Path) -> None:
+    corpus = read_corpus(copy)
+    path = copy / corpus.utterances[3].feature_path
+    data = old_format(read_mels(corpus, corpus.utterances[3]))
+    for cut in {*range(0, len(data), 97), *range(400), *range(len(data) - 100, len(data))}:
+        path.write_bytes(data[:cut])
+        with pytest.raises(UtteranceError):
+            read_mels(corpus, corpus.utterances[3])
+
+
+def test_a_zip_may_not_take_memory_that_no_data_fill(copy: Path) -> None:
+    corpus = read_corpus(copy)
+    path = copy / corpus.utterances[3].feature_path
+    rewrite(path, zipfile.ZIP_STORED, lambda _: b"\x80\x02cbuiltins\nbytearray\n(J\0\0\0\x7ftR.")
+    with pytest.raises(UtteranceError, match="holds 'builtins.bytearray'"):
+        read_mels(corpus, corpus.utterances[3])
+
+
+def test_links_out_of_a_corpus_name_the_command_that_copies_them(copy: Path, tmp_path: Path) -> None:
+    linked = tmp_path / "linked corpus"
+    linked.mkdir()
+    for path in copy.iterdir():
+        (linked / path.name).symlink_to(path)
+    with pytest.raises(UserError, match="is a link out of it; copy the files themselves by cp") as caught:
+        read_corpus(linked)
+    command = re.search("cp -rL .*(?= and give)", str(caught.value))
+    assert command
+    subprocess.run(command[0], shell=True, check=True)  # noqa: S602  # as a user would
+    corpus = read_corpus(tmp_path / "linked corpus-copy")
+    read_mels(corpus, corpus.utterances[3])
+
+
+def test_a_link_to_a_corpus_is_the_corpus(copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(copy)
+    assert read_corpus(tmp_path / "link").folder == copy
+
+
+def test_links_that_lead_nowhere_are_one_line(copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    assert "but " + str(tmp_path / "loop") + " is a link to itself" in refused(lambda: read_corpus(tmp_path / "loop"))
+    (tmp_path / "dead").symlink_to("gone")
+    assert "is a link to gone, which does not exist" in refused(lambda: read_corpus(tmp_path / "dead"))
+    for target, rule in (("mapping.json", "is a link to itself"), ("gone", "which does not exist")):
+        (copy / "mapping.json").unlink()
+        (copy / "mapping.json").symlink_to(target)
+        assert rule in refused(lambda: read_corpus(copy))
+
+
+def test_the_folder_above_or_below_is_named(copy: Path, tmp_path: Path) -> None:
+    inside = copy / "inner"
+    inside.mkdir()
+    message = refused(lambda: read_corpus(tmp_path))
+    assert f"{tmp_path} must be a corpus, but holds none of mapping.json" in message
+    assert f"the corpus is in {copy}: give that instead of {tmp_path}" in message
+    assert f"the corpus is in {copy}: give that" in refused(lambda: read_corpus(inside))
+    assert f"the corpus is in {copy}: give that" in refused(lambda: read_corpus(copy / "metadata.json"))
+    shutil.copytree(copy, tmp_path / "other copy")
+    message = refused(lambda: read_corpus(tmp_path))
+    assert f"corpora are in {copy} or '{tmp_path / 'other copy'}'" in message
+
+
+def test_a_relative_folder_beside_a_corpus(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (copy / "inner").mkdir()
+    monkeypatch.chdir(copy.parent)
+    assert "the corpus is in copy: give that instead of ." in refused(lambda: read_corpus(Path()))
+    monkeypatch.chdir(copy / "inner")
+    assert f"the corpus is in {copy}: give" in refused(lambda: read_corpus(Path()))
+    assert "the corpus is in ../../copy: give" in refused(lambda: read_corpus(Path("../../copy/inner")))
+
+
+def test_no_corpus_near(tmp_path: Path) -> None:
+    message = refused(lambda: read_corpus(tmp_path))
+    assert "make one with python -m speaker download" in message
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_manifests_that_windows_wrote_are_read(copy: Path, corpus: Corpus, encoding: str) -> None:
+    for name in ("mapping.json", "metadata.json", "testdata.json"):
+        text = (copy / name).read_text()
+        (copy / name).write_text(text.replace(", ", ",\r\n"), encoding=encoding)
+    assert read_corpus(copy).utterances == corpus.utterances
+
+
+def test_a_manifest_that_is_something_else_is_named(copy: Path) -> None:
+    (copy / "metadata.json").write_bytes(LFS_POINTER)
+    assert "it is a Git LFS pointer); run git lfs pull" in refused(lambda: read_corpus(copy))
+
+
+def test_a_subset_of_the_speakers_names_the_way_out(copy: Path) -> None:
+    change(copy, "metadata.json", lambda m: m["speakers"].pop("id00001"))
+    message = refused(lambda: read_corpus(copy))
+    assert "metadata.json lacks 1 of the 4 speakers of mapping.json (the first is 'id00001')" in message
+    change(copy, "mapping.json", lambda m: rename(m, "id00002", "another"))
+    message = refused(lambda: read_corpus(copy))
+    assert "lacks 2 of the 4 speakers of mapping.json (the first is 'another')" in message
+    assert "mapping.json lacks 1 of the 3 speakers of metadata.json (the first is 'id00002')" in message
+    command = message.partition("by: ")[2].replace("python ", f"{sys.executable} ", 1)
+    subprocess.run(command, shell=True, check=True)  # noqa: S602  # as a user would
+    assert read_corpus(copy).speakers == ("id00000", "id00002", "id00003")
+
+
+def test_another_unicode_form_is_named(copy: Path) -> None:
+    name = "Jos\N{LATIN SMALL LETTER E WITH ACUTE}"
+    change(copy, "mapping.json", lambda m: rename(m, "id00001", name))
+    other = unicodedata.normalize("NFD", name)
+    change(copy, "metadata.json", lambda m: m["speakers"].update({other: m["speakers"].pop("id00001")}))
+    assert f"writes {name!r} in another Unicode form" in refused(lambda: read_corpus(copy))
 
 
 def test_the_homeworks_split() -> None:

@@ -1,6 +1,7 @@
 import contextlib
 import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -189,7 +190,7 @@ def test_a_part_that_changed_meanwhile_starts_over(
     server: FaultServer, out: Path, tmp_path: Path, longer: bool, ignored: bool
 ) -> None:
     server.faults[AB] = [Fault(cut=0.5), *[Fault(once_kept(out, AA, AC, AD), 503)] * 6]
-    assert "what has arrived is kept, and the same command goes on" in refused(lambda: fetch(server, out))
+    assert "what has arrived is kept, and the same command resumes" in refused(lambda: fetch(server, out))
     write_corpus(tmp_path / "new" / "Dataset", per_speaker=16 if longer else 15, seed=1)
     server.files = split(pack_folder(tmp_path / "new" / "Dataset"), 4)
     server.always[AB] = Fault(no_if_range=ignored)
@@ -244,7 +245,7 @@ def test_a_server_that_stays_unwell_is_given_up_and_gone_on_from(
     message = refused(lambda: fetch(server, out))
     assert f"{server.url(AB)}: must be reachable, but 6 attempts in a row brought nothing new" in message
     assert "the server answered 500" in message
-    assert "the same command goes on" in message
+    assert "the same command resumes" in message
     assert len(server.asked(AB)) == 6
     assert kept(out) == {name: len(files[name]) for name in (AA, AC, AD)}
     server.always.clear()
@@ -642,6 +643,33 @@ def test_unpacks_a_single_file(tmp_path: Path, out: Path, dataset: Path, files: 
     write_parts(tmp_path / "parts", {"Dataset.tar.gz": b"".join(files.values())})
     unpack_parts(find_parts(tmp_path / "parts"), out)
     assert tree(out) == tree(dataset)
+
+
+def test_unpacks_what_kaggle_gives(tmp_path: Path, dataset: Path) -> None:
+    archive = shutil.make_archive(str(tmp_path / "parts" / "ml2023springhw4"), "zip", dataset.parent, "Dataset")
+    done = run(tmp_path, "speaker", "download", "--parts", "parts", "--out", "from-folder")
+    assert done.returncode == 0, done.stderr
+    done = run(tmp_path, "speaker", "download", "--parts", archive, "--out", "from-file")
+    assert done.returncode == 0, done.stderr
+    assert tree(tmp_path / "from-folder") == tree(tmp_path / "from-file") == tree(dataset)
+    (tmp_path / "parts" / "ml2023springhw4.zip").write_bytes(b"PK\3\4")
+    done = run(tmp_path, "speaker", "download", "--parts", "parts", "--out", "broken")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "the zip cannot be read" in done.stderr
+
+
+def test_an_out_that_is_a_link_to_itself_is_one_line(tmp_path: Path, files: dict[str, bytes]) -> None:
+    paths = write_parts(tmp_path / "parts", files)
+    (tmp_path / "loop").symlink_to("loop")
+    assert "is a link to itself" in refused(lambda: unpack_parts(paths, tmp_path / "loop"))
+
+
+def test_a_git_lfs_pointer_is_not_a_part(server: FaultServer, out: Path) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+    server.always[AB] = Fault(body=pointer)
+    message = refused(lambda: fetch(server, out))
+    assert "must be a piece of an archive, but is a Git LFS pointer" in message
+    assert "--parts FOLDER" in message
 
 
 def test_another_archives_part_is_named(tmp_path: Path, out: Path, files: dict[str, bytes]) -> None:

@@ -1,8 +1,10 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from speaker.data.corpus import Corpus
 from speaker.sources.parts import HOMEWORK, Part, find_parts, parts_of_urls, read_manifest
 from tests.helpers import AA, AB, AC, AD, refused
 from tests.sources.test_archive import write_parts
@@ -119,7 +121,11 @@ def test_a_manifest_is_a_small_file(tmp_path: Path) -> None:
         ([AA, AC], f"part 2 must be '{AB}', but is '{AC}'"),
         ([AA, AB, "Other.partaa"], "part 2 must be 'Dataset.tar.gz.partab', but is 'Other.partaa'"),
         ([AA, AB, "Copy of " + AB], f"part 2 must be '{AB}', but is 'Copy of {AB}'"),
-        ([AA, AB, "Dataset.tar.gz"], f"part 1 must be '{AA}', but is 'Dataset.tar.gz'"),
+        ([AA, AB, "Dataset.tar.gz"], "the parts have 2 bytes in all and Dataset.tar.gz has 1; move Dataset.tar.gz"),
+        ([AA, AB, AC + ".crdownload", "Other.partab"], f"part 3 must be '{AC}', but is 'Other.partab'"),
+        (["a.zip", "b.tar.gz"], "must hold one archive, but holds 2; give the right one: "),
+        (["Dataset.tar"], "but there is 'Dataset.tar'; type gzip "),
+        (["a", "b", "c", "d"], "but there is 'a', 'b', 'c' and 1 more; add it"),
     ],
 )
 def test_parts_that_are_not_of_one_archive(tmp_path: Path, names: list[str], rule: str) -> None:
@@ -133,12 +139,54 @@ def test_parts_are_files(tmp_path: Path) -> None:
     write_parts(tmp_path / "parts", {AA: b"x"})
     (tmp_path / "parts" / AB).mkdir()
     assert f"{AB}: a part must be a regular file" in refused(lambda: find_parts(tmp_path / "parts"))
-    assert "must be a folder" in refused(lambda: find_parts(tmp_path / "parts" / AA))
-    assert "must be a folder" in refused(lambda: find_parts(tmp_path / "none"))
+    assert f"is a file; give the folder that holds {AA}" in refused(lambda: find_parts(tmp_path / "parts" / AA))
+    assert "none does not exist; give another" in refused(lambda: find_parts(tmp_path / "none"))
+    (tmp_path / "loop").symlink_to("loop")
+    assert "loop is a link to itself" in refused(lambda: find_parts(tmp_path / "loop"))
 
 
-def test_a_part_that_is_a_web_page_is_named(tmp_path: Path) -> None:
-    write_parts(tmp_path / "parts", {AA: b"x", AB: b"x", AC: b"<!doctype html><title>Sign in</title>"})
-    assert f"{AC}: a part must be a piece of an archive, but is a web" in refused(
-        lambda: find_parts(tmp_path / "parts")
-    )
+@pytest.mark.parametrize(
+    ("content", "rule"),
+    [
+        (b"<!doctype html><title>Sign in</title>", "but is a web page; open it in a browser"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "but is a Git LFS pointer; run git lfs pull"),
+        (b"", "but is an empty file; fetch it again"),
+    ],
+)
+@pytest.mark.parametrize("name", [AB, "Dataset.tar.gz", "hw4.zip"])
+def test_a_part_that_is_something_else_is_named(tmp_path: Path, name: str, content: bytes, rule: str) -> None:
+    others = {AA: b"x"} if name == AB else {}
+    write_parts(tmp_path / "parts", {**others, name: content})
+    message = refused(lambda: find_parts(tmp_path / "parts"))
+    assert f"{name}: a part must be a piece of an archive, {rule}" in message
+
+
+@pytest.mark.parametrize("name", ["Dataset.tar.gz", "hw4.tgz", "ml2023springhw4.zip", "HW4 (1).ZIP"])
+def test_a_whole_archive_is_found_or_given(tmp_path: Path, name: str) -> None:
+    (path,) = write_parts(tmp_path / "parts", {name: b"x"})
+    assert find_parts(tmp_path / "parts") == [path]
+    assert find_parts(path) == [path]
+
+
+def test_parts_beside_the_merged_file(tmp_path: Path) -> None:
+    write_parts(tmp_path / "parts", {AA: b"123", AB: b"45", "Dataset.tar.gz": b"12345", "hw4.zip": b"x"})
+    assert find_parts(tmp_path / "parts") == [tmp_path / "parts" / "Dataset.tar.gz"]
+    (tmp_path / "parts" / "Dataset.tar.gz").write_bytes(b"123456")
+    assert "has 6; move the parts away if cut" in refused(lambda: find_parts(tmp_path / "parts"))
+
+
+def test_parts_that_are_in_another_folder(tmp_path: Path) -> None:
+    write_parts(tmp_path / "my parts", {AA: b"x"})
+    (tmp_path / "my parts" / "inner").mkdir()
+    assert f"give --parts '{tmp_path / 'my parts'}'" in refused(lambda: find_parts(tmp_path))
+    message = refused(lambda: find_parts(tmp_path / "my parts" / "inner"))
+    assert f"give --parts '{tmp_path / 'my parts'}'" in message
+
+
+def test_a_corpus_needs_no_parts(corpus: Corpus, tmp_path: Path) -> None:
+    shutil.copytree(corpus.folder, tmp_path / "Dataset")
+    (tmp_path / "Dataset" / "inner").mkdir()
+    there = tmp_path / "Dataset"
+    for folder in (tmp_path, there, there / "inner"):
+        message = refused(lambda folder=folder: find_parts(folder))
+        assert f"unpacked already in {there}; type python -m speaker check {there}" in message
