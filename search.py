@@ -1,8 +1,6 @@
 """Search for the best point: run or resume a study of tracked trials. `python search.py --help` lists the flags."""
 
-import contextlib
 import shlex
-import sys
 from pathlib import Path
 
 from speaker.common.cli import Parser, natural, plain_name, positive_float, positive_int, run_cli
@@ -23,6 +21,9 @@ def parser() -> Parser:
     )
     flags.add_argument(
         "--steps", type=positive_int, help="training steps of a trial; 70000 on a corpus, 100 on the demo"
+    )
+    flags.add_argument(
+        "--batch-size", type=positive_int, metavar="N", help="utterances a step; 32, or all if there are fewer"
     )
     flags.add_argument("--space", default="homework", metavar="NAME", help="search space: homework or wide")
     flags.add_argument("--seed", type=natural, default=0, help="of the study: sampler, weights, dropout, data order")
@@ -52,69 +53,55 @@ def main() -> None:
     from experiments.context import load_context, move_to_device
     from experiments.study.local_workers import run_workers
     from experiments.study.progress import Progress
-    from experiments.study.search import SearchSettings, WorkerSpec, default_storage
+    from experiments.study.search import RESUME, SearchSettings, WorkerSpec, default_storage
     from experiments.study.space import find_space
-    from experiments.study.trial import STORE_FAILURES, run_trial, store_failed
+    from experiments.study.trial import run_trial
     from experiments.tracking.leaderboard import ranked, table
     from experiments.tracking.store import default_tracking_uri
     from experiments.urls import masked
-    from speaker.common.errors import DeviceLostError, UserError
     from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE
     from speaker.training.lookahead import describe
-    from speaker.training.train import validate_batch_size
 
     space = find_space(arguments.space)
     storage_url = arguments.storage or default_storage(STATE)
     tracking_uri = arguments.tracking_uri or default_tracking_uri(STATE)
     context = load_context(arguments.data, arguments.device, arguments.precision, STATE, arguments.jobs)
     base = HOMEWORK_BASELINE if arguments.data else DEMO_BUDGET
+    base = base.with_steps(arguments.steps) if arguments.steps else base
     settings = SearchSettings(
         name=arguments.study or f"{space.name}-{context.corpus.name}",
         space=space,
-        base=base.with_steps(arguments.steps) if arguments.steps else base,
+        base=context.fit_batch(base, arguments.batch_size),
         seed=arguments.seed,
         sampler=arguments.sampler,
         pruner=arguments.pruner,
         trials=arguments.trials,
         timeout=arguments.timeout,
     )
-    validate_batch_size(settings.base, context.pack, context.protocol)
     worker = WorkerSpec(settings, context, storage_url, tracking_uri).open()
-    try:
+    with worker.closing():
         done = worker.finished()
-        if len(done) < settings.trials:
+        missing = settings.trials - len(done)
+        if missing > 0:
             points = space.points(settings.base)
             context, costs = move_to_device(context, (points[0], points[-1]), arguments.jobs)
             with uninterrupted():
                 worker.use(context)
-            device = context.provenance["device"]
-            print(f"Study {settings.name}: {settings.trials} trials of {settings.base.steps:,} steps on {device}.")
-            print(describe(points, costs, settings.trials - len(done), context.compute, arguments.jobs), flush=True)
-        at_once = max(1, min(arguments.jobs, settings.trials - len(done)))
+            device, steps = context.provenance["device"], settings.base.steps
+            print(f"Study {settings.name}: {settings.trials} trials of {steps:,} steps on {device}.")
+            print(describe(points, costs, missing, context.compute, arguments.jobs), flush=True)
+        at_once = max(1, min(arguments.jobs, missing))
         with uninterrupted(), Progress(worker.shared, settings.trials, done, at_once) as progress:
             if at_once > 1:
-                run_workers(WorkerSpec(settings, context, storage_url, tracking_uri), at_once, progress)
+                spec = WorkerSpec(settings, context, storage_url, tracking_uri)
+                run_workers(spec, at_once, progress)
             else:
                 for trial in worker.trials():
                     config, result = run_trial(worker.shared, trial, progress.running[0])
                     progress.ended(trial.number, config, result)
-    except BrokenPipeError:  # whoever read our output is gone; no store failed
-        worker.close()
-        raise
-    except (UserError, *STORE_FAILURES) as error:
-        with contextlib.suppress(*STORE_FAILURES):
-            worker.close()
-        if isinstance(error, DeviceLostError):
-            raise DeviceLostError(f"{error}; run the same command to go on") from error
-        raise error if isinstance(error, UserError) else store_failed(error) from error
-    except BaseException:
-        worker.close()
-        print(f"{len(worker.finished())} trials finished; run the same command to go on.", file=sys.stderr)
-        raise
-    worker.close()
     finished = len(worker.finished())
     if finished < settings.trials:
-        print(f"Time is up with {finished} of {settings.trials} trials finished; run the same command to go on.")
+        print(f"Time is up with {finished} of {settings.trials} trials finished; {RESUME}.")
     elsewhere = ["--tracking-uri", masked(tracking_uri)] if arguments.tracking_uri else []
     print(f"\n{table(ranked(worker.shared.store, settings.name), best=5)}\n\nNext:")
     print(next_commands(settings.name, context.corpus.folder, elsewhere))

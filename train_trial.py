@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from speaker.common.cli import Parser, plain_name, run_cli
 from speaker.common.paths import STATE
-from speaker.common.signals import interruptible, uninterrupted
+from speaker.common.signals import uninterrupted
 from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE, PRESETS, TrialConfig
 
 if TYPE_CHECKING:  # they bring torch and mlflow, which --help does without
-    from experiments.tracking.store import TrackedRun
-    from speaker.training.train import Report
+    from experiments.context import TrainingContext
+    from experiments.tracking.store import TrackedRun, TrackingStore
+    from speaker.training.train import Report, TrialResult
 
 
 def parser() -> Parser:
@@ -71,78 +72,90 @@ def main() -> None:
     arguments = parser().parse_args()
     config = chosen_point(arguments)
     # Late: torch and mlflow take seconds to import, and --help needs neither.
-    from tqdm import tqdm
-
     from experiments.context import load_context, move_to_device
+    from experiments.tracked_training import explaining_failures
     from experiments.tracking.store import TrackingStore, default_tracking_uri
     from speaker.training.lookahead import describe
-    from speaker.training.train import train, validate_batch_size
+    from speaker.training.metrics import format_accuracy
+    from speaker.training.outcome import Outcome
 
     context = load_context(arguments.data, arguments.device, arguments.precision, STATE)
-    validate_batch_size(config, context.pack, context.protocol)
+    config = context.fit_batch(config, arguments.batch_size)
     context, costs = move_to_device(context, [config])
     store = TrackingStore(arguments.tracking_uri or default_tracking_uri(STATE))
     with contextlib.ExitStack() as stack:
-        if arguments.resume:
-            stack.enter_context(only_process(arguments.resume))
-            found = context.checkpoint(arguments.resume, config).load()  # refuses what it cannot go on from
-            run = store.reopen_run(arguments.resume, config, context)
-            if not found:
-                print("It has no checkpoint yet, so it starts over.")
-        else:
-            is_preset = arguments.preset and not given_fields(arguments).keys() - {"steps", "seed"}
-            run = store.open_run(config.label(), {"preset": arguments.preset} if is_preset else {})
-            stack.enter_context(only_process(run.run_id))
-        bar = stack.enter_context(tqdm(total=config.steps, desc=config.label(), unit="step", disable=None))
-        print(f"Run {run.run_id}. Should it be stopped, go on with: {resuming_command(run.run_id)}")
+        stack.enter_context(explaining_failures("run it again; a run that has begun is resumed with --resume"))
+        run = open_run(arguments, config, context, store, stack)
+        resume = resuming_command(run.run_id)
+        stack.enter_context(explaining_failures(f"resume with: {resume}"))
+        print(f"Run {run.run_id}. If it is stopped, resume it with: {resume}")
         print(f"On {context.provenance['device']}. {describe([config], costs, 1, context.compute)}", flush=True)
-        checkpoint = context.checkpoint(run.run_id, config)
-        with uninterrupted(), run.guarded():
-            run.log_setup(config, context)
-            with interruptible():
-                result = train(config, context.pack, context.protocol, reporter(run), context.compute, checkpoint, bar)
-            run.log_result(result, config, context)
-        run.close(result.outcome, result.reason)
-        checkpoint.remove()
-    whole, crops = (f"{value:.4f}" if value is not None else "-" for value in result.scores())
-    print(f"{result.outcome}: whole {whole}, crops {crops}, {result.parameters:,} parameters, {result.seconds:.1f} s"
-          + (f" ({result.reason})" if result.reason else ""))  # fmt: skip
+        result = train_tracked(config, context, run)
+    whole, crops = map(format_accuracy, result.scores())
+    reason = f" ({result.reason})" if result.reason else ""
+    print(
+        f"{result.outcome}: whole {whole}, crops {crops}, {result.parameters:,} parameters, "
+        f"{result.seconds:.1f} s{reason}"
+    )
     if result.fallback:
         print(f"warning: no step was captured as a graph: {result.fallback}", file=sys.stderr)
-    if result.outcome != "complete":
+    if result.outcome != Outcome.COMPLETE:
         sys.exit(1)
     print(f"Run {run.run_id}; promote it with: python -m experiments promote --run {run.run_id}")
 
 
-def reporter(run: "TrackedRun") -> "Report":
-    """Return what hears of each evaluation: it logs it and says what the homework's notebook says."""
+def open_run(
+    arguments: argparse.Namespace,
+    config: TrialConfig,
+    context: "TrainingContext",
+    store: "TrackingStore",
+    stack: contextlib.ExitStack,
+) -> "TrackedRun":
+    """Open a new run, or the one to resume, and keep other processes from it until the stack is closed."""
+    if arguments.resume:
+        stack.enter_context(only_process(arguments.resume))
+        found = context.checkpoint(arguments.resume, config).load()  # refuses one of another training
+        run = store.reopen_run(arguments.resume, config, context)
+        if not found:
+            print("It has no checkpoint yet, so it starts over.")
+        return run
+    is_preset = arguments.preset and not given_fields(arguments).keys() - {"steps", "seed"}
+    run = store.open_run(config.label(), {"preset": arguments.preset} if is_preset else {})
+    stack.enter_context(only_process(run.run_id))
+    return run
+
+
+def train_tracked(config: TrialConfig, context: "TrainingContext", run: "TrackedRun") -> "TrialResult":
+    """Train the point, tracked as a trial of a study is."""
     from tqdm import tqdm
 
-    from speaker.training.metrics import (
-        ACCURACY_CROPS,
-        ACCURACY_WHOLE,
-        LOSS_WHOLE,
-        OBJECTIVE,
-        STEPS_PER_S,
-        TRAIN_ACCURACY,
-        TRAIN_LOSS,
-        UTTERANCES_PER_S,
-    )
+    from experiments.tracked_training import TrackedTraining
+    from experiments.tracking.store import STORE_ERRORS
+
+    training = TrackedTraining(config, context, run, tell=lambda _result: None)
+    bar = tqdm(total=config.steps, desc=config.label(), unit="step", disable=None)
+    with bar, uninterrupted():
+        return training.train(homework_lines(), bar, STORE_ERRORS)
+
+
+def homework_lines() -> "Report":
+    """Return what hears of each evaluation and says what the homework's notebook says."""
+    from tqdm import tqdm
+
+    from speaker.training import metrics as names
 
     best = -1.0
 
     def report(step: int, metrics: dict[str, float]) -> bool:
         nonlocal best
-        with uninterrupted():
-            run.log(step, metrics)
         tqdm.write(
-            f"Train  {metrics[STEPS_PER_S]:6.1f} step/s   accuracy={metrics[TRAIN_ACCURACY]:.2f}, "
-            f"loss={metrics[TRAIN_LOSS]:.2f}, step={step}\n"
-            f"Valid  {metrics[UTTERANCES_PER_S]:6.0f} uttr/s   accuracy={metrics[ACCURACY_WHOLE]:.2f}, "
-            f"loss={metrics[LOSS_WHOLE]:.2f}, by crops {metrics[ACCURACY_CROPS]:.2f}"
+            f"Train  {metrics[names.STEPS_PER_S]:6.1f} step/s   accuracy={metrics[names.TRAIN_ACCURACY]:.2f}, "
+            f"loss={metrics[names.TRAIN_LOSS]:.2f}, step={step}\n"
+            f"Valid  {metrics[names.UTTERANCES_PER_S]:6.0f} uttr/s   accuracy={metrics[names.ACCURACY_WHOLE]:.2f}, "
+            f"loss={metrics[names.LOSS_WHOLE]:.2f}, by crops {metrics[names.ACCURACY_CROPS]:.2f}"
         )
-        if metrics[OBJECTIVE] > best:
-            best = metrics[OBJECTIVE]
+        if metrics[names.OBJECTIVE] > best:
+            best = metrics[names.OBJECTIVE]
             tqdm.write(f"Step {step}, best model saved. (accuracy={best:.4f})")
         return False
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from speaker.common.cli import Parser, plain_name, port, positive_int, run_cli
 from speaker.common.errors import UserError
 from speaker.common.paths import STATE
+from speaker.prediction.command import add_flags
 
 
 def parser() -> Parser:
@@ -38,6 +39,9 @@ def parser() -> Parser:
     fetch.add_argument("--best", type=positive_int, default=1, metavar="N", help="how many: into folders 1 to N")
     fetch.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     fetch.set_defaults(run=run_fetch)
+    predict = verbs.add_parser("predict", help="name the speakers of a corpus's test utterances, as a CSV")
+    add_flags(predict)
+    predict.set_defaults(run=run_predict)
     ui = verbs.add_parser("ui", parents=[tracking], help="open the MLflow UI on this machine's loopback address")
     ui.add_argument("--port", type=port, default=5000)
     ui.set_defaults(run=run_ui)
@@ -72,6 +76,14 @@ def run_fetch(arguments: argparse.Namespace) -> None:
             print(f"Fetched {fetch(store, run_id, arguments.out / str(rank))}.")
     else:
         print(f"Fetched {fetch(store, arguments.model, arguments.out)}.")
+
+
+def run_predict(arguments: argparse.Namespace) -> None:
+    """Predict the test utterances of a corpus with models that MLflow holds, or with one in a folder."""
+    from experiments.predict import model_folders
+    from speaker.prediction.command import predict
+
+    predict(arguments, model_folders(arguments))
 
 
 def run_ui(arguments: argparse.Namespace) -> None:

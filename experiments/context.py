@@ -19,6 +19,7 @@ from speaker.data.protocol import Protocol
 from speaker.training import lookahead
 from speaker.training.checkpoint import Checkpoint, identity
 from speaker.training.lookahead import Cost
+from speaker.training.train import validate_batch_size
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,25 @@ class TrainingContext:
         protocols = {f"protocol.{name}": text for name, text in self.protocol.describe().items()}
         data = {"corpus": self.corpus.name, "corpus.digest": self.pack.digest, "precision": self.compute.precision_name}
         return {**data, **protocols, **self.provenance}
+
+    def incidental_tags(self) -> set[str]:
+        """Return the names of those tags that may change while a run is resumed."""
+        return {"corpus", *self.provenance}
+
+    def fit_batch(self, config: TrialConfig, batch_size: int | None = None) -> TrialConfig:
+        """Return a point with the batch size that was asked for, or with one that a small corpus has enough for.
+
+        Raises UserError for a batch that needs more training utterances than there are.
+        """
+        rows, _ = self.protocol.split(self.pack)
+        if batch_size is None and len(rows) < config.batch_size:
+            print(
+                f"A step has {len(rows)} utterances instead of {config.batch_size}: the corpus has no more to train on."
+            )
+            batch_size = len(rows)
+        config = config.replace(batch_size=batch_size) if batch_size else config
+        validate_batch_size(config, self.pack, self.protocol)
+        return config
 
     def checkpoint(self, run_id: str, config: TrialConfig) -> Checkpoint:
         """Return where a run's training keeps what it needs to go on after a kill."""

@@ -4,16 +4,13 @@ import argparse
 import contextlib
 import os
 import shlex
-import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 
-from speaker.common.cli import BAD_INPUT, Parser, natural, positive_float, positive_int, printable, run_cli, share
+from speaker.common.cli import Parser, natural, positive_float, positive_int, printable, run_cli, share
 from speaker.common.errors import UserError
-from speaker.common.paths import STATE
+from speaker.prediction.command import add_flags
 
 
 def parser() -> Parser:
@@ -23,7 +20,9 @@ def parser() -> Parser:
     _add_download(verbs.add_parser("download", help="fetch the homework's corpus, or unpack its parts"))
     _add_prepare(verbs.add_parser("prepare", help="make a corpus from a folder of audio"))
     _add_check(verbs.add_parser("check", help="say all that is wrong with a corpus, and what it looks like"))
-    _add_predict(verbs.add_parser("predict", help="name the speakers of a corpus's test utterances, as a CSV"))
+    predict = verbs.add_parser("predict", help="name the speakers of a corpus's test utterances, as a CSV")
+    add_flags(predict)
+    predict.set_defaults(run=run_predict)
     return flags
 
 
@@ -69,27 +68,6 @@ def _add_check(flags: argparse.ArgumentParser) -> None:
     flags.add_argument("corpus", type=Path, metavar="CORPUS", help="folder with metadata.json")
     flags.add_argument("--figure", type=Path, default=Path("corpus.png"), metavar="FILE", help="picture to draw")
     flags.set_defaults(run=run_check)
-
-
-def _add_predict(flags: argparse.ArgumentParser) -> None:
-    flags.add_argument(
-        "--data", type=Path, required=True, metavar="FOLDER", help="corpus whose testdata.json to predict"
-    )
-    flags.add_argument(
-        "--model", metavar="NAME", help="alias, version or run id in MLflow, or a local folder; champion"
-    )
-    flags.add_argument("--ensemble", type=positive_int, metavar="N", help="the best N runs of --study vote instead")
-    flags.add_argument("--study", metavar="NAME", help="whose best runs vote")
-    flags.add_argument("--out", type=Path, default=Path("submission.csv"), metavar="FILE", help="CSV to write")
-    flags.add_argument(
-        "--probabilities", action="store_true", help="write class probabilities beside it, as a Parquet table"
-    )
-    flags.add_argument("--batch-size", type=positive_int, metavar="N", help="most utterances at once")
-    flags.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    flags.add_argument(
-        "--tracking-uri", metavar="URL", help="MLflow's store; else $MLFLOW_TRACKING_URI, else mlruns/mlflow.db"
-    )
-    flags.set_defaults(run=run_predict)
 
 
 def run_download(arguments: argparse.Namespace) -> None:
@@ -164,89 +142,20 @@ def run_check(arguments: argparse.Namespace) -> None:
 
 
 def run_predict(arguments: argparse.Namespace) -> None:
-    """Predict the test utterances of a corpus with a model, or with the vote of several."""
-    from speaker.common import cuda
-    from speaker.common.devices import find_compute
-    from speaker.common.paths import validate_output_path
-    from speaker.common.provenance import provenance
-    from speaker.data.corpus import read_corpus
-    from speaker.data.labels import read_labels_if_right, write_csv
-    from speaker.data.pack import open_pack
-    from speaker.data.protocol import Protocol
-    from speaker.model.saved_model import load_model
-    from speaker.prediction.predict import predict_probabilities, validate_match, validation_gain
-    from speaker.prediction.submission import write_probabilities, write_sidecar
+    """Predict the test utterances of a corpus with a model in a folder; others are the search's business."""
+    from speaker.prediction.command import is_local, predict
 
-    if (arguments.ensemble is None) != (arguments.study is None) or (arguments.ensemble and arguments.model):
-        raise UserError("--ensemble N needs --study NAME and no --model; see python -m speaker predict --help")
-    validate_output_path(arguments.out, corpus=arguments.data)
-    table, sidecar = _beside(arguments.out, ".parquet"), _beside(arguments.out, ".json")
-    for path in (table, sidecar):
-        validate_output_path(path)
-    compute = find_compute(arguments.device, "fp32")
-    for fallback in compute.fallbacks:
-        print(f"warning: {fallback}", file=sys.stderr)
-    device = compute.device
-    if device.type == "cuda":
-        cuda.use(device)
-    corpus = read_corpus(arguments.data)
-    labels = read_labels_if_right(corpus)
-    if not corpus.test:
-        raise UserError(f"{corpus.folder / 'testdata.json'} must list utterances to predict, but lists none")
-    with model_folders(arguments) as folders:
-        models = [load_model(folder) for folder in folders]
-    for trained in models:
-        validate_match(trained, corpus)
-    note: dict[str, object] = {
-        "models": [trained.describe() for trained in models],
-        "corpus": {"folder": str(corpus.folder), "manifests_sha256": corpus.key},
-        "code": provenance(compute),
-    }
-    if arguments.ensemble:
-        gain = validation_gain(models, corpus, open_pack(corpus, STATE / "packs").digest, device, Protocol())
-        note["validation"] = asdict(gain)
-        print(gain.describe())
-    probabilities = predict_probabilities(models, corpus, corpus.test, device, arguments.batch_size).mean(0)
-    speakers = [corpus.speakers[choice] for choice in probabilities.argmax(1).tolist()]
-    if labels:
-        note["test_accuracy"] = sum(map(str.__eq__, labels, speakers)) / len(labels)
-        print(f"Test accuracy {note['test_accuracy']:.4f}, by the {len(labels):,} labels beside the corpus.")
-    table.unlink(missing_ok=True)  # of an earlier prediction: what lies beside the CSV belongs to it
-    if arguments.probabilities:
-        write_probabilities(table, corpus, probabilities)
-    write_sidecar(sidecar, note)
-    write_csv(arguments.out, corpus, speakers)
-    by = models[0].config.label() if len(models) == 1 else f"the vote of {len(models)} models"
-    print(f"Wrote {len(speakers):,} predictions of {by} to {arguments.out}.")
-
-
-def _beside(path: Path, ending: str) -> Path:
-    return path.with_name(path.name + ending)
-
-
-@contextlib.contextmanager
-def model_folders(arguments: argparse.Namespace) -> Iterator[list[Path]]:
-    """Give the folders of the models asked for: a local one, or what MLflow holds.
-
-    MLflow is asked by a process of its own, `python -m experiments fetch`: this package must work without it.
-    """
-    model = arguments.model or "champion"
-    if not arguments.ensemble and Path(model).is_dir():
-        yield [Path(model)]
+    if is_local(arguments):
+        predict(arguments, contextlib.nullcontext([Path(arguments.model)]))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        best = ["--study", arguments.study, "--best", str(arguments.ensemble)]
-        which = best if arguments.ensemble else ["--model", model]
-        command = [sys.executable, "-m", "experiments", "fetch", *which, "--out", folder]
-        if arguments.tracking_uri:
-            command += ["--tracking-uri", arguments.tracking_uri]
-        fetched = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        if fetched.returncode == BAD_INPUT:
-            raise UserError(fetched.stderr.strip().removeprefix("error: "))
-        if fetched.returncode:
-            raise RuntimeError(f"{' '.join(command)} ended with {fetched.returncode}: {fetched.stderr}")
-        ranks = range(1, arguments.ensemble + 1) if arguments.ensemble else ()
-        yield [Path(folder, str(rank)) for rank in ranks] or [Path(folder)]
+    if find_spec("experiments") is None:
+        raise UserError(
+            f"--model must be a folder with a saved model where the search's part of this program is missing, but "
+            f"got {arguments.model or 'champion'!r}; give a folder"
+        )
+    # This package must work without MLflow, so the part that knows it takes this process over.
+    command = [sys.executable, "-m", "experiments", *sys.argv[1:]]
+    os.execv(sys.executable, command)  # noqa: S606  # there is no shell, and the program is ours
 
 
 def main() -> None:

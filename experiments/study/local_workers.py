@@ -21,8 +21,9 @@ from typing import cast
 from tqdm import tqdm
 
 from experiments.study.progress import Progress
-from experiments.study.search import WorkerSpec
-from experiments.study.trial import STORE_FAILURES, run_trial, store_failed
+from experiments.study.search import RESUME, WorkerSpec
+from experiments.study.trial import STORE_FAILURES, run_trial
+from experiments.tracked_training import explaining_failures
 from speaker.common.cuda import noticing_loss
 from speaker.common.devices import configure_process
 from speaker.common.errors import DeviceLostError, UserError, first_line
@@ -168,7 +169,8 @@ def _work(packed: bytes, connection: Connection) -> None:
         with noticing_loss(spec.context.compute.device):
             configure_process(spec.context.compute)
         worker = spec.open()
-        with uninterrupted(), RemoteBar(connection, unit="step", leave=False, disable=None) as bar:
+        explained = explaining_failures(RESUME, STORE_FAILURES)
+        with explained, uninterrupted(), RemoteBar(connection, unit="step", leave=False, disable=None) as bar:
             for trial in worker.trials():
                 config, result = run_trial(worker.shared, trial, bar)
                 connection.send(Ended(trial.number, config, replace(result, weights={})))
@@ -176,8 +178,6 @@ def _work(packed: bytes, connection: Connection) -> None:
         sys.exit(128 + stop.signum)
     except UserError as error:
         connection.send(Failed(str(error), is_lost=isinstance(error, DeviceLostError)))
-    except STORE_FAILURES as error:
-        connection.send(Failed(str(store_failed(error))))
     except Exception:
         connection.send(Failed(traceback.format_exc(), is_bug=True))
 

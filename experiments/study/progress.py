@@ -7,6 +7,8 @@ from tqdm import tqdm
 
 from experiments.study.trial import StudyContext
 from speaker.config import TrialConfig
+from speaker.training.metrics import format_accuracy
+from speaker.training.outcome import Outcome
 from speaker.training.train import TrialResult
 
 
@@ -35,14 +37,14 @@ class Progress:
 
     def ended(self, number: int, config: TrialConfig, result: TrialResult) -> None:
         """Show a trial's end."""
-        whole, crops = (f"{value:.4f}" if value is not None else "-" for value in result.scores())
+        whole, crops = map(format_accuracy, result.scores())
         line = (
             f"#{number:<3} {config.label():<22} whole {whole}  crops {crops}  {result.seconds:6.1f} s  {result.outcome}"
         )
         tqdm.write(f"{line}: {result.reason}" if result.reason else line)
         if result.fallback:
             tqdm.write(f"warning: #{number} was not captured as a graph: {result.fallback}")
-        if result.outcome == "complete":
+        if result.outcome == Outcome.COMPLETE:
             self._keep_best(number, config.label(), result.scores()[0] or 0.0)
         self._trials.update()
 

@@ -5,7 +5,9 @@ workers. A worker holds a trial's lock while it runs it; a running trial whose l
 is run again under its own number. Sampler and training are seeded by address, so it draws what it drew before.
 """
 
+import contextlib
 import os
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -25,20 +27,23 @@ from sqlalchemy.exc import SQLAlchemyError
 from experiments.context import TrainingContext
 from experiments.study.locks import Locks, Release, open_locks
 from experiments.study.space import Space
-from experiments.study.trial import PRESET, RUN_ID, StudyContext
+from experiments.study.trial import OPTUNA_STATES, PRESET, RUN_ID, STORE_FAILURES, StudyContext
+from experiments.tracked_training import explaining_failures
 from experiments.tracking.store import TrackedRun, TrackingStore
 from experiments.urls import masked
-from speaker.common.errors import UserError, first_line
+from speaker.common.errors import DeviceLostError, UserError, describe_differences, first_line
 from speaker.common.files import create_once
 from speaker.common.seeding import derive_seed
 from speaker.common.signals import interruptible
 from speaker.config import TrialConfig
 from speaker.training.metrics import OBJECTIVE
+from speaker.training.outcome import Outcome
 
 CONTRACT, IDENTITY, PARENT = "contract", "id", "mlflow.run_id"  # attributes of an Optuna study
 BUSY_TIMEOUT_S = 60
 POLL_S = 0.5
-STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+RESUME = "run the same command to resume"
+OUTCOMES = {state: outcome for outcome, state in OPTUNA_STATES.items()}
 
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "tpe": lambda seed: TPESampler(seed=seed),
@@ -138,12 +143,34 @@ class StudyWorker:
             finally:
                 release()
 
+    @contextlib.contextmanager
+    def closing(self) -> Iterator[None]:
+        """End the parent run after a `with` block, however that ends; what ended it passes through.
+
+        Raises UserError for a store or disk that failed.
+        """
+        try:
+            with explaining_failures(RESUME, STORE_FAILURES):
+                yield
+        except UserError as error:
+            with contextlib.suppress(*STORE_FAILURES):
+                self.close()
+            if isinstance(error, DeviceLostError):
+                raise DeviceLostError(f"{error}; {RESUME}") from error
+            raise
+        except BaseException as error:
+            self.close()
+            if not isinstance(error, BrokenPipeError):  # then nobody would read this
+                print(f"{len(self.finished())} trials finished; {RESUME}.", file=sys.stderr)
+            raise
+        self.close()
+
     def close(self) -> None:
         """End the parent run: complete when the planned trials are, else interrupted, to be opened again."""
         self._close_ended_runs()
         complete = len(self.finished()) >= self._settings.trials
         rows = self._best_so_far() if complete else []
-        self._store.close_study(self.shared.parent, "complete" if complete else "interrupted", rows)
+        self._store.close_study(self.shared.parent, Outcome.COMPLETE if complete else Outcome.INTERRUPTED, rows)
 
     def _claim(self) -> tuple[optuna.trial.Trial, Release] | None:
         """Take the next trial: one whose worker died, or else a new one, if the settings ask for more than there are."""
@@ -176,7 +203,7 @@ class StudyWorker:
         for run in self._store.runs(condition):
             if trial := ended.get(run.info.run_id):
                 tracked = TrackedRun(self._store.client, run.info.run_id, run.info.run_name, time.time)
-                tracked.close(STATES[trial.state], trial.user_attrs.get("reason", ""))
+                tracked.close(OUTCOMES[trial.state], trial.user_attrs.get("reason", ""))
 
     def _best_so_far(self) -> list[tuple[int, int, float]]:
         rows: list[tuple[int, int, float]] = []
@@ -229,7 +256,7 @@ def _begin_immediately(engine: sqlalchemy.Engine) -> None:
 
 def _contract(settings: SearchSettings, context: TrainingContext) -> dict[str, str]:
     """Return what must not change while a study grows, by name, in words."""
-    base = settings.base.to_dict()
+    base = settings.base.identity()
     varied = settings.space.definition()
     return {
         "objective": OBJECTIVE,
@@ -255,11 +282,7 @@ def _open_study(storage: RDBStorage, name: str, contract: dict[str, str]) -> opt
         return study
     if written is None:
         raise UserError(f"study {name!r} holds trials of another program; choose another --study, such as {name}-2")
-    keys = [key for key in (*contract, *written) if contract.get(key) != written.get(key)]
-    if keys:
-        changes = "; ".join(
-            f"{key} is {written.get(key)} there and {contract.get(key)} here" for key in dict.fromkeys(keys)
-        )
+    if changes := describe_differences(written, contract):
         raise UserError(f"study {name!r} is of another kind: {changes}; choose another --study, such as {name}-2")
     return study
 

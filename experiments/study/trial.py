@@ -1,4 +1,4 @@
-"""One trial: sample, tracked run, train, end. The one place that decides how a trial ends."""
+"""One trial of a study: its point, its run, and what the study hears of it."""
 
 from dataclasses import dataclass
 
@@ -9,20 +9,23 @@ from tqdm import tqdm
 
 from experiments.context import TrainingContext
 from experiments.study.space import Space
-from experiments.tracking.store import STORE_ERRORS, TrackedRun, TrackingStore, describe_error
-from speaker.common.errors import DeviceLostError, UserError, first_line
+from experiments.tracked_training import TrackedTraining
+from experiments.tracking.store import STORE_ERRORS, TrackedRun, TrackingStore
+from speaker.common.errors import DeviceLostError, UserError
 from speaker.common.seeding import derive_seed
-from speaker.common.signals import interruptible, uninterrupted
 from speaker.config import TrialConfig
-from speaker.training.checkpoint import Checkpoint
 from speaker.training.metrics import OBJECTIVE, Metrics
 from speaker.training.outcome import Outcome
-from speaker.training.train import Report, TrialResult, train
+from speaker.training.train import Report, TrialResult
 
 RUN_ID, PRESET, LOSSES = "mlflow.run_id", "preset", "device.losses"  # attributes of an Optuna trial
 MAX_LOSSES = 2  # a trial that has lost its device so often ends as failed
 STORE_FAILURES = (*STORE_ERRORS, StorageInternalError)  # of MLflow's, Optuna's or a disk
-END = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+OPTUNA_STATES = {
+    Outcome.COMPLETE: TrialState.COMPLETE,
+    Outcome.PRUNED: TrialState.PRUNED,
+    Outcome.FAILED: TrialState.FAIL,
+}  # an interrupted trial keeps running, for Optuna
 
 
 @dataclass(frozen=True)
@@ -44,52 +47,25 @@ class StudyContext:
 
 
 def run_trial(shared: StudyContext, trial: optuna.trial.Trial, bar: "tqdm[int]") -> tuple[TrialConfig, TrialResult]:
-    """Run a trial that its caller holds the lock of, for the first time or again after a crash, and end it.
+    """Run a trial whose lock the caller holds, for the first time or again after a crash, and end it.
 
-    A point that cannot be trained ends as failed and the search goes on. An interruption, a store that stops answering
-    or a device that is lost leaves the trial running, to be resumed; DeviceLostError passes through, and the second
-    time the trial ends as failed. Any other exception is a bug: the trial and its run are closed as failed, and it
-    passes through.
+    A point that cannot be trained ends as failed and the search goes on. What leaves a training open leaves the
+    trial running, to be resumed; the second time that it loses its device, it ends as failed.
     """
     config = shared.config(trial)
     run = _open_run(shared, trial, config)
-    checkpoint = _checkpoint(shared, trial, run, config)
+    training = TrackedTraining(config, shared.context, run, lambda result: _tell(shared, trial, result))
+    _drop_other_checkpoint(training, trial)
+    bar.reset(config.steps)
+    bar.set_description_str(f"{run_name(trial.number, config)}", refresh=False)
     try:
-        with run.guarded():
-            run.log_setup(config, shared.context)
-            bar.reset(config.steps)
-            bar.set_description_str(f"#{trial.number} {config.label()}", refresh=False)
-            context = shared.context
-            with interruptible():
-                result = train(
-                    config, context.pack, context.protocol, _report(trial, run), context.compute, checkpoint, bar
-                )
-            run.log_result(result, config, shared.context)
-    except STORE_FAILURES:
-        raise
+        return config, training.train(_pruning(trial), bar, STORE_FAILURES)
     except DeviceLostError as error:
         losses = trial.user_attrs.get(LOSSES, 0) + 1
         trial.set_user_attr(LOSSES, losses)
         if losses == MAX_LOSSES:
-            reason = f"{error}, for the second time"
-            _end(shared, trial, TrialResult(Outcome.FAILED, reason))
-            run.close("failed", reason)
-            checkpoint.remove()
+            training.end(TrialResult(Outcome.FAILED, f"{error}, for the second time"))
         raise DeviceLostError(f"{error} in trial #{trial.number}") from error
-    except Exception as error:
-        _end(shared, trial, TrialResult(Outcome.FAILED, describe_error(error)))
-        checkpoint.remove()
-        raise
-    _end(shared, trial, result)
-    run.close(result.outcome, result.reason)
-    checkpoint.remove()
-    return config, result
-
-
-def store_failed(error: Exception) -> UserError:
-    """Return what to tell the user of one of STORE_FAILURES."""
-    reason = first_line(error)
-    return UserError(f"a store or disk failed ({reason}); mend it and run the same command to go on")
 
 
 def run_name(trial_number: int, config: TrialConfig) -> str:
@@ -109,35 +85,35 @@ def _open_run(shared: StudyContext, trial: optuna.trial.Trial, config: TrialConf
     return run
 
 
-def _checkpoint(shared: StudyContext, trial: optuna.trial.Trial, run: TrackedRun, config: TrialConfig) -> Checkpoint:
-    """Return the trial's checkpoint. One that cannot be gone on from, of other code say, must not stop the search."""
-    checkpoint = shared.context.checkpoint(run.run_id, config)
+def _drop_other_checkpoint(training: TrackedTraining, trial: optuna.trial.Trial) -> None:
+    """Remove a checkpoint that cannot be resumed, one of other code say: it must not stop the search."""
+    checkpoint = training.context.checkpoint(training.run.run_id, training.config)
     try:
         checkpoint.load()
     except UserError as error:
         tqdm.write(f"#{trial.number} starts over: {error}")
         checkpoint.remove()
-    return checkpoint
 
 
-def _report(trial: optuna.trial.Trial, run: TrackedRun) -> Report:
-    """Return what hears of each evaluation. A resumed trial measures again what the killed one had reported."""
+def _pruning(trial: optuna.trial.Trial) -> Report:
+    """Return what tells the study of each evaluation, and asks it whether to stop.
+
+    A resumed trial measures again what the killed one had reported.
+    """
     reported = max(trial.storage.get_trial(trial._trial_id).intermediate_values, default=-1)
 
     def report(step: int, metrics: Metrics) -> bool:
-        with uninterrupted():
-            run.log(step, metrics)
-            if step > reported:
-                trial.report(metrics[OBJECTIVE], step)
-            return step >= reported and trial.should_prune()
+        if step > reported:
+            trial.report(metrics[OBJECTIVE], step)
+        return step >= reported and trial.should_prune()
 
     return report
 
 
-def _end(shared: StudyContext, trial: optuna.trial.Trial, result: TrialResult) -> None:
-    """Tell the study; a pruned trial keeps the value of its last report."""
-    if result.outcome == "complete":
+def _tell(shared: StudyContext, trial: optuna.trial.Trial, result: TrialResult) -> None:
+    """Tell the study how a trial ended; a pruned one keeps the value of its last report."""
+    if result.outcome == Outcome.COMPLETE:
         shared.study.tell(trial, result.best[OBJECTIVE])
         return
     trial.set_user_attr("reason", result.reason)
-    shared.study.tell(trial, state=END[result.outcome])
+    shared.study.tell(trial, state=OPTUNA_STATES[result.outcome])

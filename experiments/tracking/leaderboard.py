@@ -6,6 +6,7 @@ from mlflow.entities import Run
 
 from experiments.tracking.store import BEST_CROPS, BEST_WHOLE, SECONDS, TrackingStore
 from speaker.common.errors import UserError
+from speaker.training.metrics import format_accuracy
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def table(rows: list[Row], best: int) -> str:
         if rank <= best or row.preset:
             note = " ".join(word for word in (row.preset, row.state if row.state != "complete" else "") if word)
             lines.append(
-                f"{rank:>4}  {'#' + row.trial:>5}  {row.point:<22} {_fraction(row.whole):>6} {_fraction(row.crops):>6} "
+                f"{rank:>4}  {'#' + row.trial:>5}  {row.point:<22} {format_accuracy(row.whole):>6} {format_accuracy(row.crops):>6} "
                 f"{row.parameters:>10,} {row.seconds:>8.1f}  {note}".rstrip()
             )
     return "\n".join(lines)
@@ -61,7 +62,3 @@ def _row(run: Run) -> Row:
         parameters=int(metrics.get("model/parameters", 0)),
         seconds=metrics.get(SECONDS, 0.0),
     )
-
-
-def _fraction(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

@@ -23,9 +23,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.context import TrainingContext
 from experiments.urls import masked
-from speaker.common.errors import DeviceLostError, UserError, first_line
+from speaker.common.errors import DeviceLostError, UserError, describe_differences, first_line
 from speaker.common.files import canonical_json, create_once
-from speaker.config import TrialConfig
+from speaker.config import ADDED_LATER, TrialConfig
 from speaker.model.saved_model import save_model
 from speaker.training.metrics import ACCURACY_CROPS, ACCURACY_WHOLE, LOSS_WHOLE, OBJECTIVE, Metrics
 from speaker.training.train import TrialResult
@@ -205,16 +205,14 @@ class TrackingStore:
             raise UserError(f"--resume goes on with runs of train_trial.py, but {run_id} is none; run search.py again")
         if (state := run.data.tags.get("state")) not in ("running", "interrupted"):
             raise UserError(f"--resume must name a run that was stopped, but {run_id} has ended: {state}")
-        must_be = {name: value for name, value in context.tags().items() if name not in {"corpus", *context.provenance}}
-        must_be |= {name: str(value) for name, value in config.to_dict().items()}
-        was = {**run.data.params, **run.data.tags}
-        changes = [
-            f"{name} is {was[name]} there and {value} here"
-            for name, value in must_be.items()
-            if was.get(name, value) != value
-        ]
-        if changes:
-            raise UserError(f"run {run_id} is of another training: {'; '.join(changes)}; give the flags it began with")
+        decisive = {key: value for key, value in context.tags().items() if key not in context.incidental_tags()}
+        here = {**decisive, **{name: str(value) for name, value in config.to_dict().items()}}
+        logged = {**run.data.params, **run.data.tags}
+        defaults = {name: str(value) for name, value in TrialConfig().to_dict().items() if name in ADDED_LATER}
+        # A run that died before it logged its setup lacks all of it, and may be resumed as anything.
+        there = {name: {**here, **defaults, **logged}[name] for name in here} if run.data.params else here
+        if changes := describe_differences(there, here):
+            raise UserError(f"run {run_id} is of another training: {changes}; give the flags it began with")
         return self.open_run(config.label(), {}, run_id=run_id)
 
     def find_run(self, study: str, number: int) -> str | None:

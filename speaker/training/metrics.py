@@ -19,3 +19,8 @@ SKIPPED_STEPS = "train/skipped_steps"  # in float16 only: their gradients overfl
 STEPS_PER_S = "speed/steps_per_s"
 UTTERANCES_PER_S = "speed/valid_uttr_per_s"
 CROPS_PER_S = "speed/valid_crops_per_s"
+
+
+def format_accuracy(value: float | None) -> str:
+    """Return an accuracy as it is shown, or a dash where there is none."""
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,104 @@
+"""What `predict` does, as `python -m speaker` offers it for folders and `python -m experiments` for registered models."""
+
+import argparse
+import sys
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from pathlib import Path
+
+from speaker.common.cli import positive_int
+from speaker.common.errors import UserError
+from speaker.common.paths import STATE
+
+
+def add_flags(flags: argparse.ArgumentParser) -> None:
+    """Add the flags of `predict`."""
+    flags.add_argument(
+        "--data", type=Path, required=True, metavar="FOLDER", help="corpus whose testdata.json to predict"
+    )
+    flags.add_argument("--model", metavar="NAME", help="folder, or alias, version or run id in MLflow; champion")
+    flags.add_argument("--ensemble", type=positive_int, metavar="N", help="the best N runs of --study vote instead")
+    flags.add_argument("--study", metavar="NAME", help="whose best runs vote")
+    flags.add_argument("--out", type=Path, default=Path("submission.csv"), metavar="FILE", help="CSV to write")
+    flags.add_argument(
+        "--probabilities", action="store_true", help="write class probabilities beside it, as a Parquet table"
+    )
+    flags.add_argument("--batch-size", type=positive_int, metavar="N", help="most utterances at once")
+    flags.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    flags.add_argument(
+        "--tracking-uri", metavar="URL", help="MLflow's store; else $MLFLOW_TRACKING_URI, else mlruns/mlflow.db"
+    )
+
+
+def is_local(arguments: argparse.Namespace) -> bool:
+    """Tell whether a folder is asked for, and not a model that MLflow holds."""
+    return not arguments.ensemble and Path(arguments.model or "champion").is_dir()
+
+
+def predict(arguments: argparse.Namespace, models: AbstractContextManager[list[Path]]) -> None:
+    """Predict a corpus's test utterances with a model, or with the vote of several, and say what was written.
+
+    `models` is entered, to give the models' folders, once all else is known to be usable.
+    """
+    from speaker.common import cuda
+    from speaker.common.devices import find_compute
+    from speaker.common.provenance import provenance
+    from speaker.data.corpus import read_corpus
+    from speaker.data.labels import read_labels_if_right, write_csv
+    from speaker.data.pack import open_pack
+    from speaker.data.protocol import Protocol
+    from speaker.model.saved_model import load_model
+    from speaker.prediction.predict import predict_probabilities, validate_match, validation_gain
+    from speaker.prediction.submission import write_probabilities, write_sidecar
+
+    if (arguments.ensemble is None) != (arguments.study is None) or (arguments.ensemble and arguments.model):
+        raise UserError("--ensemble N needs --study NAME and no --model; see python -m speaker predict --help")
+    table, sidecar = _output_paths(arguments)
+    compute = find_compute(arguments.device, "fp32")
+    for fallback in compute.fallbacks:
+        print(f"warning: {fallback}", file=sys.stderr)
+    device = compute.device
+    if device.type == "cuda":
+        cuda.use(device)
+    corpus = read_corpus(arguments.data)
+    labels = read_labels_if_right(corpus)
+    if not corpus.test:
+        raise UserError(f"{corpus.folder / 'testdata.json'} must list utterances to predict, but lists none")
+    with models as folders:
+        trained = [load_model(folder) for folder in folders]
+    for each in trained:
+        validate_match(each, corpus)
+    note: dict[str, object] = {
+        "models": [each.describe() for each in trained],
+        "corpus": {"folder": str(corpus.folder), "manifests_sha256": corpus.key},
+        "code": provenance(compute),
+    }
+    if arguments.ensemble:
+        digest = open_pack(corpus, STATE / "packs").digest
+        gain = validation_gain(trained, corpus, digest, device, Protocol())
+        note["validation"] = asdict(gain)
+        print(gain.describe())
+    probabilities = predict_probabilities(trained, corpus, corpus.test, device, arguments.batch_size).mean(0)
+    speakers = [corpus.speakers[choice] for choice in probabilities.argmax(1).tolist()]
+    if labels:
+        accuracy = sum(map(str.__eq__, labels, speakers)) / len(labels)
+        note["test_accuracy"] = accuracy
+        print(f"Test accuracy {accuracy:.4f}, by the {len(labels):,} labels beside the corpus.")
+    table.unlink(missing_ok=True)  # an earlier prediction's: what lies beside the CSV belongs to it
+    if arguments.probabilities:
+        write_probabilities(table, corpus, probabilities)
+    write_sidecar(sidecar, note)
+    write_csv(arguments.out, corpus, speakers)
+    by = trained[0].config.label() if len(trained) == 1 else f"the vote of {len(trained)} models"
+    print(f"Wrote {len(speakers):,} predictions of {by} to {arguments.out}.")
+
+
+def _output_paths(arguments: argparse.Namespace) -> tuple[Path, Path]:
+    """Return where the probabilities and the note go. Raises UserError where something cannot be written."""
+    from speaker.common.paths import validate_output_path
+
+    validate_output_path(arguments.out, corpus=arguments.data)
+    beside = [arguments.out.with_name(arguments.out.name + ending) for ending in (".parquet", ".json")]
+    for path in beside:
+        validate_output_path(path)
+    return beside[0], beside[1]
