@@ -8,10 +8,11 @@ from speaker.config import TrialConfig
 from speaker.model.dropout import Dropout
 from speaker.model.encoders.transformer import TransformerEncoder
 from speaker.model.padding import find_padding
+from speaker.model.poolings.attentive import AttentivePooling
 from speaker.model.poolings.mean import MeanPooling
 
 ENCODER_LAYERS = {"transformer": TransformerEncoder}
-POOLING_LAYERS: dict[str, type[nn.Module]] = {"mean": MeanPooling}
+POOLING_LAYERS: dict[str, type[nn.Module]] = {"mean": MeanPooling, "attentive": AttentivePooling}
 ACTIVATION_LAYERS: dict[str, type[nn.Module]] = {
     "sigmoid": nn.Sigmoid,
     "relu": nn.ReLU,

@@ -97,18 +97,28 @@ def _read_config(folder: Path, card: dict[str, Any]) -> TrialConfig:
 
 
 def _build(data: bytes, config: TrialConfig, n_mels: int, n_speakers: int, path: Path) -> SpeakerClassifier:
-    """Return the network with these weights. It is laid out without memory, so that a config cannot ask for more."""
+    """Return the network with these weights and buffers.
+
+    It is laid out without memory first, so that a config cannot ask for more than the file holds.
+    """
     try:
-        weights = load(data)
-        if config.num_layers > len(weights) or any(tensor.dtype != torch.float32 for tensor in weights.values()):
-            raise UserError(f"{path}: must hold the float32 weights of {config.label()}, but does not; fetch it again")
+        state = load(data)
+        if config.num_layers > len(state):
+            raise UserError(f"{path}: must hold the weights of {config.label()}, but holds too few; fetch it again")
         with torch.device("meta"):
             model = SpeakerClassifier(config, n_mels, n_speakers)
-        model.load_state_dict(weights, assign=True)
+        for name, expected in model.state_dict().items():
+            if name in state and state[name].dtype != expected.dtype:
+                raise UserError(
+                    f"{path}: {name} must be {expected.dtype}, but is {state[name].dtype}; save the model again"
+                )
+        model.load_state_dict(state, assign=True)
+        if any(buffer.is_meta for buffer in model.buffers()):  # one that is not saved, but computed when built
+            model = SpeakerClassifier(config, n_mels, n_speakers)
+            model.load_state_dict(state)
     except (ValueError, RuntimeError, SafetensorError) as error:
-        reason = first_line(error)
-        raise UserError(f"{path}: the model cannot be read ({reason}); fetch it again") from error
-    if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
+        raise UserError(f"{path}: the model cannot be read ({first_line(error)}); fetch it again") from error
+    if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
         raise UserError(f"{path}: weights must be finite, but one is not; fetch it again")
     return model
 
