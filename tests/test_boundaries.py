@@ -13,10 +13,13 @@ from tests.helpers import ROOT
 MAY_IMPORT = {
     "speaker.common": {"torch", "filelock"},
     "speaker.config": {"speaker.common"},
-    "speaker.data": {"speaker.common", "speaker.config", "torch", "safetensors", "tqdm", "matplotlib"},
+    "speaker.data": {
+        "speaker.common", "speaker.config",
+        "torch", "safetensors", "tqdm", "matplotlib",
+    },
     "speaker.model": {"speaker.common", "speaker.config", "torch", "numpy", "safetensors"},
     "speaker.sources": {
-        "speaker.common", "speaker.config", "speaker.data",
+        "speaker.common", "speaker.data",
         "torch", "numpy", "tqdm", "av", "soxr", "requests", "urllib3",
     },
     "speaker.training": {
@@ -24,17 +27,25 @@ MAY_IMPORT = {
         "torch", "safetensors", "tqdm",
     },
     "speaker.prediction": {
-        "speaker.common", "speaker.config", "speaker.data", "speaker.model", "speaker.sources", "speaker.training",
+        "speaker.common", "speaker.data", "speaker.model", "speaker.training",
         "torch", "tqdm", "pyarrow",
     },
     "speaker": {"speaker"},  # __main__
     "experiments.context": {"speaker"},
-    "experiments.tracking": {"experiments.context", "experiments.urls", "speaker", "mlflow", "torch", "numpy", "sqlalchemy"},
+    "experiments.urls": {"sqlalchemy"},
+    "experiments.tracking": {
+        "experiments.context", "experiments.urls", "speaker",
+        "mlflow", "torch", "numpy", "sqlalchemy",
+    },
+    "experiments.tracked_training": {
+        "experiments.context", "experiments.tracking", "speaker", "tqdm",
+    },
     "experiments.study": {
-        "experiments.context", "experiments.urls", "experiments.tracking", "speaker",
+        "experiments.context", "experiments.urls", "experiments.tracking",
+        "experiments.tracked_training", "speaker",
         "optuna", "sqlalchemy", "filelock", "tqdm",
     },
-    "experiments": {"experiments", "speaker", "tqdm", "sqlalchemy"},
+    "experiments": {"experiments", "speaker"},  # __main__ and predict
     "search": {"experiments", "speaker"},
     "train_trial": {"experiments", "speaker", "tqdm"},
 }  # fmt: skip
