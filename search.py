@@ -1,4 +1,7 @@
-"""Search for the best point: run or resume a study of tracked trials. `python search.py --help` lists the flags."""
+"""Search for the best point: run or resume a study of tracked trials.
+
+`python search.py --help` lists the flags.
+"""
 
 import shlex
 from pathlib import Path
@@ -10,9 +13,19 @@ from speaker.common.signals import uninterrupted
 
 def parser() -> Parser:
     """Return the command line."""
-    flags = Parser(prog="search.py", description="Search for the best speaker classifier: run or resume a study.")
-    flags.add_argument("--trials", type=positive_int, default=50, help="how many finished trials the study shall have")
-    flags.add_argument("--data", type=Path, metavar="FOLDER", help="corpus; without one, the built-in demo corpus")
+    flags = Parser(
+        prog="search.py",
+        description="Search for the best speaker classifier: run or resume a study.",
+    )
+    flags.add_argument(
+        "--trials",
+        type=positive_int,
+        default=50,
+        help="how many finished trials the study shall have",
+    )
+    flags.add_argument(
+        "--data", type=Path, metavar="FOLDER", help="corpus; without one, the built-in demo corpus"
+    )
     flags.add_argument(
         "--study",
         type=plain_name,
@@ -20,28 +33,59 @@ def parser() -> Parser:
         help="study to run or resume; named after space and corpus if not given",
     )
     flags.add_argument(
-        "--steps", type=positive_int, help="training steps of a trial; 70000 on a corpus, 100 on the demo"
+        "--steps",
+        type=positive_int,
+        help="training steps of a trial; 70000 on a corpus, 100 on the demo",
     )
     flags.add_argument(
-        "--batch-size", type=positive_int, metavar="N", help="utterances a step; 32, or all if there are fewer"
+        "--batch-size",
+        type=positive_int,
+        metavar="N",
+        help="utterances a step; 32, or all if there are fewer",
     )
-    flags.add_argument("--space", default="homework", metavar="NAME", help="search space: homework or wide")
-    flags.add_argument("--seed", type=natural, default=0, help="of the study: sampler, weights, dropout, data order")
-    flags.add_argument("--sampler", default="tpe", choices=("tpe", "random"), help="how points are proposed")
     flags.add_argument(
-        "--pruner", default="median", choices=("median", "hyperband", "none"), help="when to stop a trial"
+        "--space", default="homework", metavar="NAME", help="search space: homework or wide"
     )
-    flags.add_argument("--timeout", type=positive_float, metavar="SECONDS", help="start no new trial after this time")
+    flags.add_argument(
+        "--seed",
+        type=natural,
+        default=0,
+        help="of the study: sampler, weights, dropout, data order",
+    )
+    flags.add_argument(
+        "--sampler", default="tpe", choices=("tpe", "random"), help="how points are proposed"
+    )
+    flags.add_argument(
+        "--pruner",
+        default="median",
+        choices=("median", "hyperband", "none"),
+        help="when to stop a trial",
+    )
+    flags.add_argument(
+        "--timeout",
+        type=positive_float,
+        metavar="SECONDS",
+        help="start no new trial after this time",
+    )
     flags.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     flags.add_argument(
-        "--precision", default="auto", choices=("auto", "bf16", "fp16", "fp32"), help="auto: the fastest there is"
+        "--precision",
+        default="auto",
+        choices=("auto", "bf16", "fp16", "fp32"),
+        help="auto: the fastest there is",
     )
-    flags.add_argument("--jobs", type=positive_int, default=1, help="how many trials this machine trains at once")
     flags.add_argument(
-        "--storage", metavar="URL", help="Optuna's database; else $OPTUNA_STORAGE, else mlruns/optuna.db"
+        "--jobs", type=positive_int, default=1, help="how many trials this machine trains at once"
     )
     flags.add_argument(
-        "--tracking-uri", metavar="URL", help="MLflow's store; else $MLFLOW_TRACKING_URI, else mlruns/mlflow.db"
+        "--storage",
+        metavar="URL",
+        help="Optuna's database; else $OPTUNA_STORAGE, else mlruns/optuna.db",
+    )
+    flags.add_argument(
+        "--tracking-uri",
+        metavar="URL",
+        help="MLflow's store; else $MLFLOW_TRACKING_URI, else mlruns/mlflow.db",
     )
     return flags
 
@@ -65,7 +109,9 @@ def main() -> None:
     space = find_space(arguments.space)
     storage_url = arguments.storage or default_storage(STATE)
     tracking_uri = arguments.tracking_uri or default_tracking_uri(STATE)
-    context = load_context(arguments.data, arguments.device, arguments.precision, STATE, arguments.jobs)
+    context = load_context(
+        arguments.data, arguments.device, arguments.precision, STATE, arguments.jobs
+    )
     base = HOMEWORK_BASELINE if arguments.data else DEMO_BUDGET
     base = base.with_steps(arguments.steps) if arguments.steps else base
     settings = SearchSettings(
@@ -88,7 +134,9 @@ def main() -> None:
             with uninterrupted():
                 worker.use(context)
             device, steps = context.provenance["device"], settings.base.steps
-            print(f"Study {settings.name}: {settings.trials} trials of {steps:,} steps on {device}.")
+            print(
+                f"Study {settings.name}: {settings.trials} trials of {steps:,} steps on {device}."
+            )
             print(describe(points, costs, missing, context.compute, arguments.jobs), flush=True)
         at_once = max(1, min(arguments.jobs, missing))
         with uninterrupted(), Progress(worker.shared, settings.trials, done, at_once) as progress:

@@ -1,4 +1,7 @@
-"""Train one given point, tracked exactly like a trial of a study. `python train_trial.py --help` lists the flags."""
+"""Train one given point, tracked exactly like a trial of a study.
+
+`python train_trial.py --help` lists the flags.
+"""
 
 import argparse
 import contextlib
@@ -22,18 +25,32 @@ if TYPE_CHECKING:  # they bring torch and mlflow, which --help does without
 
 def parser() -> Parser:
     """Return the command line: a flag for each field of TrialConfig, and what a search takes."""
-    flags = Parser(prog="train_trial.py", description="Train one point, tracked like a trial, without a study.")
-    flags.add_argument("--preset", choices=tuple(PRESETS), help="start from one of the homework's points")
-    flags.add_argument("--data", type=Path, metavar="FOLDER", help="corpus; without one, the built-in demo corpus")
+    flags = Parser(
+        prog="train_trial.py", description="Train one point, tracked like a trial, without a study."
+    )
+    flags.add_argument(
+        "--preset", choices=tuple(PRESETS), help="start from one of the homework's points"
+    )
+    flags.add_argument(
+        "--data", type=Path, metavar="FOLDER", help="corpus; without one, the built-in demo corpus"
+    )
     flags.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     flags.add_argument(
-        "--precision", default="auto", choices=("auto", "bf16", "fp16", "fp32"), help="auto: the fastest there is"
+        "--precision",
+        default="auto",
+        choices=("auto", "bf16", "fp16", "fp32"),
+        help="auto: the fastest there is",
     )
     flags.add_argument(
-        "--resume", type=plain_name, metavar="RUN", help="go on with a run that was stopped, to the same end"
+        "--resume",
+        type=plain_name,
+        metavar="RUN",
+        help="go on with a run that was stopped, to the same end",
     )
     flags.add_argument(
-        "--tracking-uri", metavar="URL", help="MLflow's store; else $MLFLOW_TRACKING_URI, else mlruns/mlflow.db"
+        "--tracking-uri",
+        metavar="URL",
+        help="MLflow's store; else $MLFLOW_TRACKING_URI, else mlruns/mlflow.db",
     )
     point = flags.add_argument_group(
         "the point", "fields of TrialConfig; where not given, the preset's or the homework's"
@@ -44,13 +61,17 @@ def parser() -> Parser:
         if kind is bool:
             point.add_argument(name, action=argparse.BooleanOptionalAction, default=None)
         else:
-            point.add_argument(name, type=kind, metavar=kind.__name__.upper(), help=f"homework: {field.default}")
+            point.add_argument(
+                name, type=kind, metavar=kind.__name__.upper(), help=f"homework: {field.default}"
+            )
     return flags
 
 
 def given_fields(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the fields of the point that were given as flags."""
-    fields = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(TrialConfig)}
+    fields = {
+        field.name: getattr(arguments, field.name) for field in dataclasses.fields(TrialConfig)
+    }
     return {name: value for name, value in fields.items() if value is not None}
 
 
@@ -60,8 +81,8 @@ def chosen_point(arguments: argparse.Namespace) -> TrialConfig:
     base = HOMEWORK_BASELINE if arguments.data else DEMO_BUDGET
     if arguments.preset:
         preset = PRESETS[arguments.preset]
-        base = base.replace(d_model=preset.d_model, nhead=preset.nhead, num_layers=preset.num_layers,
-                            activation=preset.activation)  # fmt: skip
+        searched = ("d_model", "nhead", "num_layers", "activation")
+        base = base.replace(**{name: getattr(preset, name) for name in searched})
     if "steps" in given:
         base = base.with_steps(given.pop("steps"))
     return base.replace(**given)
@@ -84,12 +105,17 @@ def main() -> None:
     context, costs = move_to_device(context, [config])
     store = TrackingStore(arguments.tracking_uri or default_tracking_uri(STATE))
     with contextlib.ExitStack() as stack:
-        stack.enter_context(explaining_failures("run it again; a run that has begun is resumed with --resume"))
+        stack.enter_context(
+            explaining_failures("run it again; a run that has begun is resumed with --resume")
+        )
         run = open_run(arguments, config, context, store, stack)
         resume = resuming_command(run.run_id)
         stack.enter_context(explaining_failures(f"resume with: {resume}"))
         print(f"Run {run.run_id}. If it is stopped, resume it with: {resume}")
-        print(f"On {context.provenance['device']}. {describe([config], costs, 1, context.compute)}", flush=True)
+        print(
+            f"On {context.provenance['device']}. {describe([config], costs, 1, context.compute)}",
+            flush=True,
+        )
         result = train_tracked(config, context, run)
     whole, crops = map(format_accuracy, result.scores())
     reason = f" ({result.reason})" if result.reason else ""
@@ -111,10 +137,13 @@ def open_run(
     store: "TrackingStore",
     stack: contextlib.ExitStack,
 ) -> "TrackedRun":
-    """Open a new run, or the one to resume, and keep other processes from it until the stack is closed."""
+    """Open a new run, or the one to resume, and keep other processes from it
+    until the stack is closed.
+    """
     if arguments.resume:
         stack.enter_context(only_process(arguments.resume))
-        found = context.checkpoint(arguments.resume, config).load()  # refuses one of another training
+        # Refuses one of another training.
+        found = context.checkpoint(arguments.resume, config).load()
         run = store.reopen_run(arguments.resume, config, context)
         if not found:
             print("It has no checkpoint yet, so it starts over.")
@@ -125,7 +154,9 @@ def open_run(
     return run
 
 
-def train_tracked(config: TrialConfig, context: "TrainingContext", run: "TrackedRun") -> "TrialResult":
+def train_tracked(
+    config: TrialConfig, context: "TrainingContext", run: "TrackedRun"
+) -> "TrialResult":
     """Train the point, tracked as a trial of a study is."""
     from tqdm import tqdm
 
@@ -149,10 +180,11 @@ def homework_lines() -> "Report":
     def report(step: int, metrics: dict[str, float]) -> bool:
         nonlocal best
         tqdm.write(
-            f"Train  {metrics[names.STEPS_PER_S]:6.1f} step/s   accuracy={metrics[names.TRAIN_ACCURACY]:.2f}, "
-            f"loss={metrics[names.TRAIN_LOSS]:.2f}, step={step}\n"
-            f"Valid  {metrics[names.UTTERANCES_PER_S]:6.0f} uttr/s   accuracy={metrics[names.ACCURACY_WHOLE]:.2f}, "
-            f"loss={metrics[names.LOSS_WHOLE]:.2f}, by crops {metrics[names.ACCURACY_CROPS]:.2f}"
+            f"Train  {metrics[names.STEPS_PER_S]:6.1f} step/s   "
+            f"accuracy={metrics[names.TRAIN_ACCURACY]:.2f}, loss={metrics[names.TRAIN_LOSS]:.2f}, "
+            f"step={step}\nValid  {metrics[names.UTTERANCES_PER_S]:6.0f} uttr/s   "
+            f"accuracy={metrics[names.ACCURACY_WHOLE]:.2f}, loss={metrics[names.LOSS_WHOLE]:.2f}, "
+            f"by crops {metrics[names.ACCURACY_CROPS]:.2f}"
         )
         if metrics[names.OBJECTIVE] > best:
             best = metrics[names.OBJECTIVE]
@@ -164,13 +196,18 @@ def homework_lines() -> "Report":
 
 @contextlib.contextmanager
 def only_process(run_id: str) -> Iterator[None]:
-    """Keep a second process from going on with a run that this one trains. Raises UserError when one does already."""
+    """Keep a second process from going on with a run that this one trains.
+
+    Raises UserError when one does already.
+    """
     from experiments.study.locks import FileLocks
     from speaker.common.errors import UserError
 
     release = FileLocks(STATE / "locks" / "runs").try_take(run_id)
     if release is None:
-        raise UserError(f"--resume must name a run that no process trains, but one trains {run_id}; let it end")
+        raise UserError(
+            f"--resume must name a run that no process trains, but one trains {run_id}; let it end"
+        )
     try:
         yield
     finally:
@@ -179,7 +216,11 @@ def only_process(run_id: str) -> Iterator[None]:
 
 def resuming_command(run_id: str) -> str:
     """Return this command as it goes on with a run."""
-    words = ["python", *sys.argv] if "--resume" in sys.argv else ["python", *sys.argv, "--resume", run_id]
+    words = (
+        ["python", *sys.argv]
+        if "--resume" in sys.argv
+        else ["python", *sys.argv, "--resume", run_id]
+    )
     return shlex.join(words)
 
 

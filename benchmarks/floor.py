@@ -1,4 +1,6 @@
-"""The least time a training step can take on a device: its operations and its bytes, over what the device can do."""
+"""The least time a training step can take on a device: its operations and its bytes,
+over what the device can do.
+"""
 
 import time
 from collections.abc import Callable
@@ -35,7 +37,9 @@ class Floor:
 
     def describe(self) -> dict[str, float | str]:
         """Return it by name."""
-        bound = "operations" if self.operations / self.peak > self.traffic / self.bandwidth else "bytes"
+        bound = (
+            "operations" if self.operations / self.peak > self.traffic / self.bandwidth else "bytes"
+        )
         return {
             "GFLOP": self.operations / 1e9,
             "GB": self.traffic / 1e9,
@@ -47,30 +51,39 @@ class Floor:
 
 
 def count_traffic(config: TrialConfig, fused_attention: bool = False) -> float:
-    """Return the bytes of a step in bf16 where no two operations are fused, but those of attention on a GPU.
+    """Return the bytes of a step in bf16 where no two operations are fused,
+    but those of attention on a GPU.
 
-    Each of a layer's results is written and read once forward, and its gradient written and read, and it read, once
-    backward: eleven as wide as the model, three as wide as the feed-forward block, three of attention's shares.
+    Each of a layer's results is written and read once forward, and its gradient written and read,
+    and it read, once backward: eleven as wide as the model, three as wide as the feed-forward
+    block, three of attention's shares.
     """
     return 5 * 2 * _count_results(config, fused_attention)
 
 
 def count_memory(config: TrialConfig) -> float:
-    """Return the bytes that a step keeps: a layer's results in bf16, and 20 for each weight, with its moments."""
+    """Return the bytes that a step keeps: a layer's results in bf16, and 20 for each weight,
+    with its moments.
+    """
     width = config.d_model
     layer = 4 * width * width + 2 * width * config.dim_feedforward
-    return 2 * _count_results(config) + 20.0 * (config.num_layers * layer + width * (width + SPEAKERS))
+    return 2 * _count_results(config) + 20.0 * (
+        config.num_layers * layer + width * (width + SPEAKERS)
+    )
 
 
 def _count_results(config: TrialConfig, fused_attention: bool = False) -> float:
     frames = config.segment_len
-    shares = 0 if fused_attention else 3 * config.nhead * frames  # a fused kernel keeps them to itself
+    # A fused kernel keeps them to itself.
+    shares = 0 if fused_attention else 3 * config.nhead * frames
     numbers = 11 * config.d_model + 3 * config.dim_feedforward + shares
     return float(config.batch_size * frames * config.num_layers * numbers)
 
 
 def measure_peaks(compute: Compute) -> tuple[float, float]:
-    """Return what the device reaches: operations a second in a large product, bytes a second in a large copy."""
+    """Return what the device reaches: operations a second in a large product,
+    bytes a second in a large copy.
+    """
     torch.set_num_threads(compute.threads)
     size = 8192 if compute.device.type == "cuda" else 2048
     one = torch.randn(size, size, device=compute.device).to(compute.precision)

@@ -1,8 +1,10 @@
-"""All that only a card can settle, in one command of at most ten minutes: `python -m benchmarks.gpu`.
+"""All that only a card can settle, in one command of at most ten minutes:
+`python -m benchmarks.gpu`.
 
-Runs the tests marked `cuda`, then measures our training against the homework's loop, against the least time a step can
-take, and with several jobs at once. Prints a table of what holds and keeps it, with its origin, in
-`benchmarks/results/gpu.json`. `--device cpu` rehearses it where there is no card.
+Runs the tests marked `cuda`, then measures our training against the homework's loop, against the
+least time a step can take, and with several jobs at once. Prints a table of what holds and keeps
+it, with its origin, in `benchmarks/results/gpu.json`. `--device cpu` rehearses it where there is no
+card.
 """
 
 import argparse
@@ -47,19 +49,24 @@ class Row:
 
     def describe(self) -> str:
         """Return the line."""
-        return f"{'holds' if self.holds else 'FAILS':<6} {self.what:<72} {self.wanted:>14} {self.seen:>24}"
+        verdict = "holds" if self.holds else "FAILS"
+        return f"{verdict:<6} {self.what:<72} {self.wanted:>14} {self.seen:>24}"
 
 
 def run_tests(device: str) -> Row:
     """Run the tests that need a card."""
     command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-rs", "-p", "no:cacheprovider"]
-    done = subprocess.run(command, env={**os.environ, "TEST_DEVICE": device}, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        command, env={**os.environ, "TEST_DEVICE": device}, stdout=subprocess.PIPE, text=True
+    )
     print(done.stdout)
     counts = re.findall(r"\d+ (?:passed|failed|skipped|errors?)", done.stdout.splitlines()[-1])
     return Row("tests marked cuda", "all", ", ".join(counts), done.returncode == 0)
 
 
-def measure_together(config: TrialConfig, folder: Path, compute: Compute, seconds: float) -> dict[int, float]:
+def measure_together(
+    config: TrialConfig, folder: Path, compute: Compute, seconds: float
+) -> dict[int, float]:
     """Return the steps a second of all jobs, by their number."""
     rates = {}
     for jobs in JOBS:
@@ -77,13 +84,28 @@ def judge(results: dict[str, dict[str, Any]], together: dict[int, float]) -> Ite
     for config, least in LEAST_TIMES.items():
         if config in measured:
             times = results[config.label()]["over homework"]["ours"]
-            yield Row(f"steps a second, {config.label()}", f">= {least:g} homework", f"{times:.1f}", times >= least)
+            yield Row(
+                f"steps a second, {config.label()}",
+                f">= {least:g} homework",
+                f"{times:.1f}",
+                times >= least,
+            )
     largest = measured[-1].label()
     share = results[largest]["share of the floor"]["ours"]
-    yield Row(f"share of the floor, {largest}", f">= {LEAST_OF_FLOOR:.0%}", f"{share:.0%}", share >= LEAST_OF_FLOOR)
+    yield Row(
+        f"share of the floor, {largest}",
+        f">= {LEAST_OF_FLOOR:.0%}",
+        f"{share:.0%}",
+        share >= LEAST_OF_FLOOR,
+    )
     for label, result in results.items():
         share = result["share of a training's time in evaluations"]
-        yield Row(f"evaluations, {label}", f"<= {MOST_EVALUATING:.0%}", f"{share:.0%}", share <= MOST_EVALUATING)
+        yield Row(
+            f"evaluations, {label}",
+            f"<= {MOST_EVALUATING:.0%}",
+            f"{share:.0%}",
+            share <= MOST_EVALUATING,
+        )
     gain = together[JOBS[-1]] / together[1]
     hours = ", ".join(f"{3600 * rate / POINTS[0].steps:.1f}" for rate in together.values())
     what = f"trials an hour, {POINTS[0].label()}, {', '.join(map(str, JOBS))} jobs: {hours}"
@@ -94,13 +116,23 @@ def parser() -> argparse.ArgumentParser:
     """Return the command line."""
     flags = argparse.ArgumentParser(description="What only a card can settle.")
     flags.add_argument("--device", default="cuda:0", help="cuda, cuda:N, or cpu for a rehearsal")
-    flags.add_argument("--rounds", type=int, default=3, help="each contestant is run so often, in turn")
+    flags.add_argument(
+        "--rounds", type=int, default=3, help="each contestant is run so often, in turn"
+    )
     flags.add_argument("--seconds", type=float, default=1.5, help="of one contestant's turn")
-    flags.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="of the homework's loader")
-    flags.add_argument("--points", type=int, nargs="+", default=range(len(POINTS)), help="which of the four")
+    flags.add_argument(
+        "--workers", type=int, default=min(8, os.cpu_count() or 1), help="of the homework's loader"
+    )
+    flags.add_argument(
+        "--points", type=int, nargs="+", default=range(len(POINTS)), help="which of the four"
+    )
     flags.add_argument("--share", type=float, default=0.06, help="of the homework's corpus")
-    flags.add_argument("--together", type=int, default=2, help="trials at once beside the homework's loop")
-    flags.add_argument("--out", type=Path, default=RESULTS / "gpu.json", help="JSON file to keep the results in")
+    flags.add_argument(
+        "--together", type=int, default=2, help="trials at once beside the homework's loop"
+    )
+    flags.add_argument(
+        "--out", type=Path, default=RESULTS / "gpu.json", help="JSON file to keep the results in"
+    )
     return flags
 
 
@@ -108,7 +140,10 @@ def main() -> None:
     """Run the tests, measure, print and keep."""
     arguments = parser().parse_args()
     if find_spec("pytest") is None:
-        print("error: the tests need pytest, but it is missing; pip install -r requirements-dev.txt", file=sys.stderr)
+        print(
+            "error: the tests need pytest, but it is missing; pip install -r requirements-dev.txt",
+            file=sys.stderr,
+        )
         sys.exit(BAD_INPUT)
     try:
         compute = find_compute(arguments.device, "auto")

@@ -1,7 +1,9 @@
-"""How a step's time and memory grow with the model's width and depth, the batch and the length of a crop.
+"""How a step's time and memory grow with the model's width and depth,
+the batch and the length of a crop.
 
-`python -m benchmarks.growth --out benchmarks/results/growth.json` varies one number at a time around (128, 4, 2), each
-in a process of its own, and draws what it measures beside what operations and bytes would make of the first value.
+`python -m benchmarks.growth --out benchmarks/results/growth.json` varies one number at a time
+around (128, 4, 2), each in a process of its own, and draws what it measures beside what operations
+and bytes would make of the first value.
 """
 
 import argparse
@@ -38,11 +40,16 @@ def measure(config: TrialConfig, folder: Path, device: str) -> tuple[float, floa
     """Return the median seconds of a step, and the MiB that a training adds to a process."""
     compute = find_compute(device, "auto")
     configure_process(compute)
-    pack = open_pack(read_corpus(folder), folder.parent / "packs").to(compute.device, compute.precision)
+    pack = open_pack(read_corpus(folder), folder.parent / "packs").to(
+        compute.device, compute.precision
+    )
     rows, _ = Protocol().split(pack)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     seconds = []
-    with ThreadPool(compute.shards) as pool, open_learner(config, pack, rows, compute, pool) as learner:
+    with (
+        ThreadPool(compute.shards) as pool,
+        open_learner(config, pack, rows, compute, pool) as learner,
+    ):
         number = 0
         began = time.perf_counter()
         while number < 8 or time.perf_counter() < began + 3:
@@ -75,7 +82,13 @@ def draw(measured: dict[str, list[dict[str, float]]], path: Path) -> None:
             axis.loglog(values, [row[quantity] for row in rows], "o-", label="measured")
             for model, style in zip(models, ("--", ":"), strict=False):
                 first = rows[0][quantity] / rows[0][model]
-                axis.loglog(values, [first * row[model] for row in rows], style, color="grey", label=f"as {model} grow")
+                axis.loglog(
+                    values,
+                    [first * row[model] for row in rows],
+                    style,
+                    color="grey",
+                    label=f"as {model} grow",
+                )
             axis.set_xticks(values, [f"{value:g}" for value in values])
             axis.minorticks_off()
             axis.set_xlabel(name)
@@ -89,7 +102,9 @@ def main() -> None:
     """Measure, print and optionally keep."""
     flags = argparse.ArgumentParser(description="How the cost of a step grows.")
     flags.add_argument("--device", default="cpu", help="cpu or cuda")
-    flags.add_argument("--out", type=Path, help="JSON file to keep the results in; a figure goes beside it")
+    flags.add_argument(
+        "--out", type=Path, help="JSON file to keep the results in; a figure goes beside it"
+    )
     arguments = flags.parse_args()
     measured: dict[str, list[dict[str, float]]] = {}
     context = multiprocessing.get_context("spawn")
@@ -112,7 +127,10 @@ def main() -> None:
                     "kept numbers": count_memory(config),
                 }
                 measured[name].append(row)
-                print(f"{name:<12} {value:>5} {row['ms a step']:>10.1f} ms {memory:>9,.0f} MiB", flush=True)
+                print(
+                    f"{name:<12} {value:>5} {row['ms a step']:>10.1f} ms {memory:>9,.0f} MiB",
+                    flush=True,
+                )
     if arguments.out:
         about = {"origin": provenance(find_compute(arguments.device, "auto"))}
         arguments.out.write_text(json.dumps({"measured": measured, **about}, indent=2) + "\n")

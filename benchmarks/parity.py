@@ -1,8 +1,10 @@
-"""Accuracy is not paid for speed: our training against the homework's loop, on the same utterances, seed by seed.
+"""Accuracy is not paid for speed: our training against the homework's loop,
+on the same utterances, seed by seed.
 
-`python -m benchmarks.parity --data Dataset` trains two points five times each both ways (`--data` may stand several
-times; without it, on the demo corpus) and prints the accuracy on whole validation utterances after the last step. Each
-seed draws its own validation part, the same for both. `--out benchmarks/results/parity.json` keeps the results.
+`python -m benchmarks.parity --data Dataset` trains two points five times each both ways (`--data`
+may stand several times; without it, on the demo corpus) and prints the accuracy on whole validation
+utterances after the last step. Each seed draws its own validation part, the same for both. `--out
+benchmarks/results/parity.json` keeps the results.
 """
 
 import argparse
@@ -29,7 +31,8 @@ from speaker.sources.demo import build_demo
 from speaker.training.metrics import OBJECTIVE
 from speaker.training.train import train
 
-CHOSEN = ((POINTS[0], 1_000), (POINTS[2], 300))  # with steps: enough to learn something, few enough to wait for
+# With steps: enough to learn something, few enough to wait for.
+CHOSEN = ((POINTS[0], 1_000), (POINTS[2], 300))
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,9 @@ def run(task: Task) -> float:
 
 
 def compare(config: TrialConfig, task: Task, seeds: int, pool: Any) -> dict[str, Any]:
-    """Return both ways' accuracies, seed by seed, and what separates their means in standard errors."""
+    """Return both ways' accuracies, seed by seed,
+    and what separates their means in standard errors.
+    """
     tasks = [
         replace(task, kind=kind, config=config.replace(seed=seed))
         for seed in range(seeds)
@@ -97,8 +102,12 @@ def line(corpus: str, config: TrialConfig, result: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure, print and optionally keep."""
-    flags = argparse.ArgumentParser(description="Our training's accuracy against the homework's loop.")
-    flags.add_argument("--data", type=Path, action="append", default=[], help="corpus; more than one may be given")
+    flags = argparse.ArgumentParser(
+        description="Our training's accuracy against the homework's loop."
+    )
+    flags.add_argument(
+        "--data", type=Path, action="append", default=[], help="corpus; more than one may be given"
+    )
     flags.add_argument("--seeds", type=int, default=5)
     flags.add_argument("--device", default="cpu", help="cpu or cuda")
     flags.add_argument("--at-once", type=int, default=2, help="trainings at a time")
@@ -114,7 +123,9 @@ def main() -> None:
             for point, steps in CHOSEN:
                 length = DEMO_BUDGET.segment_len if folder == demo else point.segment_len
                 config = point.with_steps(steps).replace(segment_len=length)
-                task = Task("", config, folder, Path(work, "packs"), arguments.device, arguments.at_once)
+                task = Task(
+                    "", config, folder, Path(work, "packs"), arguments.device, arguments.at_once
+                )
                 result = compare(config, task, arguments.seeds, pool)
                 results[f"{folder.name} {config.label()}"] = result
                 print(line(folder.name, config, result), flush=True)

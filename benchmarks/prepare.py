@@ -1,8 +1,9 @@
-"""Audio to features: `speaker.sources.recordings` against a plain single-process loop over librosa, seconds and memory in one run.
+"""Audio to features: `speaker.sources.recordings` against a plain single-process loop over librosa,
+seconds and memory in one run.
 
-`python -m benchmarks.prepare` writes recordings of invented speakers as long as VoxCeleb2's, or takes `--audio FOLDER`,
-and prepares them both ways in turn. The loop does the same work as one would write it: load and resample, scale the
-peak, cut silences out, log-mel, save.
+`python -m benchmarks.prepare` writes recordings of invented speakers as long as VoxCeleb2's, or
+takes `--audio FOLDER`, and prepares them both ways in turn. The loop does the same work as one
+would write it: load and resample, scale the peak, cut silences out, log-mel, save.
 """
 
 import argparse
@@ -39,10 +40,12 @@ import torch
 def extract(path, target):
     waveform, _ = librosa.load(path, sr=16_000)
     waveform *= 10 ** (-3 / 20) / np.abs(waveform).max()
-    waveform = np.concatenate([waveform[a:b] for a, b in librosa.effects.split(waveform, top_db=37)])
+    loud = librosa.effects.split(waveform, top_db=37)
+    waveform = np.concatenate([waveform[a:b] for a, b in loud])
     energies = librosa.feature.melspectrogram(
-        y=waveform, sr=16_000, n_fft=400, hop_length=160, n_mels=40, fmin=50, fmax=8_000, htk=True, norm=None
-    )
+        y=waveform, sr=16_000, n_fft=400, hop_length=160, n_mels=40,
+        fmin=50, fmax=8_000, htk=True, norm=None,
+    )  # fmt: skip
     torch.save(torch.from_numpy(np.log(np.maximum(energies, 1e-9)).T), target)
 audio, out = Path(sys.argv[1]), Path(sys.argv[2])
 out.mkdir()
@@ -73,7 +76,9 @@ def timed(script: str, *words: object) -> tuple[float, float]:
         path.write_text(script)
         command = [sys.executable, path, *words]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        with subprocess.Popen(map(str, command), env=environment, stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            map(str, command), env=environment, stdout=subprocess.PIPE, text=True
+        ) as process:
             assert process.stdout
             output = process.stdout.read()
             _, status, usage = os.wait4(process.pid, 0)
@@ -84,12 +89,23 @@ def timed(script: str, *words: object) -> tuple[float, float]:
 
 def main() -> None:
     """Measure, print and optionally keep."""
-    flags = argparse.ArgumentParser(description="Audio to features, against a plain loop over librosa.")
-    flags.add_argument("--audio", type=Path, help="folder with a folder of wav and FLAC files for each speaker")
-    flags.add_argument("--count", type=int, default=1500, help="recordings to write where no --audio is given")
+    flags = argparse.ArgumentParser(
+        description="Audio to features, against a plain loop over librosa."
+    )
+    flags.add_argument(
+        "--audio", type=Path, help="folder with a folder of wav and FLAC files for each speaker"
+    )
+    flags.add_argument(
+        "--count", type=int, default=1500, help="recordings to write where no --audio is given"
+    )
     flags.add_argument("--seconds", type=float, default=8.0, help="length of each")
     flags.add_argument("--workers", type=int, default=2)
-    flags.add_argument("--rounds", type=int, default=3, help="each way is run so often, in turn; the fastest counts")
+    flags.add_argument(
+        "--rounds",
+        type=int,
+        default=3,
+        help="each way is run so often, in turn; the fastest counts",
+    )
     flags.add_argument("--out", type=Path, help="JSON file to keep the results in")
     arguments = flags.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,8 +1,10 @@
-"""Pack and read a generated corpus of the homework's shape: seconds, memory and bytes, and what they come to in full.
+"""Pack and read a generated corpus of the homework's shape: seconds, memory and bytes,
+and what they come to in full.
 
-`python -m benchmarks.scale` makes a tenth of the homework's labelled corpus (5,666 utterances of 600 speakers, random
-frames, lengths with the homework's median and mean) in a temporary folder of 1.3 GB, packs it, loads every file in a
-plain loop, and prints a table whose last column is multiplied to the homework's 56,666 utterances.
+`python -m benchmarks.scale` makes a tenth of the homework's labelled corpus (5,666 utterances of
+600 speakers, random frames, lengths with the homework's median and mean) in a temporary folder of
+1.3 GB, packs it, loads every file in a plain loop, and prints a table whose last column is
+multiplied to the homework's 56,666 utterances.
 """
 
 import argparse
@@ -44,8 +46,12 @@ def write_corpus(folder: Path, share: float) -> int:
     folder.mkdir()
     draw = torch.Generator().manual_seed(0)
     count = int(UTTERANCES * share)
-    lengths = (541 * (0.63 * torch.randn(count, generator=draw)).exp()).long().clamp(91, 7_193).tolist()
-    speakers: dict[str, list[dict[str, object]]] = {f"id{number:05d}": [] for number in range(SPEAKERS)}
+    lengths = (
+        (541 * (0.63 * torch.randn(count, generator=draw)).exp()).long().clamp(91, 7_193).tolist()
+    )
+    speakers: dict[str, list[dict[str, object]]] = {
+        f"id{number:05d}": [] for number in range(SPEAKERS)
+    }
     names = list(speakers)
     for number, length in enumerate(lengths):
         file = f"uttr-{number:032x}.pt"
@@ -83,7 +89,10 @@ def measure(work: Path, share: float) -> dict[str, float]:
     rows, _ = Protocol().split(pack)
     batches = Batches(HOMEWORK_BASELINE, pack, rows)
     epoch = batches.draw_epoch(0)
-    parts = list(zip(epoch.rows.split(32), epoch.crop_offsets.split(32), epoch.is_padded, strict=False)) * 500
+    parts = (
+        list(zip(epoch.rows.split(32), epoch.crop_offsets.split(32), epoch.is_padded, strict=False))
+        * 500
+    )
     batches.gather(*parts[0])
     began = time.perf_counter()
     for part in parts[:500]:
@@ -113,12 +122,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         measured = measure(Path(work), arguments.share)
     times = UTTERANCES / measured["utterances"]
-    growing = {"utterances", "frames", "read manifests, s", "pack, s", "torch.load of each file, s", "pack on disk, GB"}
+    growing = {
+        "utterances",
+        "frames",
+        "read manifests, s",
+        "pack, s",
+        "torch.load of each file, s",
+        "pack on disk, GB",
+    }
     print(f"{'':<32} {'measured':>12} {f'x {times:.2f}':>12}")
     for name, value in measured.items():
-        print(f"{name:<32} {value:>12,.2f} {f'{value * times:,.2f}' if name in growing else '':>12}".rstrip())
+        whole = f"{value * times:,.2f}" if name in growing else ""
+        print(f"{name:<32} {value:>12,.2f} {whole:>12}".rstrip())
     if arguments.out:
-        result = {"measured": measured, "origin": provenance(Compute(threads=torch.get_num_threads()))}
+        result = {
+            "measured": measured,
+            "origin": provenance(Compute(threads=torch.get_num_threads())),
+        }
         arguments.out.write_text(json.dumps(result, indent=2) + "\n")
 
 

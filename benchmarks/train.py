@@ -1,8 +1,10 @@
-"""Steps a second of our training against the homework's loop, in turn and in one run; and where the time goes.
+"""Steps a second of our training against the homework's loop, in turn and in one run;
+and where the time goes.
 
-`python -m benchmarks.train` writes a corpus of random frames with the homework's lengths (3,400 files, 0.4 GB), starts
-each contestant as processes of its own, which wait while another is measured, and prints a table. `--device cuda` does
-the same on a GPU. `--out benchmarks/results/train.json` keeps the results with their origin and draws them beside it.
+`python -m benchmarks.train` writes a corpus of random frames with the homework's lengths (3,400
+files, 0.4 GB), starts each contestant as processes of its own, which wait while another is
+measured, and prints a table. `--device cuda` does the same on a GPU. `--out
+benchmarks/results/train.json` keeps the results with their origin and draws them beside it.
 """
 
 import argparse
@@ -35,12 +37,15 @@ from speaker.training.metrics import UTTERANCES_PER_S
 from speaker.training.train import open_learner
 
 POINTS = tuple(
-    HOMEWORK_BASELINE.replace(d_model=d_model, nhead=nhead, num_layers=layers, activation=activation)
+    HOMEWORK_BASELINE.replace(
+        d_model=d_model, nhead=nhead, num_layers=layers, activation=activation
+    )
     for d_model, nhead, layers, activation in (
         (80, 2, 1, "sigmoid"), (128, 4, 2, "relu"), (256, 8, 4, "relu"), (512, 16, 6, "relu"),
     )
 )  # fmt: skip
-VALID, VALID_EVERY = 5_667, 2_000  # the homework's: utterances of an evaluation, and steps between two
+# The homework's: utterances of an evaluation, and steps between two.
+VALID, VALID_EVERY = 5_667, 2_000
 PARTS = ("data", "forward", "backward", "optimizer")
 WARM_UP = 5  # steps
 
@@ -66,13 +71,17 @@ class Homeworks:
         self._synchronize = _synchronizer(entry.compute)
 
     def steps(self, count: int) -> float:
-        """Return the seconds of some steps, after those whose batches the workers fetched while they waited."""
+        """Return the seconds of some steps, after those whose batches the workers fetched while
+        they waited.
+        """
         for _ in range(2 * self._workers):
             self._loop.step()
         return _timed(lambda: [self._loop.step() for _ in range(count)], self._synchronize)
 
     def crops(self) -> float:
-        """Return the utterances a second of a validation by crops, its worker processes' start not counted."""
+        """Return the utterances a second of a validation by crops,
+        its worker processes' start not counted.
+        """
         sizes = self._loop.validate()
         for _ in range(8):  # fetched ahead while the workers started
             next(sizes)
@@ -138,9 +147,15 @@ class Ours:
             number = step % learner._batches.steps_per_epoch
             cut = slice(number * size, (number + 1) * size)
             part = (epoch.rows[cut], epoch.crop_offsets[cut], epoch.is_padded[number])
-            mels, lengths, labels = clock.lap("data", lambda part=part: learner._batches.gather(*part))
-            logits = clock.lap("forward", lambda mels=mels, lengths=lengths: model(mels, lengths).float())
-            loss = clock.lap("forward", lambda logits=logits, labels=labels: learner.loss(logits, labels))
+            mels, lengths, labels = clock.lap(
+                "data", lambda part=part: learner._batches.gather(*part)
+            )
+            logits = clock.lap(
+                "forward", lambda mels=mels, lengths=lengths: model(mels, lengths).float()
+            )
+            loss = clock.lap(
+                "forward", lambda logits=logits, labels=labels: learner.loss(logits, labels)
+            )
             clock.lap("backward", loss.backward)
             clock.lap("optimizer", learner._adamw.step)
             clock.lap("optimizer", learner._refresh)
@@ -175,7 +190,9 @@ def _synchronizer(compute: Compute) -> Callable[[], None]:
 
 
 def _memory(device: torch.device) -> float:
-    """Return the most memory this process and its largest child held, in MiB: a GPU's, or the machine's."""
+    """Return the most memory this process and its largest child held, in MiB: a GPU's,
+    or the machine's.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device) / 2**20
     who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
@@ -189,7 +206,11 @@ def serve(entry: Entry, connection: Connection) -> None:
     connection.send("ready")
     while request := connection.recv():
         name, arguments = request
-        connection.send(_memory(entry.compute.device) if name == "memory" else getattr(contestant, name)(*arguments))
+        connection.send(
+            _memory(entry.compute.device)
+            if name == "memory"
+            else getattr(contestant, name)(*arguments)
+        )
 
 
 class Team:
@@ -237,11 +258,14 @@ def measure(config: TrialConfig, folder: Path, arguments: argparse.Namespace) ->
     teams = {
         "homework": Team(replace(entry, kind="homework")),
         "ours": Team(entry),
-        f"ours, {arguments.together} at once": Team(replace(entry, compute=alone), arguments.together),
+        f"ours, {arguments.together} at once": Team(
+            replace(entry, compute=alone), arguments.together
+        ),
         "ours, fp32": Team(replace(entry, compute=plain)),
     }
     counts = {
-        name: max(3, int(arguments.seconds * team.rate(3) / len(team._processes))) for name, team in teams.items()
+        name: max(3, int(arguments.seconds * team.rate(3) / len(team._processes)))
+        for name, team in teams.items()
     }
     rates: dict[str, list[float]] = {name: [] for name in teams}
     for _ in range(arguments.rounds):
@@ -251,7 +275,10 @@ def measure(config: TrialConfig, folder: Path, arguments: argparse.Namespace) ->
     for _ in range(arguments.rounds):
         for name, values in crops.items():
             values += teams[name].ask("crops")
-    parts = {name: teams[name].ask("parts", 20)[0] for name in ("homework", f"ours, {arguments.together} at once")}
+    parts = {
+        name: teams[name].ask("parts", 20)[0]
+        for name in ("homework", f"ours, {arguments.together} at once")
+    }
     ((wholes, frames),) = teams["ours"].ask("wholes")
     memory = {name: max(team.ask("memory")) for name, team in teams.items()}
     for team in teams.values():
@@ -270,7 +297,9 @@ def measure(config: TrialConfig, folder: Path, arguments: argparse.Namespace) ->
         "milliseconds of a step's parts": parts,
         "peak memory, MiB": memory,
         "floor": floor.describe(),
-        "share of the floor": {name: statistics.median(each) * floor.seconds for name, each in rates.items()},
+        "share of the floor": {
+            name: statistics.median(each) * floor.seconds for name, each in rates.items()
+        },
     }
 
 
@@ -283,31 +312,45 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     """Return the results in columns."""
     lines = []
     for label, result in results.items():
-        lines.append(f"\n{label:<28} {'steps/s':>9} {'(min to max)':>17} {'x homework':>11} {'of floor':>9} {'MiB':>7}")
+        lines.append(
+            f"\n{label:<28} {'steps/s':>9} {'(min to max)':>17} {'x homework':>11} {'of floor':>9} "
+            f"{'MiB':>7}"
+        )
         for name, rates in result["steps a second"].items():
             span = f"({min(rates):.2f} to {max(rates):.2f})"
             lines.append(
-                f"  {name:<26} {statistics.median(rates):>9.2f} {span:>17} {result['over homework'][name]:>11.2f} "
-                f"{result['share of the floor'][name]:>9.0%} {result['peak memory, MiB'][name]:>7,.0f}"
+                f"  {name:<26} {statistics.median(rates):>9.2f} {span:>17} "
+                f"{result['over homework'][name]:>11.2f} "
+                f"{result['share of the floor'][name]:>9.0%} "
+                f"{result['peak memory, MiB'][name]:>7,.0f}"
             )
-        both = (f"{statistics.median(result['crops a second'][name]):,.0f}" for name in ("ours", "homework"))
+        both = (
+            f"{statistics.median(result['crops a second'][name]):,.0f}"
+            for name in ("ours", "homework")
+        )
         lines.append(
-            f"  validation by crops, utterances/s: ours {', homework '.join(both)}, "
-            f"x {result['crops over homework']:.2f}; whole, ours: {result['whole utterances a second']:,.0f}"
+            f"  validation by crops, utterances/s: ours {', homework '.join(both)}, x "
+            f"{result['crops over homework']:.2f}; whole, ours: "
+            f"{result['whole utterances a second']:,.0f}"
         )
         for name, parts in result["milliseconds of a step's parts"].items():
             shares = ", ".join(f"{part} {value:.1f}" for part, value in parts.items())
             lines.append(f"  ms of a step's parts, {name} (one process of them): {shares}")
         share = result["share of a training's time in evaluations"]
         lines.append(
-            f"  evaluations take {share:.0%} of a training's time, as often and as many utterances as the homework's"
+            f"  evaluations take {share:.0%} of a training's time, as often and as many utterances "
+            "as the homework's"
         )
-        lines.append(f"  floor: {result['floor']['seconds'] * 1000:.2f} ms, {result['floor']['bound by']}")
+        lines.append(
+            f"  floor: {result['floor']['seconds'] * 1000:.2f} ms, {result['floor']['bound by']}"
+        )
     return "\n".join(lines)
 
 
 def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
-    """Draw how many times as fast as the homework's loop each contestant is, and where a step's time goes."""
+    """Draw how many times as fast as the homework's loop each contestant is,
+    and where a step's time goes.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -317,23 +360,37 @@ def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
     names = [name for name in next(iter(results.values()))["over homework"] if name != "homework"]
     for number, name in enumerate(names):
         places = [index + 0.27 * (number - 1) for index in range(len(results))]
-        bars = left.bar(places, [result["over homework"][name] for result in results.values()], 0.25, label=name)
+        bars = left.bar(
+            places, [result["over homework"][name] for result in results.values()], 0.25, label=name
+        )
         left.bar_label(bars, fmt="%.1f", fontsize=8)
     left.axhline(1, color="grey", linewidth=1)
     left.set_xticks(range(len(results)), list(results))
     left.set_ylabel("steps a second, times the homework's loop")
     left.legend()
     for index, result in enumerate(results.values()):
-        for offset, parts in zip((-0.2, 0.2), result["milliseconds of a step's parts"].values(), strict=True):
+        for offset, parts in zip(
+            (-0.2, 0.2), result["milliseconds of a step's parts"].values(), strict=True
+        ):
             bottom = 0.0
             total = sum(result["milliseconds of a step's parts"]["homework"].values())
             for color, part in zip(("C0", "C1", "C2", "C3"), PARTS, strict=True):
                 share = parts[part] / total
                 label = part if index == 0 and offset < 0 else None
-                right.bar(index + offset, share, 0.36, bottom, color=color, alpha=1 if offset < 0 else 0.6, label=label)
+                right.bar(
+                    index + offset,
+                    share,
+                    0.36,
+                    bottom,
+                    color=color,
+                    alpha=1 if offset < 0 else 0.6,
+                    label=label,
+                )
                 bottom += share
     right.set_xticks(range(len(results)), list(results))
-    right.set_ylabel("time of a step's parts, homework = 1\n(left: homework, right: ours in one thread)")
+    right.set_ylabel(
+        "time of a step's parts, homework = 1\n(left: homework, right: ours in one thread)"
+    )
     right.legend()
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -343,13 +400,21 @@ def main() -> None:
     """Measure, print and optionally keep."""
     flags = argparse.ArgumentParser(description="Our training against the homework's loop.")
     flags.add_argument("--device", default="cpu", help="cpu or cuda")
-    flags.add_argument("--rounds", type=int, default=5, help="each contestant is run so often, in turn")
+    flags.add_argument(
+        "--rounds", type=int, default=5, help="each contestant is run so often, in turn"
+    )
     flags.add_argument("--seconds", type=float, default=2.5, help="of one contestant's turn")
     flags.add_argument("--together", type=int, default=2, help="trials at once; 8 on a GPU")
-    flags.add_argument("--workers", type=int, default=2, help="of the homework's loader; 8 on a GPU")
-    flags.add_argument("--points", type=int, nargs="+", default=range(len(POINTS)), help="which of the four")
+    flags.add_argument(
+        "--workers", type=int, default=2, help="of the homework's loader; 8 on a GPU"
+    )
+    flags.add_argument(
+        "--points", type=int, nargs="+", default=range(len(POINTS)), help="which of the four"
+    )
     flags.add_argument("--share", type=float, default=0.06, help="of the homework's corpus")
-    flags.add_argument("--out", type=Path, help="JSON file to keep the results in; a figure goes beside it")
+    flags.add_argument(
+        "--out", type=Path, help="JSON file to keep the results in; a figure goes beside it"
+    )
     arguments = flags.parse_args()
     results = {}
     with tempfile.TemporaryDirectory() as work:

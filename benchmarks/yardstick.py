@@ -1,8 +1,10 @@
-"""The homework's training loop, as its sample code does it: what our speed and accuracy are measured against.
+"""The homework's training loop, as its sample code does it:
+what our speed and accuracy are measured against.
 
-Written anew from the design's facts: a `torch.load` for each utterance, worker processes, crops padded by a collate
-function, PyTorch's sequence-first encoder layers, AdamW with a LambdaLR, two `.item()` each step. Only what is not the
-loop's is left out: the progress bar, and saving the best model to disk.
+Written anew from the design's facts: a `torch.load` for each utterance, worker processes, crops
+padded by a collate function, PyTorch's sequence-first encoder layers, AdamW with a LambdaLR, two
+`.item()` each step. Only what is not the loop's is left out: the progress bar, and saving the best
+model to disk.
 """
 
 import json
@@ -23,14 +25,16 @@ Example = tuple[Tensor, Tensor]
 
 
 class Utterances(Dataset[Example]):
-    """All labelled utterances of a corpus as files; each access reads one and crops it at random."""
+    """All labelled utterances of a corpus as files; each access reads and crops one at random."""
 
     def __init__(self, folder: Path, segment_len: int) -> None:
         self.folder, self.segment_len = folder, segment_len
         ids = json.loads((folder / "mapping.json").read_text())["speaker2id"]
         speakers = json.loads((folder / "metadata.json").read_text())["speakers"]
         self.speakers = len(ids)
-        self.entries = [(entry["feature_path"], ids[name]) for name in speakers for entry in speakers[name]]
+        self.entries = [
+            (entry["feature_path"], ids[name]) for name in speakers for entry in speakers[name]
+        ]
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -50,8 +54,12 @@ def collate(batch: list[Example]) -> Example:
     return pad_sequence(list(mels), batch_first=True, padding_value=-20), torch.cat(speakers)
 
 
-def load(data: Dataset[Example], config: TrialConfig, workers: int, shuffle: bool) -> DataLoader[Example]:
-    """Return the homework's loader: shuffled, the last partial batch dropped, pinned where there is a GPU."""
+def load(
+    data: Dataset[Example], config: TrialConfig, workers: int, shuffle: bool
+) -> DataLoader[Example]:
+    """Return the homework's loader: shuffled, the last partial batch dropped,
+    pinned where there is a GPU.
+    """
     return DataLoader(
         data, config.batch_size, shuffle, num_workers=workers, drop_last=True, collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
@@ -59,7 +67,9 @@ def load(data: Dataset[Example], config: TrialConfig, workers: int, shuffle: boo
 
 
 class Classifier(nn.Module):
-    """The sample code's model, with the number of layers and the activation as the student edited them."""
+    """The sample code's model, with the number of layers and the activation
+    as the student edited them.
+    """
 
     def __init__(self, config: TrialConfig, speakers: int) -> None:
         super().__init__()
@@ -71,7 +81,9 @@ class Classifier(nn.Module):
         )
         self.encoder = nn.Sequential(*layers)
         self.head = nn.Sequential(
-            nn.Linear(width, width), ACTIVATION_LAYERS[config.activation](), nn.Linear(width, speakers)
+            nn.Linear(width, width),
+            ACTIVATION_LAYERS[config.activation](),
+            nn.Linear(width, speakers),
         )
 
     def forward(self, mels: Tensor) -> Tensor:
@@ -84,7 +96,12 @@ class Homework:
     """One training by the homework's loop, a step at a time."""
 
     def __init__(
-        self, config: TrialConfig, folder: Path, rows: Tensor | None, device: torch.device, workers: int
+        self,
+        config: TrialConfig,
+        folder: Path,
+        rows: Tensor | None,
+        device: torch.device,
+        workers: int,
     ) -> None:
         torch.manual_seed(config.seed)
         random.seed(config.seed)
@@ -95,7 +112,9 @@ class Homework:
         self._batches = iter(self._loader)
         self.model = Classifier(config, self._data.speakers).to(device)
         self._criterion = nn.CrossEntropyLoss()
-        self._adamw = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        self._adamw = torch.optim.AdamW(
+            self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay
+        )
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._adamw, self._rate)
 
     def fetch(self) -> Example:
@@ -126,7 +145,9 @@ class Homework:
         self.update()
 
     def validate(self) -> Generator[int, None, None]:
-        """Score crops as the homework does its validation part, over and over; yield each batch's size when done."""
+        """Score crops as the homework does its validation part, over and over;
+        yield each batch's size when done.
+        """
         self.model.eval()
         try:
             while True:
@@ -147,7 +168,9 @@ class Homework:
 
 @torch.no_grad()
 def accuracy_whole(model: Classifier, folder: Path, rows: Tensor) -> float:
-    """Return the accuracy over some whole utterances, one at a time, as the homework predicts its test utterances."""
+    """Return the accuracy over some whole utterances, one at a time,
+    as the homework predicts its test utterances.
+    """
     data = Utterances(folder, 1 << 30)
     device = next(model.parameters()).device
     model.eval()

@@ -17,32 +17,52 @@ from speaker.prediction.command import add_flags
 
 def parser() -> Parser:
     """Return the command line."""
-    flags = Parser(prog="python -m experiments", description="Look at finished trials and use the best.")
+    flags = Parser(
+        prog="python -m experiments", description="Look at finished trials and use the best."
+    )
     verbs = flags.add_subparsers(dest="verb", required=True, metavar="VERB")
     tracking = Parser(add_help=False)
     tracking.add_argument(
-        "--tracking-uri", metavar="URL", help="MLflow's store; else $MLFLOW_TRACKING_URI, else mlruns/mlflow.db"
+        "--tracking-uri",
+        metavar="URL",
+        help="MLflow's store; else $MLFLOW_TRACKING_URI, else mlruns/mlflow.db",
     )
     compare = verbs.add_parser("compare", parents=[tracking], help="rank the trials of a study")
     compare.add_argument("--study", type=plain_name, required=True, metavar="NAME")
     compare.add_argument("--best", type=positive_int, default=10, help="how many rows to show")
     compare.set_defaults(run=run_compare)
-    promote = verbs.add_parser("promote", parents=[tracking], help="register the best model of a study as champion")
+    promote = verbs.add_parser(
+        "promote", parents=[tracking], help="register the best model of a study as champion"
+    )
     which = promote.add_mutually_exclusive_group(required=True)
-    which.add_argument("--study", type=plain_name, metavar="NAME", help="promote this study's best complete trial")
-    which.add_argument("--run", dest="run_id", metavar="ID", help="promote this run, as train_trial.py leaves one")
+    which.add_argument(
+        "--study", type=plain_name, metavar="NAME", help="promote this study's best complete trial"
+    )
+    which.add_argument(
+        "--run", dest="run_id", metavar="ID", help="promote this run, as train_trial.py leaves one"
+    )
     promote.set_defaults(run=run_promote)
-    fetch = verbs.add_parser("fetch", parents=[tracking], help="copy a model out of MLflow into a folder")
+    fetch = verbs.add_parser(
+        "fetch", parents=[tracking], help="copy a model out of MLflow into a folder"
+    )
     which = fetch.add_mutually_exclusive_group()
     which.add_argument("--model", default="champion", help="alias, version or run id")
-    which.add_argument("--study", type=plain_name, metavar="NAME", help="the best models of this study instead")
-    fetch.add_argument("--best", type=positive_int, default=1, metavar="N", help="how many: into folders 1 to N")
+    which.add_argument(
+        "--study", type=plain_name, metavar="NAME", help="the best models of this study instead"
+    )
+    fetch.add_argument(
+        "--best", type=positive_int, default=1, metavar="N", help="how many: into folders 1 to N"
+    )
     fetch.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     fetch.set_defaults(run=run_fetch)
-    predict = verbs.add_parser("predict", help="name the speakers of a corpus's test utterances, as a CSV")
+    predict = verbs.add_parser(
+        "predict", help="name the speakers of a corpus's test utterances, as a CSV"
+    )
     add_flags(predict)
     predict.set_defaults(run=run_predict)
-    ui = verbs.add_parser("ui", parents=[tracking], help="open the MLflow UI on this machine's loopback address")
+    ui = verbs.add_parser(
+        "ui", parents=[tracking], help="open the MLflow UI on this machine's loopback address"
+    )
     ui.add_argument("--port", type=port, default=5000)
     ui.set_defaults(run=run_ui)
     return flags
@@ -53,7 +73,11 @@ def run_compare(arguments: argparse.Namespace) -> None:
     from experiments.tracking.leaderboard import ranked, table
     from experiments.tracking.store import existing_store
 
-    print(table(ranked(existing_store(arguments.tracking_uri, STATE), arguments.study), arguments.best))
+    print(
+        table(
+            ranked(existing_store(arguments.tracking_uri, STATE), arguments.study), arguments.best
+        )
+    )
 
 
 def run_promote(arguments: argparse.Namespace) -> None:
@@ -79,7 +103,9 @@ def run_fetch(arguments: argparse.Namespace) -> None:
 
 
 def run_predict(arguments: argparse.Namespace) -> None:
-    """Predict the test utterances of a corpus with models that MLflow holds, or with one in a folder."""
+    """Predict the test utterances of a corpus with models that MLflow holds,
+    or with one in a folder.
+    """
     from experiments.predict import model_folders
     from speaker.prediction.command import predict
 
@@ -99,14 +125,26 @@ def run_ui(arguments: argparse.Namespace) -> None:
     address = f"127.0.0.1:{arguments.port}"
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", arguments.port)) == 0:
-            raise UserError(f"--port must be free, but {address} answers already; choose another --port")
+            raise UserError(
+                f"--port must be free, but {address} answers already; choose another --port"
+            )
     print(f"Runs: http://{address}/{page}\nBest first: http://{address}/{best}")
     print(f"Models: http://{address}/#/models\nStop with Ctrl-C.", flush=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri, "--host", "127.0.0.1"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        store.uri,
+        "--host",
+        "127.0.0.1",
+    ]
     command += ["--port", str(arguments.port), "--workers", "1"]
     command += ["--allowed-hosts", f"{address},localhost:{arguments.port}"]
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    # In a process group of its own, because the server starts processes that outlive it when it alone is stopped.
+    # In a process group of its own, because the server starts processes that outlive it when it
+    # alone is stopped.
     with subprocess.Popen(command, env={**os.environ, **quiet}, start_new_session=True) as server:
         try:
             server.wait()

@@ -1,4 +1,6 @@
-"""What every trial of a search shares: the data on its device, how it is scored, and where the numbers come from."""
+"""What every trial of a search shares: the data on its device, how it is scored,
+and where the numbers come from.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -12,14 +14,14 @@ from speaker.config import TrialConfig
 from speaker.data.check import check_quickly
 from speaker.data.corpus import Corpus, read_corpus
 from speaker.data.pack import Pack, open_pack
-from speaker.sources.demo import build_demo
-
-PACKAGES = ("torch", "optuna", "mlflow", "numpy", "sqlalchemy")  # whose versions a run keeps
 from speaker.data.protocol import Protocol
+from speaker.sources.demo import build_demo
 from speaker.training import lookahead
 from speaker.training.checkpoint import Checkpoint, identity
 from speaker.training.lookahead import Cost
 from speaker.training.train import validate_batch_size
+
+PACKAGES = ("torch", "optuna", "mlflow", "numpy", "sqlalchemy")  # whose versions a run keeps
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,11 @@ class TrainingContext:
     def tags(self) -> dict[str, str]:
         """Return the tags of a run on this context."""
         protocols = {f"protocol.{name}": text for name, text in self.protocol.describe().items()}
-        data = {"corpus": self.corpus.name, "corpus.digest": self.pack.digest, "precision": self.compute.precision_name}
+        data = {
+            "corpus": self.corpus.name,
+            "corpus.digest": self.pack.digest,
+            "precision": self.compute.precision_name,
+        }
         return {**data, **protocols, **self.provenance}
 
     def incidental_tags(self) -> set[str]:
@@ -44,14 +50,16 @@ class TrainingContext:
         return {"corpus", *self.provenance}
 
     def fit_batch(self, config: TrialConfig, batch_size: int | None = None) -> TrialConfig:
-        """Return a point with the batch size that was asked for, or with one that a small corpus has enough for.
+        """Return a point with the batch size that was asked for,
+        or with one that a small corpus has enough for.
 
         Raises UserError for a batch that needs more training utterances than there are.
         """
         rows, _ = self.protocol.split(self.pack)
         if batch_size is None and len(rows) < config.batch_size:
             print(
-                f"A step has {len(rows)} utterances instead of {config.batch_size}: the corpus has no more to train on."
+                f"A step has {len(rows)} utterances instead of {config.batch_size}: the corpus has "
+                "no more to train on."
             )
             batch_size = len(rows)
         config = config.replace(batch_size=batch_size) if batch_size else config
@@ -67,9 +75,11 @@ class TrainingContext:
 def load_context(
     data: Path | None, device_name: str, precision_name: str, state: Path, jobs: int = 1
 ) -> TrainingContext:
-    """Read a corpus, or make the demo corpus in the folder `state`, and open its pack, on the CPU for the time being.
+    """Read a corpus, or make the demo corpus in the folder `state`, and open its pack,
+    on the CPU for the time being.
 
-    It will be computed on by `jobs` processes. Raises UserError for a corpus or a device that cannot be used.
+    It will be computed on by `jobs` processes. Raises UserError for a corpus or a device that
+    cannot be used.
     """
     compute = find_compute(device_name, precision_name, jobs)
     folder = data or state / "demo"
@@ -81,19 +91,25 @@ def load_context(
     if warnings.counts:
         print("\n".join(warnings.lines("warnings")))
     pack = open_pack(corpus, state / "packs")
-    return TrainingContext(corpus, pack, Protocol(), compute, state / "checkpoints", provenance(compute, PACKAGES))
+    return TrainingContext(
+        corpus, pack, Protocol(), compute, state / "checkpoints", provenance(compute, PACKAGES)
+    )
 
 
 def move_to_device(
     context: TrainingContext, points: Sequence[TrialConfig], jobs: int = 1
 ) -> tuple[TrainingContext, list[Cost]]:
-    """Put the pack on the device and look ahead: do a few steps of some points, and take what works from then on.
+    """Put the pack on the device and look ahead: do a few steps of some points,
+    and take what works from then on.
 
-    Prints what does not. Returns the context to compute with in each of `jobs` processes, and what the points cost.
-    Raises UserError when the device cannot compute, or has too little memory.
+    Prints what does not. Returns the context to compute with in each of `jobs` processes, and what
+    the points cost. Raises UserError when the device cannot compute, or has too little memory.
     """
     compute, pack, costs = lookahead.find_working_compute(
-        points, lambda tried: context.pack.to(tried.device, tried.precision), context.protocol, context.compute
+        points,
+        lambda tried: context.pack.to(tried.device, tried.precision),
+        context.protocol,
+        context.compute,
     )
     for fallback in compute.fallbacks:
         print(f"warning: {fallback}", file=sys.stderr)
@@ -101,4 +117,6 @@ def move_to_device(
     if compute.device.type == "cuda" and jobs > 1:
         release_memory()
         compute = replace(compute, memory_fraction=share_memory(compute.device, jobs))
-    return replace(context, pack=pack, compute=compute, provenance=provenance(compute, PACKAGES)), costs
+    return replace(
+        context, pack=pack, compute=compute, provenance=provenance(compute, PACKAGES)
+    ), costs

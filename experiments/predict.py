@@ -1,4 +1,6 @@
-"""Models for `predict`: copied out of MLflow into a temporary folder, for as long as they are needed."""
+"""Models for `predict`: copied out of MLflow into a temporary folder,
+for as long as they are needed.
+"""
 
 import argparse
 import contextlib
@@ -14,7 +16,10 @@ from speaker.prediction.command import is_local
 
 @contextlib.contextmanager
 def model_folders(arguments: argparse.Namespace) -> Iterator[list[Path]]:
-    """Give the folders of the models that `predict` asks for. Raises UserError when there are no such models."""
+    """Give the folders of the models that `predict` asks for.
+
+    Raises UserError when there are no such models.
+    """
     if is_local(arguments):
         yield [Path(arguments.model)]
         return

@@ -18,19 +18,24 @@ from speaker.training.train import Report, TrialResult, train
 
 @dataclass(frozen=True)
 class TrackedTraining:
-    """One trial: its point, its run in MLflow, and `tell`, which notes its end wherever else it is known."""
+    """One trial: its point, its run in MLflow, and `tell`,
+    which notes its end wherever else it is known.
+    """
 
     config: TrialConfig
     context: TrainingContext
     run: TrackedRun
     tell: Callable[[TrialResult], None]
 
-    def train(self, listen: Report, bar: "tqdm[int]", failures: tuple[type[Exception], ...]) -> TrialResult:
+    def train(
+        self, listen: Report, bar: "tqdm[int]", failures: tuple[type[Exception], ...]
+    ) -> TrialResult:
         """Train the point, log all of it, and end the trial; `listen` hears of each evaluation.
 
-        What is no fault of the point leaves the trial open and its checkpoint in place, to be resumed: an
-        interruption, a lost device (DeviceLostError), and the `failures` of a store or disk. After any other
-        exception, which is a bug, the trial has failed. All of them pass through.
+        What is no fault of the point leaves the trial open and its checkpoint in place, to be
+        resumed: an interruption, a lost device (DeviceLostError), and the `failures` of a store or
+        disk. After any other exception, which is a bug, the trial has failed. All of them pass
+        through.
         """
 
         def report(step: int, metrics: Metrics) -> bool:
@@ -44,7 +49,13 @@ class TrackedTraining:
                 self.run.log_setup(self.config, context)
                 with interruptible():
                     result = train(
-                        self.config, context.pack, context.protocol, report, context.compute, checkpoint, bar
+                        self.config,
+                        context.pack,
+                        context.protocol,
+                        report,
+                        context.compute,
+                        checkpoint,
+                        bar,
                     )
                 self.run.log_result(result, self.config, context)
         except DeviceLostError:
@@ -59,18 +70,25 @@ class TrackedTraining:
         return result
 
     def end(self, result: TrialResult) -> None:
-        """End the trial. A kill between two of these writes is made good when the trial is opened again."""
+        """End the trial.
+
+        A kill between two of these writes is made good when the trial is opened again.
+        """
         self.tell(result)
         self.run.close(result.outcome, result.reason)
         self.context.checkpoint(self.run.run_id, self.config).remove()
 
 
 @contextlib.contextmanager
-def explaining_failures(next_step: str, failures: tuple[type[Exception], ...] = STORE_ERRORS) -> Iterator[None]:
+def explaining_failures(
+    next_step: str, failures: tuple[type[Exception], ...] = STORE_ERRORS
+) -> Iterator[None]:
     """Turn failures of a store or disk into a UserError that names the next step."""
     try:
         yield
     except BrokenPipeError:  # whoever read our output has ended; no store failed
         raise
     except failures as error:
-        raise UserError(f"a store or disk failed ({first_line(error)}); fix that, and {next_step}") from error
+        raise UserError(
+            f"a store or disk failed ({first_line(error)}); fix that, and {next_step}"
+        ) from error

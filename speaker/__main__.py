@@ -8,29 +8,53 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from speaker.common.cli import Parser, natural, positive_float, positive_int, printable, run_cli, share
+from speaker.common.cli import (
+    Parser,
+    natural,
+    positive_float,
+    positive_int,
+    printable,
+    run_cli,
+    share,
+)
 from speaker.common.errors import UserError
 from speaker.prediction.command import add_flags
 
 
 def parser() -> Parser:
     """Return the command line."""
-    flags = Parser(prog="python -m speaker", description="Speaker classification: data and prediction.")
+    flags = Parser(
+        prog="python -m speaker", description="Speaker classification: data and prediction."
+    )
     verbs = flags.add_subparsers(dest="verb", required=True, metavar="VERB")
-    _add_download(verbs.add_parser("download", help="fetch the homework's corpus, or unpack its parts"))
+    _add_download(
+        verbs.add_parser("download", help="fetch the homework's corpus, or unpack its parts")
+    )
     _add_prepare(verbs.add_parser("prepare", help="make a corpus from a folder of audio"))
-    _add_check(verbs.add_parser("check", help="say all that is wrong with a corpus, and what it looks like"))
-    predict = verbs.add_parser("predict", help="name the speakers of a corpus's test utterances, as a CSV")
+    _add_check(
+        verbs.add_parser(
+            "check", help="say all that is wrong with a corpus, and what it looks like"
+        )
+    )
+    predict = verbs.add_parser(
+        "predict", help="name the speakers of a corpus's test utterances, as a CSV"
+    )
     add_flags(predict)
     predict.set_defaults(run=run_predict)
     return flags
 
 
 def _add_download(flags: argparse.ArgumentParser) -> None:
-    flags.add_argument("--out", type=Path, default=Path("Dataset"), metavar="FOLDER", help="corpus to make")
+    flags.add_argument(
+        "--out", type=Path, default=Path("Dataset"), metavar="FOLDER", help="corpus to make"
+    )
     source = flags.add_mutually_exclusive_group()
-    source.add_argument("--manifest", type=Path, metavar="FILE", help="JSON with the URLs of the archive's parts")
-    source.add_argument("--url", action="append", metavar="URL", help="of one part; repeat it for each, in order")
+    source.add_argument(
+        "--manifest", type=Path, metavar="FILE", help="JSON with the URLs of the archive's parts"
+    )
+    source.add_argument(
+        "--url", action="append", metavar="URL", help="of one part; repeat it for each, in order"
+    )
     source.add_argument(
         "--parts",
         type=Path,
@@ -38,35 +62,57 @@ def _add_download(flags: argparse.ArgumentParser) -> None:
         help="with the parts, or a .tar.gz or .zip, fetched by other means",
     )
     flags.add_argument(
-        "--timeout", type=positive_float, default=30.0, metavar="SECONDS", help="after which a server has stalled"
+        "--timeout",
+        type=positive_float,
+        default=30.0,
+        metavar="SECONDS",
+        help="after which a server has stalled",
     )
     flags.set_defaults(run=run_download)
 
 
 def _add_prepare(flags: argparse.ArgumentParser) -> None:
     flags.add_argument(
-        "--audio", type=Path, required=True, metavar="FOLDER", help="with a folder of recordings for each speaker"
+        "--audio",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="with a folder of recordings for each speaker",
     )
     flags.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="corpus to make")
-    flags.add_argument("--speakers", type=positive_int, metavar="N", help="how many to sample; all if not given")
     flags.add_argument(
-        "--test-share", type=share, default=0.0, metavar="X", help="of each speaker's utterances, to be held out"
+        "--speakers", type=positive_int, metavar="N", help="how many to sample; all if not given"
     )
-    flags.add_argument("--seed", type=natural, default=0, help="decides what is sampled and held out")
-    flags.add_argument("--workers", type=positive_int, default=os.cpu_count(), metavar="N", help="processes")
+    flags.add_argument(
+        "--test-share",
+        type=share,
+        default=0.0,
+        metavar="X",
+        help="of each speaker's utterances, to be held out",
+    )
+    flags.add_argument(
+        "--seed", type=natural, default=0, help="decides what is sampled and held out"
+    )
+    flags.add_argument(
+        "--workers", type=positive_int, default=os.cpu_count(), metavar="N", help="processes"
+    )
     flags.add_argument(
         "--level",
         type=positive_int,
         metavar="N",
         help="the speakers' folders lie N deep in --audio; if not given, 1, but checked",
     )
-    flags.add_argument("--skip-bad", action="store_true", help="leave out recordings that cannot be used")
+    flags.add_argument(
+        "--skip-bad", action="store_true", help="leave out recordings that cannot be used"
+    )
     flags.set_defaults(run=run_prepare)
 
 
 def _add_check(flags: argparse.ArgumentParser) -> None:
     flags.add_argument("corpus", type=Path, metavar="CORPUS", help="folder with metadata.json")
-    flags.add_argument("--figure", type=Path, default=Path("corpus.png"), metavar="FILE", help="picture to draw")
+    flags.add_argument(
+        "--figure", type=Path, default=Path("corpus.png"), metavar="FILE", help="picture to draw"
+    )
     flags.set_defaults(run=run_check)
 
 
@@ -80,7 +126,11 @@ def run_download(arguments: argparse.Namespace) -> None:
         made = unpack_parts(find_parts(arguments.parts), out)
     else:
         parts = parts_of_urls(arguments.url) if arguments.url else HOMEWORK
-        made = download(read_manifest(arguments.manifest) if arguments.manifest else parts, out, arguments.timeout)
+        made = download(
+            read_manifest(arguments.manifest) if arguments.manifest else parts,
+            out,
+            arguments.timeout,
+        )
     said = "The corpus is in" if made else "Nothing to do: the corpus is already in"
     print(f"{said} {printable(out)}.")
     print(f"Next:\n  python -m speaker check {shlex.quote(str(out))}")
@@ -113,9 +163,9 @@ def run_prepare(arguments: argparse.Namespace) -> None:
     endings = f" ({printable(prepared.endings)})" if prepared.endings else ""
     print(
         f"Prepared {len(corpus.utterances):,} labelled and {len(corpus.test):,} test utterances of "
-        f"{len(corpus.speakers):,} speakers, {prepared.frames:,} frames; left out {len(prepared.bad):,} recordings, "
-        f"ignored {prepared.ignored:,} other files{endings}; {prepared.clipped:,} recordings are "
-        "clipped."
+        f"{len(corpus.speakers):,} speakers, {prepared.frames:,} frames; left out "
+        f"{len(prepared.bad):,} recordings, ignored {prepared.ignored:,} other files{endings}; "
+        f"{prepared.clipped:,} recordings are clipped."
     )
     print(f"Next:\n  python -m speaker check {shlex.quote(str(arguments.out))}")
 
@@ -126,23 +176,28 @@ def run_check(arguments: argparse.Namespace) -> None:
     from speaker.data.check import PICTURES, check, describe, draw
     from speaker.data.corpus import corpus_folder
 
-    corpus_folder(arguments.corpus)  # that it is another folder is said before where the picture goes
+    # That it is another folder is said before where the picture goes.
+    corpus_folder(arguments.corpus)
     validate_output_path(arguments.figure, "--figure", arguments.corpus)
     if arguments.figure.suffix not in PICTURES:
-        raise UserError(f"--figure must end in {', '.join(PICTURES)}, but got {arguments.figure}; name it so")
+        raise UserError(
+            f"--figure must end in {', '.join(PICTURES)}, but got {arguments.figure}; name it so"
+        )
     report = check(arguments.corpus)
     print(describe(report))
     draw(report, arguments.figure)
     print(f"figure      {printable(arguments.figure)}")
     if found := report.errors.counts:
         raise UserError(
-            f"a corpus must have no errors, but {arguments.corpus} has {found.total():,} of {len(found):,} kinds; fix "
-            "them as said above"
+            f"a corpus must have no errors, but {arguments.corpus} has {found.total():,} of "
+            f"{len(found):,} kinds; fix them as said above"
         )
 
 
 def run_predict(arguments: argparse.Namespace) -> None:
-    """Predict the test utterances of a corpus with a model in a folder; others are the search's business."""
+    """Predict the test utterances of a corpus with a model in a folder;
+    others are the search's business.
+    """
     from speaker.prediction.command import is_local, predict
 
     if is_local(arguments):
@@ -150,8 +205,8 @@ def run_predict(arguments: argparse.Namespace) -> None:
         return
     if find_spec("experiments") is None:
         raise UserError(
-            f"--model must be a folder with a saved model where the search's part of this program is missing, but "
-            f"got {arguments.model or 'champion'!r}; give a folder"
+            "--model must be a folder with a saved model where the search's part of this program "
+            f"is missing, but got {arguments.model or 'champion'!r}; give a folder"
         )
     # This package must work without MLflow, so the part that knows it takes this process over.
     command = [sys.executable, "-m", "experiments", *sys.argv[1:]]

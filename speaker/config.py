@@ -1,4 +1,6 @@
-"""TrialConfig: one point, every number that decides what a trial learns; and the points the homework made known."""
+"""TrialConfig: one point, every number that decides what a trial learns;
+and the points the homework made known.
+"""
 
 import dataclasses
 import hashlib
@@ -14,9 +16,16 @@ ACTIVATIONS = ("sigmoid", "relu", "gelu", "tanh", "silu")
 ENCODERS = ("transformer",)
 POOLINGS = ("mean", "attentive")
 LOSSES = ("cross_entropy",)
+AT_LEAST_ONE = (
+    "d_model", "nhead", "num_layers", "dim_feedforward", "batch_size", "segment_len", "steps",
+    "valid_every",
+)  # fmt: skip
 NAMES = {"activation": ACTIVATIONS, "encoder": ENCODERS, "pooling": POOLINGS, "loss": LOSSES}
 ADDED_LATER = frozenset({"encoder", "pooling", "loss"})
-"""Fields that older configs, models, checkpoints and studies lack. Their defaults mean what was done before."""
+"""Fields that older configs, models, checkpoints and studies lack.
+
+Their defaults mean what was done before.
+"""
 
 
 def _check(holds: bool, message: str) -> None:
@@ -25,13 +34,16 @@ def _check(holds: bool, message: str) -> None:
 
 
 def _check_type(name: str, value: object, expected: type) -> None:
-    """Accept exactly the default's type: no bool for an int, no NaN in disguise, no text for a number."""
+    """Accept exactly the default's type: no bool for an int, no NaN in disguise,
+    no text for a number.
+    """
     _check(type(value) is expected, f"{name} must be {expected.__name__}, but got {value!r}")
 
 
 @dataclass(frozen=True)
 class TrialConfig:
-    """One point of the search space, validated when built. The defaults are the homework's sample code.
+    """One point of the search space, validated
+    when built. The defaults are the homework's sample code.
 
     The field names are also the command-line flags, the MLflow params and the Optuna params.
     Raises UserError for a value that breaks a rule.
@@ -49,7 +61,8 @@ class TrialConfig:
     batch_size: int = 32  # utterances a step
     segment_len: int = 128  # frames of a training crop
     steps: int = 70_000
-    warmup_steps: int = 1_000  # the learning rate rises from 0 over these, then falls by a cosine to 0 at `steps`
+    # The learning rate rises from 0 over these, then falls by a cosine to 0 at `steps`.
+    warmup_steps: int = 1_000
     valid_every: int = 2_000  # steps between evaluations
     seed: int = 0  # of weights, dropout, data order and crops
     encoder: str = "transformer"  # frames to frames
@@ -59,11 +72,15 @@ class TrialConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             _check_type(field.name, getattr(self, field.name), type(field.default))
-        for name in ("d_model", "nhead", "num_layers", "dim_feedforward", "batch_size", "segment_len", "steps",
-                     "valid_every"):  # fmt: skip
-            _check(getattr(self, name) >= 1, f"{name} must be at least 1, but got {getattr(self, name)}")
+        for name in AT_LEAST_ONE:
+            _check(
+                getattr(self, name) >= 1,
+                f"{name} must be at least 1, but got {getattr(self, name)}",
+            )
         if self.d_model % self.nhead:
-            legal = ", ".join(str(n) for n in range(1, min(self.d_model, 256) + 1) if self.d_model % n == 0)
+            legal = ", ".join(
+                str(n) for n in range(1, min(self.d_model, 256) + 1) if self.d_model % n == 0
+            )
             raise UserError(
                 f"nhead must divide d_model, but got d_model={self.d_model}, nhead={self.nhead}; "
                 f"choose nhead from {legal}"
@@ -88,7 +105,9 @@ class TrialConfig:
         return dataclasses.replace(self, **changes)
 
     def with_steps(self, steps: int) -> Self:
-        """Return this point with another budget; in a short one, warm-up takes a tenth and evaluations are five."""
+        """Return this point with another budget; in a short one,
+        warm-up takes a tenth and evaluations are five.
+        """
         return self.replace(
             steps=steps,
             warmup_steps=min(self.warmup_steps, steps // 10),
@@ -113,14 +132,21 @@ class TrialConfig:
         if not isinstance(fields, dict):
             raise UserError(f"a config must be a JSON object, but is {type(fields).__name__}")
         if wrong := {*(set(fields) - names), *(names - ADDED_LATER - set(fields))}:
-            raise UserError(f"a config must have exactly the fields of TrialConfig, but these differ: {sorted(wrong)}")
+            raise UserError(
+                "a config must have exactly the fields of TrialConfig, but these differ: "
+                f"{sorted(wrong)}"
+            )
         return cls(**fields)
 
     def identity(self) -> dict[str, Any]:
-        """Return what tells this point from others: the same as before a field was added, where that is at its default."""
+        """Return what tells this point from others: the same as before a field was added,
+        where that is at its default.
+        """
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         return {
-            name: value for name, value in self.to_dict().items() if name not in ADDED_LATER or value != defaults[name]
+            name: value
+            for name, value in self.to_dict().items()
+            if name not in ADDED_LATER or value != defaults[name]
         }
 
     def fingerprint(self) -> str:
@@ -128,15 +154,18 @@ class TrialConfig:
         return hashlib.sha256(canonical_json(self.identity()).encode()).hexdigest()[:12]
 
     def label(self) -> str:
-        """Return the four searched numbers in short, such as 'd256 h8 L4 relu', and which blocks are unusual."""
+        """Return the four searched numbers in short, such as 'd256 h8 L4 relu',
+        and which blocks are unusual.
+        """
         words = [f"d{self.d_model} h{self.nhead} L{self.num_layers} {self.activation}"]
         words += [str(value) for name, value in self.identity().items() if name in ADDED_LATER]
         return " ".join(words)
 
 
 HOMEWORK_BASELINE = TrialConfig()  # printed 0.4834 by crops
-HOMEWORK_EDITED = TrialConfig(d_model=512, nhead=16, num_layers=6, activation="relu")  # printed 0.7599 by crops
+# Printed 0.7599 by crops.
+HOMEWORK_EDITED = TrialConfig(d_model=512, nhead=16, num_layers=6, activation="relu")
 PRESETS = {"homework-baseline": HOMEWORK_BASELINE, "homework-edited": HOMEWORK_EDITED}
 
 DEMO_BUDGET = HOMEWORK_BASELINE.replace(steps=100, warmup_steps=10, valid_every=20, segment_len=32)
-"""What a trial costs on the demo corpus: seconds on two CPU cores, so that fifty of them take minutes."""
+"""What a trial costs on the demo corpus: seconds on two CPU cores, so fifty take minutes."""

@@ -34,9 +34,16 @@ def pack(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Pack:
 
 
 @pytest.fixture(scope="session")
-def context(corpus: Corpus, pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> TrainingContext:
+def context(
+    corpus: Corpus, pack: Pack, tmp_path_factory: pytest.TempPathFactory
+) -> TrainingContext:
     return TrainingContext(
-        corpus, pack, Protocol(), Compute(), tmp_path_factory.mktemp("checkpoints"), {"device": "cpu"}
+        corpus,
+        pack,
+        Protocol(),
+        Compute(),
+        tmp_path_factory.mktemp("checkpoints"),
+        {"device": "cpu"},
     )
 
 

@@ -1,4 +1,6 @@
-"""A real HTTP server on the loopback that serves bytes, with ranges and validators, and misbehaves as told."""
+"""A real HTTP server on the loopback that serves bytes, with ranges and validators,
+and misbehaves as told.
+"""
 
 import contextlib
 import hashlib
@@ -20,7 +22,8 @@ class Fault:
 
     before: Callable[[], object] = int  # called before anything is answered
     status: int = 0  # answer this, and send nothing but `body`
-    headers: Mapping[str, str | None] = field(default_factory=dict)  # added or changed; None leaves one out
+    # Added or changed; None leaves one out.
+    headers: Mapping[str, str | None] = field(default_factory=dict)
     body: bytes | None = None  # sent instead of the file's
     cut: float | None = None  # end the connection after this share of the body
     stall: float | None = None  # send no more after this share of the body
@@ -41,7 +44,10 @@ class Request:
 
 
 class FaultServer:
-    """Serves `files` by their names until the `with` block ends. Each request for a name takes one of its faults."""
+    """Serves `files` by their names until the `with` block ends.
+
+    Each request for a name takes one of its faults.
+    """
 
     def __init__(self, files: Mapping[str, bytes], host: str = "127.0.0.1", port: int = 0) -> None:
         self.files = dict(files)
@@ -54,7 +60,9 @@ class FaultServer:
         self.host = host
         self._server = _Server(("127.0.0.1", port), _Handler)
         self._server.owner = self
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        )
         self._thread.start()
 
     def __enter__(self) -> "FaultServer":
@@ -118,7 +126,9 @@ class _Handler(BaseHTTPRequestHandler):
         owner = self.server.owner
         name = self.path.removeprefix("/")
         wanted = self.headers["Range"]
-        request = Request(self.path, wanted, self.headers["If-Range"], self.headers["Accept-Encoding"])
+        request = Request(
+            self.path, wanted, self.headers["If-Range"], self.headers["Accept-Encoding"]
+        )
         owner.requests.append(request)
         fault = owner.faults[name].pop(0) if owner.faults[name] else owner.always.get(name, Fault())
         fault.before()
@@ -148,12 +158,20 @@ class _Handler(BaseHTTPRequestHandler):
             "Last-Modified": MODIFIED,
         }
         validators = (None, headers["ETag"], headers["Last-Modified"])
-        if not request.range or fault.no_range or (request.if_range not in validators and not fault.no_if_range):
+        if (
+            not request.range
+            or fault.no_range
+            or (request.if_range not in validators and not fault.no_if_range)
+        ):
             return 200, headers, content
         start = int(request.range.removeprefix("bytes=").removesuffix("-"))
         if start >= len(content):
             return 416, {"Content-Range": f"bytes */{len(content)}"}, b""
-        return 206, {**headers, "Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}, content[start:]
+        return (
+            206,
+            {**headers, "Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"},
+            content[start:],
+        )
 
     def _send(self, body: bytes, request: Request, fault: Fault) -> None:
         shares = [share for share in (fault.cut, fault.stall) if share is not None]

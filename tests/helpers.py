@@ -22,7 +22,14 @@ from speaker.training.losses.cross_entropy import CrossEntropy
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = TrialConfig(
-    d_model=16, nhead=2, dim_feedforward=32, batch_size=8, segment_len=24, steps=12, warmup_steps=2, valid_every=4
+    d_model=16,
+    nhead=2,
+    dim_feedforward=32,
+    batch_size=8,
+    segment_len=24,
+    steps=12,
+    warmup_steps=2,
+    valid_every=4,
 )
 LOSS = CrossEntropy(TINY, 4)
 KILLS = int(os.environ.get("KILLS", "3"))  # how often a test of kills kills; 20 takes minutes
@@ -40,7 +47,9 @@ def write_corpus(
     n_mels: int = 40,
     seed: int = 0,
 ) -> dict[str, str]:
-    """Write a corpus whose speakers differ in their mean frame; return the speaker of each test file."""
+    """Write a corpus whose speakers differ in their mean frame;
+    return the speaker of each test file.
+    """
     folder.mkdir(parents=True)
     draw = generator(seed, "corpus")
     names = [f"id{seed:02d}{number:03d}" for number in range(speakers)]
@@ -85,14 +94,25 @@ def refused(call: Callable[[], object]) -> str:
 
 
 def program(*words: object) -> list[str]:
-    """Return a command line of this project: a script's name or `-m` and a module, and its arguments."""
+    """Return a command line of this project: a script's name or `-m` and a module,
+    and its arguments.
+    """
     first, *rest = map(str, words)
-    return [sys.executable, *(["-m"] if first in ("speaker", "experiments") else []), _path(first), *rest]
+    return [
+        sys.executable,
+        *(["-m"] if first in ("speaker", "experiments") else []),
+        _path(first),
+        *rest,
+    ]
 
 
 def environment() -> dict[str, str]:
     """Return the environment of a user who stands in some folder and has this checkout on the path."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "OPTUNA_"))}
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("MLFLOW_", "OPTUNA_"))
+    }
     return {**kept, "PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
@@ -107,7 +127,13 @@ def start(folder: Path, *words: object, start_new_session: bool = False) -> "sub
 def run(folder: Path, *words: object) -> "subprocess.CompletedProcess[str]":
     """Run a command of this project in a folder to its end."""
     return subprocess.run(
-        program(*words), cwd=folder, env=environment(), capture_output=True, text=True, timeout=600, check=False
+        program(*words),
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
     )
 
 
@@ -121,7 +147,9 @@ def assert_whole(home: Path, count: int, storage: str = "") -> None:
     store = TrackingStore(f"sqlite:///{home}/mlruns/mlflow.db")
     assert store.runs("attributes.status = 'RUNNING'") == []
     runs = store.runs("tags.kind = 'trial'")
-    assert sorted(run.info.run_id for run in runs) == sorted(trial.user_attrs[RUN_ID] for trial in trials)
+    assert sorted(run.info.run_id for run in runs) == sorted(
+        trial.user_attrs[RUN_ID] for trial in trials
+    )
     assert len(store.runs("tags.kind = 'study'")) == 1
 
 

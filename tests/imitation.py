@@ -1,6 +1,8 @@
-"""A GPU's ways imitated on a CPU: what it runs instead, what it forbids, and how it replays a graph.
+"""A GPU's ways imitated on a CPU: what it runs instead, what it forbids,
+and how it replays a graph.
 
-Numbers are a CPU's. Which operations there are, what they read and write, and when the host waits are a GPU's.
+Numbers are a CPU's. Which operations there are, what they read and write, and when the host waits
+are a GPU's.
 """
 
 import weakref
@@ -19,7 +21,9 @@ from torch.utils._pytree import tree_leaves
 from speaker.model.attention import HEAD_UNIT
 
 FLASH_WIDTH = 256  # the widest head that flash attention takes
-WAITS = {  # operations that make the host wait for a value, send one, or whose result's shape depends on values
+# Operations that make the host wait for a value, send one, or whose result's shape depends on
+# values.
+WAITS = {
     "_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "unique_dim",
     "unique_consecutive", "repeat_interleave", "bincount", "lift_fresh", "where",
 }  # fmt: skip
@@ -39,8 +43,12 @@ TENSORS_A_LAUNCH = 64  # of an operation over two lists
 
 
 @torch.library.custom_op("imitation::fused_attention", mutates_args=())
-def fused_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """Attention as one operation, laid out as a GPU's kernels do: (B, nhead, T, d), heads beside each other."""
+def fused_attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float
+) -> Tensor:
+    """Attention as one operation, laid out as a GPU's kernels do: (B, nhead, T, d),
+    heads beside each other.
+    """
     result = F.scaled_dot_product_attention(query, key, value, bias, scale=scale)
     return result.transpose(1, 2).contiguous().transpose(1, 2)
 
@@ -84,8 +92,9 @@ fused_attention.register_autograd(_backward, setup_context=_keep)
 class AsOnGpu(TorchFunctionMode):
     """Calls what PyTorch calls on a GPU, where that is another operation than on a CPU.
 
-    Refuses attention that no fused kernel takes. With `traced`, for tensors without data, it calls the very operations
-    of a GPU; without it ours, which have numbers but no dropout, since a fused kernel's masks are nowhere else.
+    Refuses attention that no fused kernel takes. With `traced`, for tensors without data, it calls
+    the very operations of a GPU; without it ours, which have numbers but no dropout, since a fused
+    kernel's masks are nowhere else.
     """
 
     def __init__(self, traced: bool = False) -> None:
@@ -94,7 +103,11 @@ class AsOnGpu(TorchFunctionMode):
         self.attentions: Counter[str] = Counter()
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
@@ -106,39 +119,61 @@ class AsOnGpu(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _attend(
-        self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropped: float, *, scale: float
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor | None,
+        dropped: float,
+        *,
+        scale: float,
     ) -> Tensor:
         width = query.shape[-1]
-        assert width % HEAD_UNIT[query.dtype] == 0, f"no fused attention for heads of width {width} in {query.dtype}"
+        assert width % HEAD_UNIT[query.dtype] == 0, (
+            f"no fused attention for heads of width {width} in {query.dtype}"
+        )
         assert all(tensor.stride(-1) == 1 for tensor in (query, key, value))
         is_flash = bias is None and width <= FLASH_WIDTH and query.dtype != torch.float32
         self.attentions["flash" if is_flash else "memory-efficient"] += 1
         if not self.traced:
             return fused_attention(query, key, value, bias, scale)
         if is_flash:
-            return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, dropped, scale=scale)[0]
+            return torch.ops.aten._scaled_dot_product_flash_attention(
+                query, key, value, dropped, scale=scale
+            )[0]
         mask = None if bias is None else bias.expand(*query.shape[:3], key.shape[2])
         attend = torch.ops.aten._scaled_dot_product_efficient_attention
         return attend(query, key, value, mask, False, dropped, scale=scale)[0]
 
 
 def _view(tensor: Tensor, key: Any) -> Tensor:
-    """Index by slices, None and an ellipsis: Python's own way asks for a driver, even where nothing is computed."""
+    """Index by slices, None and an ellipsis: Python's own way asks for a driver,
+    even where nothing is computed.
+    """
     items = list(key) if isinstance(key, tuple) else [key]
     if Ellipsis in items:
-        place, missing = items.index(Ellipsis), tensor.dim() - sum(item is not None for item in items) + 1
+        place, missing = (
+            items.index(Ellipsis),
+            tensor.dim() - sum(item is not None for item in items) + 1,
+        )
         items[place : place + 1] = [slice(None)] * missing
     for dim, item in enumerate(items):
-        assert item is None or isinstance(item, slice), "a number or a tensor as an index makes a device wait"
-        tensor = tensor.unsqueeze(dim) if item is None else torch.ops.aten.slice(tensor, dim, item.start, item.stop)
+        assert item is None or isinstance(item, slice), (
+            "a number or a tensor as an index makes a device wait"
+        )
+        tensor = (
+            tensor.unsqueeze(dim)
+            if item is None
+            else torch.ops.aten.slice(tensor, dim, item.start, item.stop)
+        )
     return tensor
 
 
 class Watch(TorchDispatchMode):
     """Refuses what no step may do on a GPU, and counts the kernels that it would start there.
 
-    A step may not make the host wait, send numbers one by one, have a shape that depends on values, read outside of its
-    arrays, or mix devices.
+    A step may not make the host wait, send numbers one by one, have a shape that depends on values,
+    read outside of its arrays, or mix devices.
     """
 
     def __init__(self) -> None:
@@ -151,17 +186,25 @@ class Watch(TorchDispatchMode):
         return sum(self.kernels.values())
 
     def __torch_dispatch__(
-        self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: OpOverload,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name.partition("::")[2]
         assert name not in WAITS, f"{func} makes the host wait"
         devices = {leaf.device for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         assert len(devices) <= 1, f"{func} mixes devices"
-        assert not devices or kwargs.get("device") in (None, *devices), f"{func} copies to another device"
+        assert not devices or kwargs.get("device") in (None, *devices), (
+            f"{func} copies to another device"
+        )
         self._check_indices(name, args)
         if name not in FREE:
-            self.kernels[name] += _count_launches(args) if "_foreach" in name else KERNELS.get(name, 1)
+            self.kernels[name] += (
+                _count_launches(args) if "_foreach" in name else KERNELS.get(name, 1)
+            )
         return func(*args, **kwargs)
 
     @staticmethod
@@ -169,28 +212,41 @@ class Watch(TorchDispatchMode):
         if name == "index_select":
             pairs = [(args[0].shape[args[1]], args[2])]
         elif name == "index":
-            pairs = [(size, index) for size, index in zip(args[0].shape, args[1], strict=False) if index is not None]
-            assert all(index.dtype != torch.bool for _, index in pairs), "a mask as an index has a shape made of values"
+            pairs = [
+                (size, index)
+                for size, index in zip(args[0].shape, args[1], strict=False)
+                if index is not None
+            ]
+            assert all(index.dtype != torch.bool for _, index in pairs), (
+                "a mask as an index has a shape made of values"
+            )
         elif name == "nll_loss_forward":
             pairs = [(args[0].shape[1], args[1])]
         else:
             return
         for size, index in pairs:
             if type(index) is Tensor and index.numel():  # a traced one has no values
-                assert 0 <= int(index.min()) <= int(index.max()) < size, f"{name} reads outside of {size}"
+                assert 0 <= int(index.min()) <= int(index.max()) < size, (
+                    f"{name} reads outside of {size}"
+                )
 
 
 def _count_launches(args: tuple[Any, ...]) -> int:
-    """Return the launches of an operation over lists: few, but one a tensor where two differ in more than the lists."""
+    """Return the launches of an operation over lists: few,
+    but one a tensor where two differ in more than the lists.
+    """
     lists = [arg for arg in args if isinstance(arg, list | tuple)]
     alike = all(
-        len({(tensor.shape, tensor.stride()) for tensor in tensors}) == 1 for tensors in zip(*lists, strict=True)
+        len({(tensor.shape, tensor.stride()) for tensor in tensors}) == 1
+        for tensors in zip(*lists, strict=True)
     ) and all(len({tensor.dtype for tensor in each}) == 1 for each in lists)
     return -(-len(lists[0]) // TENSORS_A_LAUNCH) if alike else len(lists[0])
 
 
 class Memory(TorchDispatchMode):
-    """Adds up the bytes of all tensors that live at the same time, by their shapes: nothing need be computed."""
+    """Adds up the bytes of all tensors that live at the same time, by their shapes:
+    nothing need be computed.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -198,7 +254,11 @@ class Memory(TorchDispatchMode):
         self._seen: weakref.WeakKeyDictionary[Any, None] = weakref.WeakKeyDictionary()
 
     def __torch_dispatch__(
-        self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: OpOverload,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
@@ -219,9 +279,11 @@ class Memory(TorchDispatchMode):
 
 
 class Graph:
-    """Stands where torch.cuda.CUDAGraph does: records the operations of a capture, and does them again on replay.
+    """Stands where torch.cuda.CUDAGraph does: records the operations of a capture,
+    and does them again on replay.
 
-    Like a card's, it reads and writes the very memory that it was captured with, and knows nothing of Python's values.
+    Like a card's, it reads and writes the very memory that it was captured with, and knows nothing
+    of Python's values.
     """
 
     failure: BaseException | None = None  # raised at the end of each capture
@@ -259,7 +321,11 @@ class _Recorder(TorchDispatchMode):
         self.calls: list[tuple[OpOverload, tuple[Any, ...], dict[str, Any], list[Any]]] = []
 
     def __torch_dispatch__(
-        self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: OpOverload,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         outputs = tree_leaves(result)

@@ -1,4 +1,7 @@
-"""Imports point one way. Each folder names here what it may import; what is not named is forbidden, at any depth."""
+"""Imports point one way.
+
+Each folder names here what it may import; what is not named is forbidden, at any depth.
+"""
 
 import ast
 import subprocess
@@ -57,7 +60,9 @@ def room(module: str) -> str:
 
 
 def imports(source: str) -> set[str]:
-    """Return the modules that a file imports, wherever in it; importing by a name that cannot be read is refused."""
+    """Return the modules that a file imports, wherever in it;
+    importing by a name that cannot be read is refused.
+    """
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -67,7 +72,9 @@ def imports(source: str) -> set[str]:
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Name | ast.Attribute):
             name = node.id if isinstance(node, ast.Name) else node.attr
-            assert name not in {"__import__", "import_module"}, "this test cannot read what is imported so"
+            assert name not in {"__import__", "import_module"}, (
+                "this test cannot read what is imported so"
+            )
     return found
 
 
@@ -115,7 +122,11 @@ def test_a_folder_says_its_sentence_and_imports_nothing(folder: Path) -> None:
 def test_a_planted_import_is_seen_in_every_folder(folder: Path, depth: str) -> None:
     """What no folder may import, and for each folder what stands above it."""
     module = f"{module_of(folder)}.{depth}"
-    for planted in ("import requests_html", "def late():\n    from search import main", "import tests.helpers"):
+    for planted in (
+        "import requests_html",
+        "def late():\n    from search import main",
+        "import tests.helpers",
+    ):
         assert forbidden(module, planted)
     if module.startswith("speaker"):
         for above in ("optuna", "mlflow.entities", "experiments.context", "sqlalchemy"):
@@ -142,8 +153,8 @@ def test_every_dependency_between_folders_is_used() -> None:
 
 def test_training_one_point_needs_no_optuna() -> None:
     code = (
-        "import sys; sys.modules['optuna'] = None\n"
-        "import train_trial, experiments.context, experiments.tracking.store, speaker.training.train"
+        "import sys; sys.modules['optuna'] = None\nimport train_trial, experiments.context, "
+        "experiments.tracking.store, speaker.training.train"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 

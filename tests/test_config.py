@@ -14,13 +14,16 @@ def test_homework_points() -> None:
         "warmup_steps": 1_000, "valid_every": 2_000, "seed": 0,
         "encoder": "transformer", "pooling": "mean", "loss": "cross_entropy",
     }  # fmt: skip
-    changed = {name: value for name, value in HOMEWORK_EDITED.to_dict().items() if value != fields[name]}
+    changed = {
+        name: value for name, value in HOMEWORK_EDITED.to_dict().items() if value != fields[name]
+    }
     assert changed == {"d_model": 512, "nhead": 16, "num_layers": 6, "activation": "relu"}
 
 
 def test_an_indivisible_width_names_the_legal_heads() -> None:
     with pytest.raises(
-        UserError, match=r"got d_model=80, nhead=32; choose nhead from 1, 2, 4, 5, 8, 10, 16, 20, 40, 80"
+        UserError,
+        match=r"got d_model=80, nhead=32; choose nhead from 1, 2, 4, 5, 8, 10, 16, 20, 40, 80",
     ):
         TrialConfig(d_model=80, nhead=32)
 
@@ -50,7 +53,9 @@ def test_json_both_ways() -> None:
 
 
 def test_a_config_from_before_a_field_existed_means_what_it_meant() -> None:
-    old = {name: value for name, value in HOMEWORK_EDITED.to_dict().items() if name not in ADDED_LATER}
+    old = {
+        name: value for name, value in HOMEWORK_EDITED.to_dict().items() if name not in ADDED_LATER
+    }
     assert TrialConfig.from_dict(old) == HOMEWORK_EDITED
     assert HOMEWORK_BASELINE.fingerprint() == "48b09354d399"
     assert set(HOMEWORK_BASELINE.identity()) == set(old)
@@ -62,7 +67,9 @@ def test_a_config_from_before_a_field_existed_means_what_it_meant() -> None:
 
 def test_fingerprint_tells_points_apart() -> None:
     assert HOMEWORK_BASELINE.fingerprint() == TrialConfig().fingerprint()
-    others = {HOMEWORK_BASELINE.replace(seed=seed).fingerprint() for seed in range(5)} | {HOMEWORK_EDITED.fingerprint()}
+    others = {HOMEWORK_BASELINE.replace(seed=seed).fingerprint() for seed in range(5)} | {
+        HOMEWORK_EDITED.fingerprint()
+    }
     assert len(others) == 6
 
 

@@ -66,7 +66,10 @@ def test_padded_heads_attend_as_true_ones(width: int, masked: bool) -> None:
     one, other = (torch.autograd.grad(y, heads, torch.ones_like(y))[0] for y in (padded, plain))
     assert torch.allclose(one, other, atol=1e-6)
     if width % 4:
-        with pytest.raises(AssertionError, match=f"no fused attention for heads of width {width}"), AsOnGpu():
+        with (
+            pytest.raises(AssertionError, match=f"no fused attention for heads of width {width}"),
+            AsOnGpu(),
+        ):
             attend_fused(heads, bias, 0.0, any_width=True)
 
 

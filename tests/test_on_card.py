@@ -1,4 +1,7 @@
-"""What only a card can show; `python -m benchmarks.gpu` runs these. TEST_DEVICE=cpu rehearses what a CPU can."""
+"""What only a card can show; `python -m benchmarks.gpu` runs these.
+
+TEST_DEVICE=cpu rehearses what a CPU can.
+"""
 
 import os
 import re
@@ -46,7 +49,11 @@ def compute() -> Iterator[Compute]:
 
 
 def has(precision: torch.dtype) -> bool:
-    return not IS_CARD or precision != torch.bfloat16 or torch.cuda.get_device_capability(DEVICE) >= (8, 0)
+    return (
+        not IS_CARD
+        or precision != torch.bfloat16
+        or torch.cuda.get_device_capability(DEVICE) >= (8, 0)
+    )
 
 
 def learner_of(config: TrialConfig, pack: Pack, compute: Compute, graph: bool) -> GpuLearner:
@@ -62,13 +69,18 @@ def weights_after(learner: GpuLearner, steps: range) -> Tensor:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
-def test_every_shape_is_captured_and_replays_its_step(pack: Pack, compute: Compute, precision: torch.dtype) -> None:
+def test_every_shape_is_captured_and_replays_its_step(
+    pack: Pack, compute: Compute, precision: torch.dtype
+) -> None:
     if not has(precision):
         pytest.skip(f"the card has no {precision}")
     for point in FEW:
         point = point.replace(dropout=0.0, warmup_steps=0)
         each = replace(compute, precision=precision)
-        with learner_of(point, pack, each, graph=True) as captured, learner_of(point, pack, each, graph=False) as plain:
+        with (
+            learner_of(point, pack, each, graph=True) as captured,
+            learner_of(point, pack, each, graph=False) as plain,
+        ):
             assert captured.fallback == "", point.label()
             assert bool(captured._graphs) == IS_CARD
             one, other = weights_after(captured, range(6)), weights_after(plain, range(6))
@@ -76,7 +88,9 @@ def test_every_shape_is_captured_and_replays_its_step(pack: Pack, compute: Compu
 
 
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
-def test_a_training_is_resumed_exactly(pack: Pack, compute: Compute, precision: torch.dtype) -> None:
+def test_a_training_is_resumed_exactly(
+    pack: Pack, compute: Compute, precision: torch.dtype
+) -> None:
     if not has(precision):
         pytest.skip(f"the card has no {precision}")
     each = replace(compute, precision=precision)
@@ -87,7 +101,9 @@ def test_a_training_is_resumed_exactly(pack: Pack, compute: Compute, precision: 
     state = first.state()  # before another learner seeds the generator that all share
     second = learner_of(config, pack, each, graph=True)
     second.load(state, 9)
-    assert torch.equal(weights_after(second, range(9, 20)), whole), "dropout or order differ, or a sum has no order"
+    assert torch.equal(weights_after(second, range(9, 20)), whole), (
+        "dropout or order differ, or a sum has no order"
+    )
 
 
 def test_float16_learns_what_float32_learns(pack: Pack, compute: Compute) -> None:

@@ -27,7 +27,9 @@ PARSERS = {
 
 
 def listed() -> set[str]:
-    """Return the files and folders in the README's tree: after a folder's sentence its modules, without their endings."""
+    """Return the files and folders in the README's tree: after a folder's sentence its modules,
+    without their endings.
+    """
     (tree,) = (block for kind, block in BLOCKS if not kind)
     paths = set()
     for entry in re.sub(r"\n +", " ", tree).splitlines():
@@ -35,13 +37,21 @@ def listed() -> set[str]:
         paths.add(name)
         if name.startswith(("speaker/", "experiments/", "benchmarks/")):
             _, _, modules = words.partition(":")
-            paths |= {f"{name}{module.strip()}.py" for module in modules.split(",") if module.strip()}
+            paths |= {
+                f"{name}{module.strip()}.py" for module in modules.split(",") if module.strip()
+            }
     return paths
 
 
 def test_the_tree_is_the_tree() -> None:
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    shown = [path for path in tracked if not path.startswith((".", "tests/", "mlruns/", "benchmarks/results/"))]
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    shown = [
+        path
+        for path in tracked
+        if not path.startswith((".", "tests/", "mlruns/", "benchmarks/results/"))
+    ]
     files = {path for path in shown if not path.endswith("__init__.py")}
     folders = {f"{path.rpartition('/')[0]}/" for path in shown if "/" in path}
     assert listed() == files | folders | {"mlruns/", "tests/"}

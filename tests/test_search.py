@@ -1,4 +1,6 @@
-"""search.py, train_trial.py and the verbs as a user runs them: from the shell, to the end, and stopped on the way."""
+"""search.py, train_trial.py and the verbs as a user runs them: from the shell, to the end,
+and stopped on the way.
+"""
 
 import csv
 import http.client
@@ -28,7 +30,10 @@ SEARCH = ("search.py", "--data", "corpus", "--steps", "5", "--trials")
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A folder with a corpus, where a user stands. Utterances are short, so that wide points train in seconds."""
+    """A folder with a corpus, where a user stands.
+
+    Utterances are short, so that wide points train in seconds.
+    """
     write_corpus(tmp_path / "corpus", speakers=3, per_speaker=14, test=5, frames=(4, 9))
     return tmp_path
 
@@ -60,7 +65,19 @@ def test_from_corpus_to_predictions(home: Path) -> None:
     assert (model["model"], model["version"]) == ("speaker-classifier", "1")
     assert note["code"]["version.torch"]
 
-    voted = run(home, "speaker", "predict", "--data", "corpus", "--ensemble", "2", "--study", STUDY, "--out", "two.csv")
+    voted = run(
+        home,
+        "speaker",
+        "predict",
+        "--data",
+        "corpus",
+        "--ensemble",
+        "2",
+        "--study",
+        STUDY,
+        "--out",
+        "two.csv",
+    )
     assert voted.returncode == 0, voted.stderr
     gain = r"5 validation utterances, .*: best [01]\.\d+, vote of 2 [01]\.\d+, a gain of [+-]\d+\.\d\d points"
     assert re.search(gain, voted.stdout), voted.stdout
@@ -94,9 +111,19 @@ def test_one_point_is_tracked_like_a_trial_and_promotes(home: Path) -> None:
 
 
 def test_a_killed_training_goes_on_to_the_same_end(home: Path) -> None:
-    """Kill one training again and again with SIGKILL, let it end, and compare it with one that nothing disturbed."""
+    """Kill one training again and again with SIGKILL, let it end,
+    and compare it with one that nothing disturbed.
+    """
     wait = random.Random(0)  # noqa: S311  # moments, not secrets
-    words = ["train_trial.py", "--data", "corpus", "--steps", str(1000 + 300 * KILLS), "--valid-every", "150"]
+    words = [
+        "train_trial.py",
+        "--data",
+        "corpus",
+        "--steps",
+        str(1000 + 300 * KILLS),
+        "--valid-every",
+        "150",
+    ]
     assert run(home, *words).returncode == 0
     run_id = ""
     for _ in range(KILLS):
@@ -114,8 +141,13 @@ def test_a_killed_training_goes_on_to_the_same_end(home: Path) -> None:
     (checkpoint,) = (home / "mlruns" / "checkpoints").iterdir()
     other = run(home, *words, "--resume", run_id, "--lr", "0.5")
     assert other.returncode == 2
-    assert "must be of this training, but is of another: config.lr is 0.001 there and 0.5 here" in other.stderr
-    other_precision = "bf16" if find_precision("auto", torch.device("cpu")) == torch.float32 else "fp32"
+    assert (
+        "must be of this training, but is of another: config.lr is 0.001 there and 0.5 here"
+        in other.stderr
+    )
+    other_precision = (
+        "bf16" if find_precision("auto", torch.device("cpu")) == torch.float32 else "fp32"
+    )
     lower = run(home, *words, "--resume", run_id, "--precision", other_precision)
     assert lower.returncode == 2
     assert "precision is " in lower.stderr
@@ -143,7 +175,10 @@ def test_a_killed_training_goes_on_to_the_same_end(home: Path) -> None:
     assert one.data.tags["weights.sha256"] == other.data.tags["weights.sha256"]
     for key in (name for name in one.data.metrics if not name.startswith("speed/")):
         rows = [
-            sorted((row.step, row.value) for row in store.client.get_metric_history(each.info.run_id, key))
+            sorted(
+                (row.step, row.value)
+                for row in store.client.get_metric_history(each.info.run_id, key)
+            )
             for each in (one, other)
         ]
         assert rows[0] == rows[1], key
@@ -153,13 +188,26 @@ def test_a_killed_training_goes_on_to_the_same_end(home: Path) -> None:
 
 
 def test_a_point_that_fails_says_so(home: Path) -> None:
-    done = run(home, "train_trial.py", "--data", "corpus", "--steps", "2", "--batch-size", "8", "--lr", "1e30")
+    done = run(
+        home,
+        "train_trial.py",
+        "--data",
+        "corpus",
+        "--steps",
+        "2",
+        "--batch-size",
+        "8",
+        "--lr",
+        "1e30",
+    )
     assert done.returncode == 1, done.stderr
     assert "failed: whole -, crops -" in done.stdout
     assert "promote" not in done.stdout
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda signum: signum.name)
+@pytest.mark.parametrize(
+    "signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda signum: signum.name
+)
 def test_a_stopped_search_goes_on(home: Path, signum: signal.Signals) -> None:
     """Stop it three times in mid-trial, at moments that differ, and let it end."""
     wait = random.Random(int(signum))  # noqa: S311  # moments, not secrets
@@ -178,7 +226,9 @@ def test_a_stopped_search_goes_on(home: Path, signum: signal.Signals) -> None:
         assert process.returncode == (-9 if signum == signal.SIGKILL else 128 + signum), errors
         if signum != signal.SIGKILL:
             finished, stopped = errors.strip().splitlines()
-            assert re.fullmatch(r"\d+ trials finished; run the same command to go on.", finished), errors
+            assert re.fullmatch(r"\d+ trials finished; run the same command to go on.", finished), (
+                errors
+            )
             assert stopped == f"Stopped by {signum.name}."
     assert stops
     done = run(home, *SEARCH, 12)
@@ -207,7 +257,12 @@ def test_workers_share_a_study_on_postgresql(home: Path, postgres: str) -> None:
 
 
 def test_the_ui_serves_on_loopback_until_it_is_stopped(home: Path) -> None:
-    assert run(home, "train_trial.py", "--data", "corpus", "--steps", "1", "--batch-size", "8").returncode == 0
+    assert (
+        run(
+            home, "train_trial.py", "--data", "corpus", "--steps", "1", "--batch-size", "8"
+        ).returncode
+        == 0
+    )
     port = free_port()
     with start(home, "experiments", "ui", "--port", port) as server:
         try:
@@ -216,7 +271,9 @@ def test_the_ui_serves_on_loopback_until_it_is_stopped(home: Path) -> None:
             assert line.startswith(f"Runs: http://127.0.0.1:{port}/#/experiments/")
             assert "workflowType=machine_learning" in line
             assert answers(port, within=60)
-            assert [status_of_root(port, host) for host in (f"127.0.0.1:{port}", "10.evil.example")] == [200, 403]
+            assert [
+                status_of_root(port, host) for host in (f"127.0.0.1:{port}", "10.evil.example")
+            ] == [200, 403]
             busy = run(home, "experiments", "ui", "--port", port)
             assert busy.returncode == 2
             assert "choose another --port" in busy.stderr
@@ -254,7 +311,9 @@ def answers(port: int, within: float) -> bool:
 
 
 def test_a_server_that_goes_away_costs_no_trial(home: Path) -> None:
-    """Search against a real MLflow server, kill it on the way, start it again and go on; then promote from it."""
+    """Search against a real MLflow server, kill it on the way, start it again and go on;
+    then promote from it.
+    """
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
     search = (*SEARCH, 4, "--tracking-uri", uri)
@@ -274,7 +333,10 @@ def test_a_server_that_goes_away_costs_no_trial(home: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert f"promote --study {STUDY} --tracking-uri {uri}" in done.stdout
         assert Counter(run.info.status for run in TrackingStore(uri).runs("")) == {"FINISHED": 5}
-        assert run(home, "experiments", "promote", "--study", STUDY, "--tracking-uri", uri).returncode == 0
+        assert (
+            run(home, "experiments", "promote", "--study", STUDY, "--tracking-uri", uri).returncode
+            == 0
+        )
         said = run(home, "speaker", "predict", "--data", "corpus", "--tracking-uri", uri)
         assert said.returncode == 0, said.stderr
     finally:
@@ -283,11 +345,29 @@ def test_a_server_that_goes_away_costs_no_trial(home: Path) -> None:
 
 def serve(home: Path, port: int) -> "subprocess.Popen[bytes]":
     """Start a real MLflow server whose state lies in a folder, and wait until it answers."""
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{home}/server.db"]
-    command += ["--artifacts-destination", str(home / "served"), "--port", str(port), "--workers", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        f"sqlite:///{home}/server.db",
+    ]
+    command += [
+        "--artifacts-destination",
+        str(home / "served"),
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
     settings = {**environment(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     server = subprocess.Popen(
-        command, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        command,
+        env=settings,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     assert answers(port, within=90)
     return server
@@ -382,15 +462,27 @@ def test_bad_input_on_a_finished_study_loses_nothing(home: Path) -> None:
             ("search.py", "--data", "others", "--steps", "5", "--study", STUDY),
             "corpus is .* choose another --study, such as",
         ),
-        ((*SEARCH, "2", "--space", "wide", "--study", STUDY), "space is homework there and wide here"),
+        (
+            (*SEARCH, "2", "--space", "wide", "--study", STUDY),
+            "space is homework there and wide here",
+        ),
         ((*SEARCH, "2", "--seed", "1"), "seed is 0 there and 1 here"),
         (("experiments", "promote", "--study", "none"), "there is no study 'none'"),
-        (("speaker", "predict", "--data", "others"), "the model knows 3, .* has 3, and 0 are in both"),
+        (
+            ("speaker", "predict", "--data", "others"),
+            "the model knows 3, .* has 3, and 0 are in both",
+        ),
         (("speaker", "predict", "--data", "mels"), "the model has 40 and .* has 20"),
-        (("speaker", "predict", "--data", "corpus", "--model", "challenger"), "--model must be an alias"),
+        (
+            ("speaker", "predict", "--data", "corpus", "--model", "challenger"),
+            "--model must be an alias",
+        ),
         (("speaker", "predict", "--data", "corpus", "--out", "none/x.csv"), "--out must be a file"),
         (("speaker", "predict", "--data", "corpus", "--ensemble", "2"), "needs --study NAME"),
-        (("speaker", "predict", "--data", "corpus", "--ensemble", "9", "--study", STUDY), "9 are wanted and study"),
+        (
+            ("speaker", "predict", "--data", "corpus", "--ensemble", "9", "--study", STUDY),
+            "9 are wanted and study",
+        ),
     ]
     for words, rule in cases:
         done = run(home, *words)

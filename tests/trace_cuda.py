@@ -1,7 +1,9 @@
-"""Traces what a CUDA device runs, by tensors with a device and a shape and no data: `python -m tests.trace_cuda`.
+"""Traces what a CUDA device runs, by tensors with a device and a shape and no data:
+`python -m tests.trace_cuda`.
 
-On a CPU build of PyTorch that works for all that has no gradients; a host read or a mix of devices raises. Training is
-traced with its gradients on a CPU's tensors, to add up its memory. It prints what it found.
+On a CPU build of PyTorch that works for all that has no gradients; a host read or a mix of devices
+raises. Training is traced with its gradients on a CPU's tensors, to add up its memory. It prints
+what it found.
 """
 
 import time
@@ -34,7 +36,10 @@ def shapes() -> list[TrialConfig]:
 
 def put(model: nn.Module, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return parameters like a model's on a device."""
-    return {name: torch.empty(value.shape, device=device, dtype=dtype) for name, value in model.named_parameters()}
+    return {
+        name: torch.empty(value.shape, device=device, dtype=dtype)
+        for name, value in model.named_parameters()
+    }
 
 
 def build(config: TrialConfig) -> SpeakerClassifier:
@@ -47,7 +52,9 @@ def build(config: TrialConfig) -> SpeakerClassifier:
 def packed(dtype: torch.dtype) -> Pack:
     """Return the homework's training utterances on the device; in float32 they stay float16 there."""
     index = (torch.empty(56_666, dtype=torch.int64, device=CUDA) for _ in range(3))
-    frames = torch.empty(FRAMES, 40, dtype=dtype if dtype.itemsize == 2 else torch.float16, device=CUDA)
+    frames = torch.empty(
+        FRAMES, 40, dtype=dtype if dtype.itemsize == 2 else torch.float16, device=CUDA
+    )
     return Pack(Path(), frames, *index, ("",) * 600, "", 91, LONGEST)
 
 
@@ -69,14 +76,21 @@ def evaluate(config: TrialConfig, dtype: torch.dtype, pack: Pack) -> None:
             logits = functional_call(model, weights, (mels, lengths))
         assert logits.device == CUDA
         assert logits.shape == (count, 600)
-        fits_flash = not is_padded and dtype != torch.float32 and config.d_model // config.nhead <= 256
+        fits_flash = (
+            not is_padded and dtype != torch.float32 and config.d_model // config.nhead <= 256
+        )
         assert set(gpu.attentions) == {"flash" if fits_flash else "memory-efficient"}
 
 
 def learn(config: TrialConfig, dtype: torch.dtype) -> None:
-    """Do a step's passes over the homework's batch, with masks: what a learner holds besides is added by the caller."""
+    """Do a step's passes over the homework's batch, with masks:
+    what a learner holds besides is added by the caller.
+    """
     model = build(config).train()
-    weights = {name: value.requires_grad_() for name, value in put(model, torch.device("cpu"), dtype).items()}
+    weights = {
+        name: value.requires_grad_()
+        for name, value in put(model, torch.device("cpu"), dtype).items()
+    }
     mels = torch.empty(config.batch_size, config.segment_len, 40, dtype=dtype)
     lengths = torch.empty(config.batch_size, dtype=torch.int64)
     with AsOnGpu():
@@ -97,14 +111,16 @@ def main() -> None:
                 if dtype != torch.float16:  # as much as in bfloat16
                     learn(point, dtype)
             parameters = sum(value.numel() for value in build(point).parameters())
-            held = 20 * parameters  # weights, gradient and moments in float32, and a copy to compute with
+            # Weights, gradient and moments in float32, and a copy to compute with.
+            held = 20 * parameters
             pack = FRAMES * 80
             most = max(evaluating.peak + held, learning.peak + held + pack)
             assert most < MOST_BYTES, f"{point.label()} in {dtype} needs {most / 1e9:.1f} GB"
             worst = max(worst, most)
     seconds = time.perf_counter() - began
     print(
-        f"traced {len(points)} shapes in {len(PRECISIONS)} precisions in {seconds:.0f} s; at most {worst / 1e9:.1f} GB"
+        f"traced {len(points)} shapes in {len(PRECISIONS)} precisions in {seconds:.0f} s; at most "
+        f"{worst / 1e9:.1f} GB"
     )
 
 

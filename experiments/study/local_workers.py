@@ -1,6 +1,8 @@
-"""Trials at once on one machine: processes that each work at the study, started and ended by the one that was called.
+"""Trials at once on one machine: processes that each work at the study,
+started and ended by the one that was called.
 
-Each is a worker like any other: who dies leaves its trial to the others. They share the pack's memory and nothing else.
+Each is a worker like any other: who dies leaves its trial to the others. They share the pack's
+memory and nothing else.
 """
 
 import contextlib
@@ -28,7 +30,12 @@ from speaker.common.cuda import noticing_loss
 from speaker.common.devices import configure_process
 from speaker.common.errors import DeviceLostError, UserError, first_line
 from speaker.common.processes import exit_with_parent, shielded_from_interrupts
-from speaker.common.signals import Interrupted, install_signal_handlers, interruptible, uninterrupted
+from speaker.common.signals import (
+    Interrupted,
+    install_signal_handlers,
+    interruptible,
+    uninterrupted,
+)
 from speaker.config import TrialConfig
 from speaker.training.train import TrialResult
 
@@ -62,16 +69,18 @@ class Failed:
 
 
 def run_workers(spec: WorkerSpec, jobs: int, progress: Progress) -> None:
-    """Work at a study with `jobs` processes until it is finished or time is up, and show what they say.
+    """Work at a study with `jobs` processes until it is finished or time is up,
+    and show what they say.
 
-    One that fails ends them all: UserError says why, or RuntimeError where that is a bug. One that is killed, or loses
-    its device, does not; UserError when all are.
+    One that fails ends them all: UserError says why, or RuntimeError where that is a bug. One that
+    is killed, or loses its device, does not; UserError when all are.
     """
     with _started(spec, jobs) as workers:
         places = {connection: place for place, connection in enumerate(workers)}
         while workers:
             with interruptible():
-                ready = cast("list[Connection]", wait(workers, LOOK_UP_S))  # for a signal that did not end the wait
+                # For a signal that did not end the wait.
+                ready = cast("list[Connection]", wait(workers, LOOK_UP_S))
             for connection in ready:
                 try:
                     said: Moved | Ended | Failed = connection.recv()
@@ -94,13 +103,17 @@ def run_workers(spec: WorkerSpec, jobs: int, progress: Progress) -> None:
 
 @contextlib.contextmanager
 def _started(spec: WorkerSpec, jobs: int) -> Iterator[dict[Connection, SpawnProcess]]:
-    """Start workers, and stop at the end of a `with` block those that still run; their trials can be gone on with."""
+    """Start workers, and stop at the end of a `with` block those that still run;
+    their trials can be gone on with.
+    """
     spawn = multiprocessing.get_context("spawn")
     workers: dict[Connection, SpawnProcess] = {}
     try:
         for number in range(jobs):
             ours, theirs = spawn.Pipe(duplex=False)
-            process = spawn.Process(target=_work, args=(_pack(spec), theirs), name=f"worker {number + 1}")
+            process = spawn.Process(
+                target=_work, args=(_pack(spec), theirs), name=f"worker {number + 1}"
+            )
             with shielded_from_interrupts():
                 process.start()
             theirs.close()
@@ -112,12 +125,16 @@ def _started(spec: WorkerSpec, jobs: int) -> Iterator[dict[Connection, SpawnProc
         deadline = time.monotonic() + PATIENCE_S
         for process in workers.values():
             process.join(max(0, deadline - time.monotonic()))
-            process.kill()  # one that hangs or was stopped: what it did can be gone on from all the same
+            # One that hangs or was stopped: what it did can be gone on from all the same.
+            process.kill()
             process.join()
 
 
 def _pack(spec: WorkerSpec) -> bytes:
-    """Return a spec as bytes, for one worker: what lies on a card is shared. Raises UserError where it cannot be."""
+    """Return a spec as bytes, for one worker: what lies on a card is shared.
+
+    Raises UserError where it cannot be.
+    """
     try:
         return bytes(ForkingPickler.dumps(spec))
     except RuntimeError as error:
@@ -125,7 +142,10 @@ def _pack(spec: WorkerSpec) -> bytes:
 
 
 def _unpack(spec: bytes) -> WorkerSpec:
-    """Return the spec that came as bytes. Raises UserError where this process does not get what lies on a card."""
+    """Return the spec that came as bytes.
+
+    Raises UserError where this process does not get what lies on a card.
+    """
     try:
         return cast("WorkerSpec", pickle.loads(spec))  # noqa: S301  # our own parent's
     except RuntimeError as error:
@@ -133,13 +153,16 @@ def _unpack(spec: bytes) -> WorkerSpec:
 
 
 def _cannot_share(error: RuntimeError) -> UserError:
-    return UserError(f"--jobs must share the GPU's memory, but cannot here ({first_line(error)}); use --jobs 1")
+    return UserError(
+        f"--jobs must share the GPU's memory, but cannot here ({first_line(error)}); use --jobs 1"
+    )
 
 
 def _reap(process: SpawnProcess, others: int, lost: str = "") -> None:
     """Wait for a worker that says no more to end; `lost` says how it lost its device.
 
-    Raises UserError when it was killed and no other is left, DeviceLostError when it lost its device.
+    Raises UserError when it was killed and no other is left, DeviceLostError when it lost its
+    device.
     """
     process.join(PATIENCE_S)
     process.kill()  # one whose card is lost may hang
@@ -153,8 +176,8 @@ def _reap(process: SpawnProcess, others: int, lost: str = "") -> None:
         end = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         if not others:
             raise UserError(
-                f"one worker must live to the end, but all were killed, {process.name} by {end}; if memory is short, "
-                "use fewer --jobs; run the same command to go on"
+                f"one worker must live to the end, but all were killed, {process.name} by {end}; "
+                "if memory is short, use fewer --jobs; run the same command to go on"
             )
         tqdm.write(f"{process.name} was killed ({end}); the other {others} go on")
 
@@ -163,14 +186,19 @@ def _work(packed: bytes, connection: Connection) -> None:
     """Work at a study until it is finished, and tell the parent how that goes."""
     exit_with_parent()
     install_signal_handlers()
-    tqdm.set_lock(threading.RLock())  # instead of one between processes, which a kill would leave behind
+    # Instead of one between processes, which a kill would leave behind.
+    tqdm.set_lock(threading.RLock())
     try:
         spec = _unpack(packed)
         with noticing_loss(spec.context.compute.device):
             configure_process(spec.context.compute)
         worker = spec.open()
         explained = explaining_failures(RESUME, STORE_FAILURES)
-        with explained, uninterrupted(), RemoteBar(connection, unit="step", leave=False, disable=None) as bar:
+        with (
+            explained,
+            uninterrupted(),
+            RemoteBar(connection, unit="step", leave=False, disable=None) as bar,
+        ):
             for trial in worker.trials():
                 config, result = run_trial(worker.shared, trial, bar)
                 connection.send(Ended(trial.number, config, replace(result, weights={})))

@@ -1,7 +1,8 @@
 """Locks that tell a living worker from a dead one: who holds a trial's lock is running it.
 
-A lock dies with its process, whatever kills it; no clock decides. On SQLite they are files locked with flock beside the
-database, for workers of one machine; on PostgreSQL advisory locks, for workers anywhere.
+A lock dies with its process, whatever kills it; no clock decides. On SQLite they are files locked
+with flock beside the database, for workers of one machine; on PostgreSQL advisory locks, for
+workers anywhere.
 """
 
 import contextlib
@@ -17,7 +18,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from experiments.urls import masked
 from speaker.common.errors import UserError, first_line
 
-EXAMPLES = "use sqlite:///FILE, or postgresql+psycopg://USER@HOST/NAME after pip install 'psycopg[binary]'"
+EXAMPLES = (
+    "use sqlite:///FILE, or postgresql+psycopg://USER@HOST/NAME after pip install 'psycopg[binary]'"
+)
 Release = Callable[[], None]
 
 
@@ -66,7 +69,9 @@ class FileLocks(Locks):
 
 
 class PostgresLocks(Locks):
-    """Session-level advisory locks; each holds one connection of its own, and goes when that is cut."""
+    """Session-level advisory locks; each holds one connection of its own,
+    and goes when that is cut.
+    """
 
     def __init__(self, url: str, study: str) -> None:
         self._engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
@@ -75,7 +80,9 @@ class PostgresLocks(Locks):
     def try_take(self, name: str) -> Release | None:
         """Take a lock and return what releases it, or None when another worker holds it."""
         connection = self._connect()
-        taken = connection.execute(sqlalchemy.text("SELECT pg_try_advisory_lock(:key)"), {"key": self._key(name)})
+        taken = connection.execute(
+            sqlalchemy.text("SELECT pg_try_advisory_lock(:key)"), {"key": self._key(name)}
+        )
         if taken.scalar():
             return connection.close
         connection.close()
@@ -84,7 +91,9 @@ class PostgresLocks(Locks):
     def take(self, name: str) -> Release:
         """Wait for a lock, take it and return what releases it."""
         connection = self._connect()
-        connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": self._key(name)})
+        connection.execute(
+            sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": self._key(name)}
+        )
         return connection.close
 
     def _connect(self) -> sqlalchemy.Connection:
@@ -109,7 +118,10 @@ def open_locks(storage_url: str, study: str) -> Locks:
             return FileLocks(path.parent / "locks" / path.stem / study)
     except (SQLAlchemyError, ImportError, OSError, ValueError) as error:
         reason = first_line(error)
-        raise UserError(f"the storage {masked(storage_url)} cannot be used ({reason}); {EXAMPLES}") from error
+        raise UserError(
+            f"the storage {masked(storage_url)} cannot be used ({reason}); {EXAMPLES}"
+        ) from error
     raise UserError(
-        f"a storage must be a file of SQLite or a database of PostgreSQL, but got {masked(storage_url)}; {EXAMPLES}"
+        "a storage must be a file of SQLite or a database of PostgreSQL, but got "
+        f"{masked(storage_url)}; {EXAMPLES}"
     )

@@ -1,4 +1,6 @@
-"""What a search shows while it runs: a bar of trials with the best so far, and a bar of each running trial's steps."""
+"""What a search shows while it runs: a bar of trials with the best so far,
+and a bar of each running trial's steps.
+"""
 
 from typing import Self
 
@@ -15,17 +17,30 @@ from speaker.training.train import TrialResult
 class Progress:
     """Bars on a terminal; elsewhere only the line that each trial leaves when it ends."""
 
-    def __init__(self, shared: StudyContext, planned: int, finished: list[FrozenTrial], at_once: int = 1) -> None:
-        self._trials = tqdm(total=max(planned, len(finished)), initial=len(finished), desc="trials", disable=None)
+    def __init__(
+        self, shared: StudyContext, planned: int, finished: list[FrozenTrial], at_once: int = 1
+    ) -> None:
+        self._trials = tqdm(
+            total=max(planned, len(finished)), initial=len(finished), desc="trials", disable=None
+        )
         shown = None if at_once == 1 else "{desc}"  # other processes make the text
         self.running: list[tqdm[int]] = [
-            tqdm(total=shared.base.steps, position=1 + place, leave=False, unit="step", disable=None, bar_format=shown)
+            tqdm(
+                total=shared.base.steps,
+                position=1 + place,
+                leave=False,
+                unit="step",
+                disable=None,
+                bar_format=shown,
+            )
             for place in range(at_once)
         ]
         self._best = -1.0
         for trial in finished:
             if trial.state == TrialState.COMPLETE and trial.value is not None:
-                self._keep_best(trial.number, shared.base.replace(**trial.params).label(), trial.value)
+                self._keep_best(
+                    trial.number, shared.base.replace(**trial.params).label(), trial.value
+                )
 
     def __enter__(self) -> Self:
         return self
@@ -39,7 +54,8 @@ class Progress:
         """Show a trial's end."""
         whole, crops = map(format_accuracy, result.scores())
         line = (
-            f"#{number:<3} {config.label():<22} whole {whole}  crops {crops}  {result.seconds:6.1f} s  {result.outcome}"
+            f"#{number:<3} {config.label():<22} whole {whole}  crops {crops}  "
+            f"{result.seconds:6.1f} s  {result.outcome}"
         )
         tqdm.write(f"{line}: {result.reason}" if result.reason else line)
         if result.fallback:

@@ -1,8 +1,10 @@
-"""Open, run and resume a study: an ask-and-tell loop over numbered slots, which any number of kills cannot upset.
+"""Open, run and resume a study: an ask-and-tell loop over numbered slots,
+which any number of kills cannot upset.
 
-`--trials N` makes sure that N numbered trials exist and are finished, however often it is run and by however many
-workers. A worker holds a trial's lock while it runs it; a running trial whose lock can be taken lost its worker, and
-is run again under its own number. Sampler and training are seeded by address, so it draws what it drew before.
+`--trials N` makes sure that N numbered trials exist and are finished, however often it is run and
+by however many workers. A worker holds a trial's lock while it runs it; a running trial whose lock
+can be taken lost its worker, and is run again under its own number. Sampler and training are seeded
+by address, so it draws what it drew before.
 """
 
 import contextlib
@@ -49,7 +51,8 @@ SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "tpe": lambda seed: TPESampler(seed=seed),
     "random": lambda seed: RandomSampler(seed=seed),
 }
-PRUNERS: dict[str, Callable[[int], BasePruner]] = {  # by the steps of a trial; none stops one in its first third
+# By the steps of a trial; none stops one in its first third.
+PRUNERS: dict[str, Callable[[int], BasePruner]] = {
     "median": lambda steps: MedianPruner(n_startup_trials=10, n_warmup_steps=steps // 3),
     "hyperband": lambda steps: HyperbandPruner(min_resource=max(1, steps // 3), max_resource=steps),
     "none": lambda _steps: NopPruner(),
@@ -80,7 +83,10 @@ class WorkerSpec:
     tracking_uri: str
 
     def open(self) -> "StudyWorker":
-        """Open the stores and the study in them, or make them. Raises UserError for what cannot be opened."""
+        """Open the stores and the study in them, or make them.
+
+        Raises UserError for what cannot be opened.
+        """
         settings, url = self.settings, self.storage_url
         locks = open_locks(url, settings.name)
         tags = {"storage": masked(url), "sampler": settings.sampler, "pruner": settings.pruner}
@@ -100,7 +106,10 @@ class StudyWorker:
         store: TrackingStore,
         tags: dict[str, str],
     ) -> None:
-        """Open the study and its parent run, or make them. Raises UserError when the study has another contract."""
+        """Open the study and its parent run, or make them.
+
+        Raises UserError when the study has another contract.
+        """
         self._settings = settings
         self._locks = locks
         self._store = store
@@ -109,19 +118,27 @@ class StudyWorker:
             self.study = _open_study(storage, settings.name, contract)
             self.study.pruner = PRUNERS[settings.pruner](settings.base.steps)
             known = self.study.user_attrs
-            parent = store.open_study(settings.name, known[IDENTITY], known.get(PARENT), contract, tags, context)
+            parent = store.open_study(
+                settings.name, known[IDENTITY], known.get(PARENT), contract, tags, context
+            )
             self.study.set_user_attr(PARENT, parent)
-        self.shared = StudyContext(self.study, settings.space, settings.base, settings.seed, context, store, parent)
+        self.shared = StudyContext(
+            self.study, settings.space, settings.base, settings.seed, context, store, parent
+        )
         self._close_ended_runs()
 
     def use(self, context: TrainingContext) -> None:
-        """Compute with this context from now on: the same data, on the device that they were put on."""
+        """Compute with this context from now on: the same data,
+        on the device that they were put on.
+        """
         self.shared = replace(self.shared, context=context)
         self._store.tag_run(self.shared.parent, context.tags())
 
     def finished(self) -> list[FrozenTrial]:
         """Return the trials that have ended: complete, pruned or failed."""
-        return [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.is_finished()]
+        return [
+            trial for trial in self.study.get_trials(deepcopy=False) if trial.state.is_finished()
+        ]
 
     def trials(self) -> Iterator[optuna.trial.Trial]:
         """Yield trials to run until the planned number is finished or time is up.
@@ -132,10 +149,13 @@ class StudyWorker:
         while deadline is None or time.monotonic() < deadline:
             claimed = self._claim()
             if claimed is None:
-                if all(trial.state.is_finished() for trial in self.study.get_trials(deepcopy=False)):
+                if all(
+                    trial.state.is_finished() for trial in self.study.get_trials(deepcopy=False)
+                ):
                     return
                 with interruptible():
-                    time.sleep(POLL_S)  # others still run theirs; should one die, its trial is taken over here
+                    # Others still run theirs; should one die, its trial is taken over here.
+                    time.sleep(POLL_S)
                 continue
             trial, release = claimed
             try:
@@ -166,19 +186,30 @@ class StudyWorker:
         self.close()
 
     def close(self) -> None:
-        """End the parent run: complete when the planned trials are, else interrupted, to be opened again."""
+        """End the parent run: complete when the planned trials are, else interrupted,
+        to be opened again.
+        """
         self._close_ended_runs()
         complete = len(self.finished()) >= self._settings.trials
         rows = self._best_so_far() if complete else []
-        self._store.close_study(self.shared.parent, Outcome.COMPLETE if complete else Outcome.INTERRUPTED, rows)
+        self._store.close_study(
+            self.shared.parent, Outcome.COMPLETE if complete else Outcome.INTERRUPTED, rows
+        )
 
     def _claim(self) -> tuple[optuna.trial.Trial, Release] | None:
-        """Take the next trial: one whose worker died, or else a new one, if the settings ask for more than there are."""
+        """Take the next trial: one whose worker died, or else a new one,
+        if the settings ask for more than there are.
+        """
         with self._locks.holding("study"):
             trials = self.study.get_trials(deepcopy=False)
             for trial in trials:
-                if trial.state == TrialState.RUNNING and (release := self._locks.try_take(_lock_name(trial.number))):
-                    if self.study.get_trials(deepcopy=False)[trial.number].state == TrialState.RUNNING:
+                if trial.state == TrialState.RUNNING and (
+                    release := self._locks.try_take(_lock_name(trial.number))
+                ):
+                    if (
+                        self.study.get_trials(deepcopy=False)[trial.number].state
+                        == TrialState.RUNNING
+                    ):
                         self._seed_sampler(trial.number)
                         return optuna.trial.Trial(self.study, trial._trial_id), release
                     release()  # it ended between our reading and our taking
@@ -194,15 +225,24 @@ class StudyWorker:
             return new, self._locks.take(_lock_name(new.number))
 
     def _seed_sampler(self, number: int) -> None:
-        self.study.sampler = SAMPLERS[self._settings.sampler](derive_seed(self._settings.seed, number, "sampler"))
+        self.study.sampler = SAMPLERS[self._settings.sampler](
+            derive_seed(self._settings.seed, number, "sampler")
+        )
 
     def _close_ended_runs(self) -> None:
-        """Close the runs of trials whose worker died after it told the study and before it closed the run."""
+        """Close the runs of trials whose worker died after it told the study
+        and before it closed the run.
+        """
         ended = {trial.user_attrs.get(RUN_ID): trial for trial in self.finished()}
-        condition = f"tags.study = '{self._settings.name}' and tags.kind = 'trial' and attributes.status = 'RUNNING'"
+        condition = (
+            f"tags.study = '{self._settings.name}' and tags.kind = 'trial' "
+            "and attributes.status = 'RUNNING'"
+        )
         for run in self._store.runs(condition):
             if trial := ended.get(run.info.run_id):
-                tracked = TrackedRun(self._store.client, run.info.run_id, run.info.run_name, time.time)
+                tracked = TrackedRun(
+                    self._store.client, run.info.run_id, run.info.run_name, time.time
+                )
                 tracked.close(OUTCOMES[trial.state], trial.user_attrs.get("reason", ""))
 
     def _best_so_far(self) -> list[tuple[int, int, float]]:
@@ -215,7 +255,8 @@ class StudyWorker:
 
 
 def open_storage(url: str) -> RDBStorage:
-    """Open a study storage, making an SQLite file or a PostgreSQL database's tables once, however many ask.
+    """Open a study storage, making an SQLite file or a PostgreSQL database's tables once,
+    however many ask.
 
     Raises UserError when it cannot be reached.
     """
@@ -230,7 +271,9 @@ def open_storage(url: str) -> RDBStorage:
         storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": BUSY_TIMEOUT_S}})
     except (SQLAlchemyError, ImportError, OSError, RuntimeError, ValueError) as error:
         reason = first_line(error.__cause__ or error)
-        raise UserError(f"the study storage {masked(url)} cannot be opened ({reason}); check --storage") from error
+        raise UserError(
+            f"the study storage {masked(url)} cannot be opened ({reason}); check --storage"
+        ) from error
     _begin_immediately(storage.engine)
     return storage
 
@@ -241,7 +284,9 @@ def default_storage(state: Path) -> str:
 
 
 def _begin_immediately(engine: sqlalchemy.Engine) -> None:
-    """Make every transaction take the write lock at its start: one that reads, then writes, cannot wait for it."""
+    """Make every transaction take the write lock at its start: one that reads, then writes,
+    cannot wait for it.
+    """
 
     @sqlalchemy.event.listens_for(engine, "connect")
     def _leave_begin_to_us(connection: Any, _record: Any) -> None:
@@ -264,7 +309,11 @@ def _contract(settings: SearchSettings, context: TrainingContext) -> dict[str, s
         "corpus": context.pack.digest,
         "space": settings.space.name,
         **{f"space.{name}": words for name, words in varied.items()},
-        **{name: str(value) for name, value in base.items() if name not in varied and name != "seed"},
+        **{
+            name: str(value)
+            for name, value in base.items()
+            if name not in varied and name != "seed"
+        },
         **{f"protocol.{name}": str(value) for name, value in vars(context.protocol).items()},
         "seed": str(settings.seed),
         "version.torch": version("torch"),
@@ -274,16 +323,24 @@ def _contract(settings: SearchSettings, context: TrainingContext) -> dict[str, s
 
 def _open_study(storage: RDBStorage, name: str, contract: dict[str, str]) -> optuna.Study:
     """Open a study, or make it; its contract must be this one."""
-    study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+    study = optuna.create_study(
+        storage=storage, study_name=name, direction="maximize", load_if_exists=True
+    )
     written = study.user_attrs.get(CONTRACT)
     if written is None and not study.get_trials(deepcopy=False):
         study.set_user_attr(IDENTITY, uuid.uuid4().hex)
         study.set_user_attr(CONTRACT, contract)
         return study
     if written is None:
-        raise UserError(f"study {name!r} holds trials of another program; choose another --study, such as {name}-2")
+        raise UserError(
+            f"study {name!r} holds trials of another program; choose another --study, such as "
+            f"{name}-2"
+        )
     if changes := describe_differences(written, contract):
-        raise UserError(f"study {name!r} is of another kind: {changes}; choose another --study, such as {name}-2")
+        raise UserError(
+            f"study {name!r} is of another kind: {changes}; choose another --study, such as "
+            f"{name}-2"
+        )
     return study
 
 

@@ -21,15 +21,16 @@ class Space:
     name: str
     choices: dict[str, tuple[Any, ...]]
     integers: dict[str, tuple[int, int]] = field(default_factory=dict)  # both ends included
-    log_floats: dict[str, tuple[float, float]] = field(default_factory=dict)  # on a logarithmic scale
+    # On a logarithmic scale.
+    log_floats: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for d_model in self.choices.get("d_model", ()):
             for nhead in self.choices.get("nhead", ()):
                 if d_model % nhead:
                     raise UserError(
-                        f"in a space every nhead must divide every d_model, but in {self.name!r} {nhead} does not "
-                        f"divide {d_model}; drop one of the two"
+                        f"in a space every nhead must divide every d_model, but in {self.name!r} "
+                        f"{nhead} does not divide {d_model}; drop one of the two"
                     )
 
     def sample(self, trial: optuna.trial.Trial, base: TrialConfig) -> TrialConfig:
@@ -44,23 +45,41 @@ class Space:
         return base.replace(**values)
 
     def points(self, base: TrialConfig) -> list[TrialConfig]:
-        """Return every combination of the values that can be counted, over those of `base`, smallest models first."""
-        counted = {**self.choices, **{name: range(low, high + 1) for name, (low, high) in self.integers.items()}}
+        """Return every combination of the values that can be counted, over those of `base`,
+        smallest models first.
+        """
+        counted = {
+            **self.choices,
+            **{name: range(low, high + 1) for name, (low, high) in self.integers.items()},
+        }
         combinations = itertools.product(*counted.values())
-        points = [base.replace(**dict(zip(counted, values, strict=True))) for values in combinations]
+        points = [
+            base.replace(**dict(zip(counted, values, strict=True))) for values in combinations
+        ]
         return sorted(points, key=count_operations)
 
     def presets(self) -> list[tuple[str, dict[str, Any]]]:
         """Return the homework's points by name, as values of the fields that this space varies."""
         names = [*self.choices, *self.integers, *self.log_floats]
-        return [(preset, {name: getattr(config, name) for name in names}) for preset, config in PRESETS.items()]
+        return [
+            (preset, {name: getattr(config, name) for name in names})
+            for preset, config in PRESETS.items()
+        ]
 
     def definition(self) -> dict[str, str]:
         """Return each field's range in words; two spaces are the same when these are."""
         return {
-            **{name: "one of " + ", ".join(map(str, choices)) for name, choices in self.choices.items()},
-            **{name: f"integer from {low} to {high}" for name, (low, high) in self.integers.items()},
-            **{name: f"from {low:g} to {high:g}, log" for name, (low, high) in self.log_floats.items()},
+            **{
+                name: "one of " + ", ".join(map(str, choices))
+                for name, choices in self.choices.items()
+            },
+            **{
+                name: f"integer from {low} to {high}" for name, (low, high) in self.integers.items()
+            },
+            **{
+                name: f"from {low:g} to {high:g}, log"
+                for name, (low, high) in self.log_floats.items()
+            },
         }
 
 

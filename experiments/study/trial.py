@@ -46,15 +46,21 @@ class StudyContext:
         return self.space.sample(trial, self.base).replace(seed=seed)
 
 
-def run_trial(shared: StudyContext, trial: optuna.trial.Trial, bar: "tqdm[int]") -> tuple[TrialConfig, TrialResult]:
-    """Run a trial whose lock the caller holds, for the first time or again after a crash, and end it.
+def run_trial(
+    shared: StudyContext, trial: optuna.trial.Trial, bar: "tqdm[int]"
+) -> tuple[TrialConfig, TrialResult]:
+    """Run a trial whose lock the caller holds,
+    for the first time or again after a crash, and end it.
 
-    A point that cannot be trained ends as failed and the search goes on. What leaves a training open leaves the
-    trial running, to be resumed; the second time that it loses its device, it ends as failed.
+    A point that cannot be trained ends as failed and the search goes on. What leaves a training
+    open leaves the trial running, to be resumed; the second time that it loses its device, it ends
+    as failed.
     """
     config = shared.config(trial)
     run = _open_run(shared, trial, config)
-    training = TrackedTraining(config, shared.context, run, lambda result: _tell(shared, trial, result))
+    training = TrackedTraining(
+        config, shared.context, run, lambda result: _tell(shared, trial, result)
+    )
     _drop_other_checkpoint(training, trial)
     bar.reset(config.steps)
     bar.set_description_str(f"{run_name(trial.number, config)}", refresh=False)
@@ -86,7 +92,9 @@ def _open_run(shared: StudyContext, trial: optuna.trial.Trial, config: TrialConf
 
 
 def _drop_other_checkpoint(training: TrackedTraining, trial: optuna.trial.Trial) -> None:
-    """Remove a checkpoint that cannot be resumed, one of other code say: it must not stop the search."""
+    """Remove a checkpoint that cannot be resumed, one of other code say:
+    it must not stop the search.
+    """
     checkpoint = training.context.checkpoint(training.run.run_id, training.config)
     try:
         checkpoint.load()

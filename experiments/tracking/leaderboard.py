@@ -11,7 +11,10 @@ from speaker.training.metrics import format_accuracy
 
 @dataclass(frozen=True)
 class Row:
-    """One trial's run, as far as a reader compares it. Accuracies are in [0, 1]; None when it never got a score."""
+    """One trial's run, as far as a reader compares it.
+
+    Accuracies are in [0, 1]; None when it never got a score.
+    """
 
     run_id: str
     trial: str
@@ -25,25 +28,37 @@ class Row:
 
 
 def ranked(store: TrackingStore, study: str) -> list[Row]:
-    """Return a study's ended runs: the complete ones best first, by accuracy on whole utterances, then the others.
+    """Return a study's ended runs: the complete ones best first, by accuracy on whole utterances,
+    then the others.
 
-    A study has one protocol, so its accuracies may be ranked together. Raises UserError for an unknown study.
+    A study has one protocol, so its accuracies may be ranked together. Raises UserError for an
+    unknown study.
     """
     if not store.runs(f"tags.study = '{study}' and tags.kind = 'study'"):
-        raise UserError(f"there is no study {study!r} in {store.shown}; run search.py --study {study} first")
+        raise UserError(
+            f"there is no study {study!r} in {store.shown}; run search.py --study {study} first"
+        )
     rows = [_row(run) for run in store.runs(f"tags.study = '{study}' and tags.kind = 'trial'")]
     ended = [row for row in rows if row.state in ("complete", "pruned", "failed")]
-    return sorted(ended, key=lambda row: (row.state != "complete", -(row.whole or 0.0), int(row.trial)))
+    return sorted(
+        ended, key=lambda row: (row.state != "complete", -(row.whole or 0.0), int(row.trial))
+    )
 
 
 def table(rows: list[Row], best: int) -> str:
     """Return the best rows and the homework's points as text, with the rank of each."""
-    lines = [f"{'rank':>4}  {'trial':>5}  {'point':<22} {'whole':>6} {'crops':>6} {'parameters':>10} {'seconds':>8}"]
+    lines = [
+        f"{'rank':>4}  {'trial':>5}  {'point':<22} {'whole':>6} {'crops':>6} {'parameters':>10} "
+        f"{'seconds':>8}"
+    ]
     for rank, row in enumerate(rows, start=1):
         if rank <= best or row.preset:
-            note = " ".join(word for word in (row.preset, row.state if row.state != "complete" else "") if word)
+            note = " ".join(
+                word for word in (row.preset, row.state if row.state != "complete" else "") if word
+            )
             lines.append(
-                f"{rank:>4}  {'#' + row.trial:>5}  {row.point:<22} {format_accuracy(row.whole):>6} {format_accuracy(row.crops):>6} "
+                f"{rank:>4}  {'#' + row.trial:>5}  {row.point:<22} {format_accuracy(row.whole):>6} "
+                f"{format_accuracy(row.crops):>6} "
                 f"{row.parameters:>10,} {row.seconds:>8.1f}  {note}".rstrip()
             )
     return "\n".join(lines)

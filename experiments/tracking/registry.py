@@ -19,7 +19,14 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from experiments.tracking.leaderboard import ranked
-from experiments.tracking.store import BEST_CROPS, BEST_WHOLE, MODEL_FOLDER, SHA256, STORE_ERRORS, TrackingStore
+from experiments.tracking.store import (
+    BEST_CROPS,
+    BEST_WHOLE,
+    MODEL_FOLDER,
+    SHA256,
+    STORE_ERRORS,
+    TrackingStore,
+)
 from speaker.common.errors import UserError
 from speaker.common.files import sha256_file, write_atomically
 from speaker.model.saved_model import CARD, CONFIG, SOURCE, WEIGHTS, TrainedModel, load_model
@@ -27,7 +34,16 @@ from speaker.model.saved_model import CARD, CONFIG, SOURCE, WEIGHTS, TrainedMode
 MODEL = "speaker-classifier"
 CHAMPION = "champion"
 PROGRAM = "program.pt2"
-CARRIED_TAGS = ("study", "trial", "preset", "corpus", "corpus.digest", "protocol.whole", "protocol.crops", SHA256)
+CARRIED_TAGS = (
+    "study",
+    "trial",
+    "preset",
+    "corpus",
+    "corpus.digest",
+    "protocol.whole",
+    "protocol.crops",
+    SHA256,
+)
 
 
 @dataclass(frozen=True)
@@ -46,27 +62,35 @@ class Promotion:
             lines.append("It was before, too: nothing changed.")
         else:
             lines.append(f"Before, it was version {self.before.version}: {_describe(self.before)}")
-            comparable = all(self.before.tags.get(tag) == self.after.tags.get(tag) for tag in CARRIED_TAGS[4:6])
+            comparable = all(
+                self.before.tags.get(tag) == self.after.tags.get(tag) for tag in CARRIED_TAGS[4:6]
+            )
             if not comparable:
                 lines.append(
-                    "The two were measured on different corpora or protocols: their accuracies do not compare."
+                    "The two were measured on different corpora or protocols: their accuracies do "
+                    "not compare."
                 )
         return "\n".join(lines)
 
 
 def best_runs(store: TrackingStore, study: str, count: int) -> list[str]:
-    """Return the ids of a study's best complete runs, best first. Raises UserError when there are fewer."""
+    """Return the ids of a study's best complete runs, best first.
+
+    Raises UserError when there are fewer.
+    """
     rows = [row for row in ranked(store, study) if row.state == "complete"]
     if len(rows) < count:
         raise UserError(
-            f"only complete trials can be used, but {count} are wanted and study {study!r} has {len(rows)}; run "
-            "search.py on it first"
+            f"only complete trials can be used, but {count} are wanted and study {study!r} has "
+            f"{len(rows)}; run search.py on it first"
         )
     return [row.run_id for row in rows[:count]]
 
 
 def promote(store: TrackingStore, run_id: str) -> Promotion:
-    """Register a run's model as a new version, if it is not one yet, and give it the alias `champion`."""
+    """Register a run's model as a new version, if it is not one yet,
+    and give it the alias `champion`.
+    """
     client = store.client
     run = _run(store, run_id)
     before = find_version(store, CHAMPION)
@@ -89,10 +113,11 @@ def find_version(store: TrackingStore, name: str) -> ModelVersion | None:
 
 
 def fetch(store: TrackingStore, name: str, folder: Path) -> str:
-    """Copy the model called by an alias, a version or a run id into `folder`; return what it is, in words.
+    """Copy the model called by an alias, a version or a run id into `folder`;
+    return what it is, in words.
 
-    Only data is copied, and its sha256 is that of the run that made it; a file beside it says which that was. Raises
-    UserError when there is no such model.
+    Only data is copied, and its sha256 is that of the run that made it; a file beside it says which
+    that was. Raises UserError when there is no such model.
     """
     with tempfile.TemporaryDirectory() as temporary:
         found = find_version(store, name)
@@ -108,15 +133,21 @@ def fetch(store: TrackingStore, name: str, folder: Path) -> str:
             origin = {"run": name}
         else:
             raise UserError(
-                f"--model must be an alias or version of {MODEL}, a run id or a folder, but {name!r} is none in "
-                f"{store.shown}; promote a study first: python -m experiments promote --study NAME"
+                f"--model must be an alias or version of {MODEL}, a run id or a folder, but "
+                f"{name!r} is none in {store.shown}; promote a study first: python -m experiments "
+                "promote --study NAME"
             )
         if sha256_file(source / WEIGHTS) != expected:
-            raise UserError(f"the weights of {words} must have sha256 {expected}, but have another; promote them again")
+            raise UserError(
+                f"the weights of {words} must have sha256 {expected}, but have another; promote "
+                "them again"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         for file in (WEIGHTS, CONFIG, CARD):
             shutil.copyfile(source / file, folder / file)
-        write_atomically(folder / SOURCE, json.dumps({**origin, "store": store.shown}, indent=1).encode())
+        write_atomically(
+            folder / SOURCE, json.dumps({**origin, "store": store.shown}, indent=1).encode()
+        )
     return words
 
 
@@ -129,31 +160,48 @@ def _register(store: TrackingStore, run: Run) -> ModelVersion:
         fetched, served = Path(temporary, "fetched"), Path(temporary, "served")
         fetch(store, run.info.run_id, fetched)
         _save_served(load_model(fetched), fetched, served)
-        logged = client.create_logged_model(run.info.experiment_id, MODEL, run.info.run_id, tags=tags)
+        logged = client.create_logged_model(
+            run.info.experiment_id, MODEL, run.info.run_id, tags=tags
+        )
         client.log_model_artifacts(logged.model_id, str(served))
         client.finalize_logged_model(logged.model_id, "READY")
     source = f"models:/{logged.model_id}"
     return client.create_model_version(
-        MODEL, source, run.info.run_id, tags, description=run.data.tags["point"], model_id=logged.model_id
+        MODEL,
+        source,
+        run.info.run_id,
+        tags,
+        description=run.data.tags["point"],
+        model_id=logged.model_id,
     )
 
 
 def _save_served(trained: TrainedModel, fetched: Path, folder: Path) -> None:
-    """Write the pyfunc model: the exported program, the file that runs it, and the weights as plain data."""
+    """Write the pyfunc model: the exported program, the file that runs it,
+    and the weights as plain data.
+    """
     export_program(trained, fetched / PROGRAM)
-    inputs = Schema([TensorSpec(np.dtype(np.float32), (-1, -1, trained.n_mels), "mels"),
-                     TensorSpec(np.dtype(np.int64), (-1,), "lengths")])  # fmt: skip
-    outputs = Schema([TensorSpec(np.dtype(np.str_), (-1,), "speaker"),
-                      TensorSpec(np.dtype(np.float32), (-1, len(trained.speakers)), "probabilities")])  # fmt: skip
+    float32, int64, text = np.dtype(np.float32), np.dtype(np.int64), np.dtype(np.str_)
+    mels = TensorSpec(float32, (-1, -1, trained.n_mels), "mels")
+    inputs = Schema([mels, TensorSpec(int64, (-1,), "lengths")])
+    probabilities = TensorSpec(float32, (-1, len(trained.speakers)), "probabilities")
+    outputs = Schema([TensorSpec(text, (-1,), "speaker"), probabilities])
     artifacts = {"program": PROGRAM, "card": CARD, "weights": WEIGHTS, "config": CONFIG}
-    with warnings.catch_warnings(record=True):  # MLflow advises type hints, which it would take for a schema
+    # MLflow advises type hints, which it would take for a schema.
+    with warnings.catch_warnings(record=True):
         mlflow.pyfunc.save_model(
             folder,
             python_model=str(Path(__file__).with_name("served_model.py")),
             artifacts={key: str(fetched / file) for key, file in artifacts.items()},
             signature=ModelSignature(inputs, outputs),
-            input_example={"mels": np.zeros((2, 3, trained.n_mels), np.float32), "lengths": np.array([3, 2])},
-            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in ("mlflow", "numpy", "torch")],
+            input_example={
+                "mels": np.zeros((2, 3, trained.n_mels), np.float32),
+                "lengths": np.array([3, 2]),
+            },
+            pip_requirements=[
+                f"{name}=={version(name).partition('+')[0]}"
+                for name in ("mlflow", "numpy", "torch")
+            ],
         )
 
 
@@ -169,16 +217,28 @@ def _run(store: TrackingStore, run_id: str) -> Run:
     try:
         run = store.client.get_run(run_id)
     except MlflowException:
-        raise UserError(f"there is no run {run_id!r} in {store.shown}; copy its id from the UI") from None
+        raise UserError(
+            f"there is no run {run_id!r} in {store.shown}; copy its id from the UI"
+        ) from None
     tags = run.data.tags
-    if SHA256 not in tags or tags.get("state") != "complete" or run.info.lifecycle_stage != "active":
-        raise UserError(f"only a complete trial's run can be used, but run {run_id} is none; choose another")
+    if (
+        SHA256 not in tags
+        or tags.get("state") != "complete"
+        or run.info.lifecycle_stage != "active"
+    ):
+        raise UserError(
+            f"only a complete trial's run can be used, but run {run_id} is none; choose another"
+        )
     return run
 
 
 def _download(store: TrackingStore, uri: str, folder: str) -> Path:
     try:
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder, tracking_uri=store.uri))
+        return Path(
+            mlflow.artifacts.download_artifacts(
+                artifact_uri=uri, dst_path=folder, tracking_uri=store.uri
+            )
+        )
     except STORE_ERRORS as error:
         raise UserError(
             f"the model's files cannot be read from {uri}; bring them back, or promote another run"
@@ -187,5 +247,9 @@ def _download(store: TrackingStore, uri: str, folder: str) -> Path:
 
 def _describe(registered: ModelVersion) -> str:
     tags = registered.tags
-    where = f"#{tags['trial']} of study {tags['study']}" if "study" in tags else f"run {registered.run_id}"
+    where = (
+        f"#{tags['trial']} of study {tags['study']}"
+        if "study" in tags
+        else f"run {registered.run_id}"
+    )
     return f"{registered.description}, whole {tags[BEST_WHOLE]}, crops {tags[BEST_CROPS]}, {where}"

@@ -1,4 +1,6 @@
-"""The only writer to MLflow: a parent run per study, a child run per trial, one batch of rows per evaluation."""
+"""The only writer to MLflow: a parent run per study, a child run per trial,
+one batch of rows per evaluation.
+"""
 
 import contextlib
 import getpass
@@ -13,7 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # a server that is down answers in seconds, not minutes
+# A server that is down answers in seconds, not minutes.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow  # after the settings it reads at import
@@ -37,25 +40,36 @@ MODEL_FOLDER = "model"  # of a run's artifacts
 FALLBACKS = "device.fallbacks"
 SECONDS, SHA256 = "speed/seconds", "weights.sha256"
 BEST_WHOLE, BEST_CROPS = "best/accuracy_whole", "best/accuracy_crops"
-STORE_ERRORS = (MlflowException, SQLAlchemyError, OSError)  # a store or disk fails; no fault of the trial
+# A store or disk fails; no fault of the trial.
+STORE_ERRORS = (MlflowException, SQLAlchemyError, OSError)
 STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED", "interrupted": "KILLED"}
 
 
 class TrackedRun:
-    """One run, open for writing. Everything it writes may be written again after a crash without standing twice."""
+    """One run, open for writing.
 
-    def __init__(self, client: mlflow.MlflowClient, run_id: str, name: str, clock: Callable[[], float]) -> None:
+    Everything it writes may be written again after a crash without standing twice.
+    """
+
+    def __init__(
+        self, client: mlflow.MlflowClient, run_id: str, name: str, clock: Callable[[], float]
+    ) -> None:
         self._client = client
         self._name = name
         self._clock = clock
         self.run_id = run_id
-        # A trial that starts over measures again what the killed one had logged; those rows stay as they are.
+        # A trial that starts over measures again what the killed one had logged; those rows stay as
+        # they are.
         self._logged = {key: self._last_step(key) for key in (OBJECTIVE, SECONDS)}
 
     def log_setup(self, config: TrialConfig, context: TrainingContext) -> None:
         """Log the point, field by field and whole, and the corpus."""
         params = [Param(name, str(value)) for name, value in config.to_dict().items()]
-        tags = {"point": config.label(), "config.fingerprint": config.fingerprint(), **context.tags()}
+        tags = {
+            "point": config.label(),
+            "config.fingerprint": config.fingerprint(),
+            **context.tags(),
+        }
         self._client.log_batch(self.run_id, params=params, tags=_tags(tags))
         self._client.log_inputs(self.run_id, [_dataset(context)])
         self._client.log_text(self.run_id, config.to_json(), "config.json")
@@ -64,11 +78,16 @@ class TrackedRun:
         """Log one evaluation's row, unless it stands there already."""
         self._log_once(OBJECTIVE, metrics, step)
 
-    def log_result(self, result: TrialResult, config: TrialConfig, context: TrainingContext) -> None:
+    def log_result(
+        self, result: TrialResult, config: TrialConfig, context: TrainingContext
+    ) -> None:
         """Log the best of a trial and its weights, with what is needed to load them."""
         summary = {"model/parameters": float(result.parameters), SECONDS: result.seconds}
         if result.best:
-            summary[BEST_WHOLE], summary[BEST_CROPS] = result.best[ACCURACY_WHOLE], result.best[ACCURACY_CROPS]
+            summary[BEST_WHOLE], summary[BEST_CROPS] = (
+                result.best[ACCURACY_WHOLE],
+                result.best[ACCURACY_CROPS],
+            )
             summary["best/loss_whole"] = result.best[LOSS_WHOLE]
             summary["best/step"] = float(result.best_step)
             with tempfile.TemporaryDirectory() as folder:
@@ -89,7 +108,9 @@ class TrackedRun:
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
-        """Close the run when what happens inside is interrupted or raises, and let that pass through."""
+        """Close the run when what happens inside is interrupted or raises,
+        and let that pass through.
+        """
         try:
             yield
         except STORE_ERRORS as error:
@@ -109,9 +130,12 @@ class TrackedRun:
     def close(self, state: str, reason: str = "") -> None:
         """End the run: complete, pruned, failed or interrupted, with the reason as a tag.
 
-        The UI's table shows neither tags nor more than two kinds of end, so the name of a run says how it ended, too.
+        The UI's table shows neither tags nor more than two kinds of end, so the name of a run says
+        how it ended, too.
         """
-        self._client.log_batch(self.run_id, tags=_tags({"state": state, "state.reason": reason[:4000]}))
+        self._client.log_batch(
+            self.run_id, tags=_tags({"state": state, "state.reason": reason[:4000]})
+        )
         self._client.update_run(self.run_id, name=_marked(self._name, state))
         self._client.set_terminated(self.run_id, STATUS[state])
 
@@ -123,7 +147,9 @@ class TrackedRun:
             self._client.log_batch(self.run_id, metrics=rows)
 
     def _last_step(self, key: str) -> int:
-        return max((row.step for row in self._client.get_metric_history(self.run_id, key)), default=-1)
+        return max(
+            (row.step for row in self._client.get_metric_history(self.run_id, key)), default=-1
+        )
 
 
 class TrackingStore:
@@ -131,7 +157,8 @@ class TrackingStore:
 
     def __init__(self, uri: str, clock: Callable[[], float] = time.time) -> None:
         for library in ("mlflow", "alembic"):
-            logging.getLogger(library).setLevel(logging.CRITICAL)  # they log whole tracebacks of what they raise
+            # They log whole tracebacks of what they raise.
+            logging.getLogger(library).setLevel(logging.CRITICAL)
         mlflow.set_tracking_uri(uri)  # the registry resolves models:/ URIs by this global alone
         self.uri = uri
         self.shown = masked(uri)
@@ -152,13 +179,14 @@ class TrackingStore:
     ) -> str:
         """Open a study's parent run, for the first time or again, and return its id.
 
-        `identity` tells studies of one name apart. Raises UserError when the store holds another one of this name.
+        `identity` tells studies of one name apart. Raises UserError when the store holds another
+        one of this name.
         """
         found = self.runs(f"tags.study = '{name}' and tags.kind = 'study'")
         if any(run.data.tags.get("study.id") != identity for run in found):
             raise UserError(
-                f"{self.shown} holds another study {name!r}, of another --storage; choose another --study, such as "
-                f"{name}-2"
+                f"{self.shown} holds another study {name!r}, of another --storage; choose another "
+                f"--study, such as {name}-2"
             )
         if run_id is None:
             kept = {"kind": "study", "study": name, "study.id": identity}
@@ -166,7 +194,9 @@ class TrackingStore:
         self._must_have(run_id, name)
         self.client.update_run(run_id, status="RUNNING")
         batch = [Param(key, value) for key, value in params.items()]
-        self.client.log_batch(run_id, params=batch, tags=_tags({**tags, **context.tags(), "state": "running"}))
+        self.client.log_batch(
+            run_id, params=batch, tags=_tags({**tags, **context.tags(), "state": "running"})
+        )
         self.client.log_inputs(run_id, [_dataset(context)])
         return run_id
 
@@ -174,8 +204,10 @@ class TrackingStore:
         """Set tags of a run."""
         self.client.log_batch(run_id, tags=_tags(tags))
 
-    def close_study(self, run_id: str, state: str, best_so_far: list[tuple[int, int, float]]) -> None:
-        """End a study's parent run; `best_so_far` is (trial number, milliseconds, best accuracy)."""
+    def close_study(
+        self, run_id: str, state: str, best_so_far: list[tuple[int, int, float]]
+    ) -> None:
+        """End a study's parent run; `best_so_far` is (trial number, milliseconds, accuracy)."""
         rows = [Metric(BEST_WHOLE, value, when, number) for number, when, value in best_so_far]
         self.client.log_batch(run_id, metrics=rows, tags=_tags({"state": state}))
         self.client.set_terminated(run_id, STATUS[state])
@@ -195,29 +227,54 @@ class TrackingStore:
     def reopen_run(self, run_id: str, config: TrialConfig, context: TrainingContext) -> TrackedRun:
         """Open a run that was stopped, to go on with it.
 
-        Raises UserError for one that ended, and for one of another point, corpus, protocol or precision.
+        Raises UserError for one that ended, and for one of another point, corpus, protocol or
+        precision.
         """
         try:
             run = self.client.get_run(run_id)
         except MlflowException:
-            raise UserError(f"--resume must name a run, but {run_id} is none in {self.shown}; look in the UI") from None
+            raise UserError(
+                f"--resume must name a run, but {run_id} is none in {self.shown}; look in the UI"
+            ) from None
         if run.data.tags.get("kind") != "trial" or "study" in run.data.tags:
-            raise UserError(f"--resume goes on with runs of train_trial.py, but {run_id} is none; run search.py again")
+            raise UserError(
+                f"--resume goes on with runs of train_trial.py, but {run_id} is none; run "
+                "search.py again"
+            )
         if (state := run.data.tags.get("state")) not in ("running", "interrupted"):
-            raise UserError(f"--resume must name a run that was stopped, but {run_id} has ended: {state}")
-        decisive = {key: value for key, value in context.tags().items() if key not in context.incidental_tags()}
+            raise UserError(
+                f"--resume must name a run that was stopped, but {run_id} has ended: {state}"
+            )
+        decisive = {
+            key: value
+            for key, value in context.tags().items()
+            if key not in context.incidental_tags()
+        }
         here = {**decisive, **{name: str(value) for name, value in config.to_dict().items()}}
         logged = {**run.data.params, **run.data.tags}
-        defaults = {name: str(value) for name, value in TrialConfig().to_dict().items() if name in ADDED_LATER}
-        # A run that died before it logged its setup lacks all of it, and may be resumed as anything.
-        there = {name: {**here, **defaults, **logged}[name] for name in here} if run.data.params else here
+        defaults = {
+            name: str(value)
+            for name, value in TrialConfig().to_dict().items()
+            if name in ADDED_LATER
+        }
+        # A run that died before it logged its setup lacks all of it, and may be resumed as
+        # anything.
+        there = (
+            {name: {**here, **defaults, **logged}[name] for name in here}
+            if run.data.params
+            else here
+        )
         if changes := describe_differences(there, here):
-            raise UserError(f"run {run_id} is of another training: {changes}; give the flags it began with")
+            raise UserError(
+                f"run {run_id} is of another training: {changes}; give the flags it began with"
+            )
         return self.open_run(config.label(), {}, run_id=run_id)
 
     def find_run(self, study: str, number: int) -> str | None:
         """Return the id of a trial's run: a worker may have died before the trial knew of it."""
-        found = self.runs(f"tags.study = '{study}' and tags.kind = 'trial' and tags.trial = '{number}'")
+        found = self.runs(
+            f"tags.study = '{study}' and tags.kind = 'trial' and tags.trial = '{number}'"
+        )
         return found[0].info.run_id if found else None
 
     def runs(self, condition: str) -> list[Run]:
@@ -226,14 +283,23 @@ class TrackingStore:
         token: str | None = None
         while token != "":
             page = self.client.search_runs(
-                [self.experiment_id], condition, ViewType.ACTIVE_ONLY, 1000, ["attributes.start_time ASC"], token
+                [self.experiment_id],
+                condition,
+                ViewType.ACTIVE_ONLY,
+                1000,
+                ["attributes.start_time ASC"],
+                token,
             )
             runs += page
             token = page.token or ""
         return runs
 
     def _create_run(self, name: str, tags: dict[str, str]) -> str:
-        source = {"mlflow.source.name": _program(), "mlflow.source.type": "LOCAL", "mlflow.user": _user()}
+        source = {
+            "mlflow.source.name": _program(),
+            "mlflow.source.type": "LOCAL",
+            "mlflow.user": _user(),
+        }
         run = self.client.create_run(self.experiment_id, tags={**source, **tags}, run_name=name)
         return str(run.info.run_id)
 
@@ -244,8 +310,8 @@ class TrackingStore:
             deleted = True
         if deleted:
             raise UserError(
-                f"the runs of study {study!r} must be in the tracking store, but run {run_id} is not in {self.shown}; "
-                "give the right --tracking-uri, or choose another --study"
+                f"the runs of study {study!r} must be in the tracking store, but run {run_id} is "
+                f"not in {self.shown}; give the right --tracking-uri, or choose another --study"
             )
 
     def _open_experiment(self) -> str:
@@ -257,12 +323,15 @@ class TrackingStore:
             except MlflowException:  # another worker was faster
                 experiment = self.client.get_experiment_by_name(EXPERIMENT)
         if experiment is None or experiment.lifecycle_stage != "active":
-            raise UserError(f"the MLflow experiment {EXPERIMENT!r} was deleted from {self.shown}; restore it there")
+            raise UserError(
+                f"the MLflow experiment {EXPERIMENT!r} was deleted from {self.shown}; restore it "
+                "there"
+            )
         location = str(experiment.artifact_location)
         if place and location.startswith("file:") and location != place:
             raise UserError(
-                f"{self._path} keeps its artifacts in {location}, so it was moved or copied from there; move it back, "
-                "or start a new store in another folder"
+                f"{self._path} keeps its artifacts in {location}, so it was moved or copied from "
+                "there; move it back, or start a new store in another folder"
             )
         return str(experiment.experiment_id)
 
@@ -298,7 +367,10 @@ def existing_store(uri: str | None, state: Path) -> TrackingStore:
     """Open a store that must be there already. Raises UserError when it is not."""
     uri = uri or default_tracking_uri(state)
     if (path := _sqlite_path(uri)) and not path.exists():
-        raise UserError(f"there are no runs yet: {path} is missing; run search.py here first, or give --tracking-uri")
+        raise UserError(
+            f"there are no runs yet: {path} is missing; run search.py here first, or give "
+            "--tracking-uri"
+        )
     return TrackingStore(uri)
 
 
@@ -330,7 +402,8 @@ def _dataset(context: TrainingContext) -> DatasetInput:
     schema = {"mels": f"float32 (frames, {context.pack.n_mels})", "speaker": "id"}
     dataset = Dataset(
         name=context.corpus.name,
-        digest=context.pack.digest[:12],  # short, for the UI's table; the tag corpus.digest holds it all
+        # Short, for the UI's table; the tag corpus.digest holds it all.
+        digest=context.pack.digest[:12],
         source_type="local",
         source=canonical_json({"uri": context.corpus.folder.as_uri()}),
         schema=canonical_json(schema),
@@ -344,7 +417,9 @@ def _tags(values: dict[str, Any]) -> list[RunTag]:
 
 
 def _marked(name: str, state: str) -> str:
-    """Return a run's name with its end in it, behind the trial's number: "#7 pruned d256 h8 L4 relu"."""
+    """Return a run's name with its end in it, behind the trial's number:
+    "#7 pruned d256 h8 L4 relu".
+    """
     number, _, rest = name.partition(" ") if name.startswith("#") else ("", "", name)
     return name if state == "complete" else f"{number} {state} {rest}".strip()
 

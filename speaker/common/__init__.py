@@ -1,1 +1,3 @@
-"""What every part stands on: errors, files, seeds, devices, processes and the command line's habits."""
+"""What every part stands on: errors, files, seeds, devices,
+processes and the command line's habits.
+"""

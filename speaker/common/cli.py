@@ -31,7 +31,9 @@ class Parser(argparse.ArgumentParser):
 def plain_name(text: str) -> str:
     """Parse a name that is also fit for a file."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text):
-        raise argparse.ArgumentTypeError(f"must be of letters, digits, '.', '_' and '-' alone, but got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"must be of letters, digits, '.', '_' and '-' alone, but got {text!r}"
+        )
     return text
 
 
@@ -76,12 +78,16 @@ def share(text: str) -> float:
 
 
 def printable(value: object) -> str:
-    """Return a text in one line that no terminal obeys: names of files and servers' words come from strangers."""
+    """Return a text in one line that no terminal obeys:
+    names of files and servers' words come from strangers.
+    """
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(value))
 
 
 def run_cli(main: Callable[[], None]) -> NoReturn:
-    """Run `main` and exit: 0, 2 with one line for a UserError, or 128 + the signal's number for a signal."""
+    """Run `main` and exit: 0, 2 with one line for a UserError,
+    or 128 + the signal's number for a signal.
+    """
     install_signal_handlers()
     try:
         main()
@@ -92,11 +98,15 @@ def run_cli(main: Callable[[], None]) -> NoReturn:
         print(f"Stopped by {signal.Signals(stop.signum).name}.", file=sys.stderr)
         sys.exit(128 + stop.signum)
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output is gone, and Python would complain about it at exit
+        # Whoever read our output is gone, and Python would complain about it at exit.
+        sys.stderr.close()
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
-        print(f"error: {printable(error)}; mend that and run the same command again", file=sys.stderr)
+        print(
+            f"error: {printable(error)}; mend that and run the same command again", file=sys.stderr
+        )
         sys.exit(BAD_INPUT)
     for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)  # all is done: Python would take one for a failure while it ends
+        # All is done: Python would take one for a failure while it ends.
+        signal.signal(signum, signal.SIG_IGN)
     sys.exit(0)

@@ -1,4 +1,6 @@
-"""What is peculiar to NVIDIA's cards: wheels that do not fit, graphs, shares of the memory, cards that are lost."""
+"""What is peculiar to NVIDIA's cards: wheels that do not fit, graphs, shares of the memory,
+cards that are lost.
+"""
 
 import contextlib
 import functools
@@ -13,16 +15,20 @@ import torch
 from speaker.common.errors import DeviceLostError, UserError, first_line
 
 WARM_UP = 3  # calls before a capture, in which libraries settle on their kernels
-CONTEXT_BYTES = 600 << 20  # of a card's memory: what a process takes besides its tensors, by NVIDIA's libraries
+# Of a card's memory: what a process takes besides its tensors, by NVIDIA's libraries.
+CONTEXT_BYTES = 600 << 20
 MIN_BYTES = 512 << 20  # of a card's memory: what a training of the largest point needs
-OLD_CARDS = "https://download.pytorch.org/whl/cu126"  # wheels for cards before Turing and drivers before CUDA 13
+# Wheels for cards before Turing and drivers before CUDA 13.
+OLD_CARDS = "https://download.pytorch.org/whl/cu126"
 DEVICE_ERRORS = ("CUDA error", "CUDA driver error", "cuDNN error")  # the begin of a message
 NO_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # in a message
 HIDDEN = ("", "-1")  # values of CUDA_VISIBLE_DEVICES that hide all cards
 
 
 def has_card() -> bool:
-    """Tell whether this machine shows an NVIDIA card, whether or not the installed PyTorch can use it."""
+    """Tell whether this machine shows an NVIDIA card,
+    whether or not the installed PyTorch can use it.
+    """
     if os.environ.get("CUDA_VISIBLE_DEVICES") in HIDDEN:
         return False
     driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
@@ -30,13 +36,15 @@ def has_card() -> bool:
 
 
 def find_fault(index: int) -> str:
-    """Return why the installed PyTorch cannot compute on card `index`, and what to install; nothing if it can.
+    """Return why the installed PyTorch cannot compute on card `index`, and what to install;
+    nothing if it can.
 
     Asks for what is there, and starts no kernel.
     """
     release = torch.__version__.partition("+")[0]
     if torch.version.cuda is None and torch.version.hip is None:
-        return f"torch {torch.__version__} is built without CUDA; pip install --force-reinstall torch=={release}"
+        install = f"pip install --force-reinstall torch=={release}"
+        return f"torch {torch.__version__} is built without CUDA; {install}"
     if os.environ.get("CUDA_VISIBLE_DEVICES") in HIDDEN:
         return "the environment variable CUDA_VISIBLE_DEVICES hides all cards; unset it"
     other_wheel = f"pip install --force-reinstall torch=={release} --index-url {OLD_CARDS}"
@@ -46,20 +54,23 @@ def find_fault(index: int) -> str:
         reason = first_line(error).partition(" Please ")[0].rstrip(".")
         return f"{reason}; update the driver, or {other_wheel}"
     if index >= torch.cuda.device_count():
-        return f"there is no card {index}; this machine has {torch.cuda.device_count()}, counted from 0"
+        count = torch.cuda.device_count()
+        return f"there is no card {index}; this machine has {count}, counted from 0"
     kernels = torch.cuda.get_arch_list()
     capability = torch.cuda.get_device_capability(index)
     if torch.version.cuda and not any(_suits(kernel, capability) for kernel in kernels):
         name = torch.cuda.get_device_name(index)
         return (
-            f"{name} is of compute capability {capability[0]}.{capability[1]}, for which torch {torch.__version__} has "
-            f"no kernels ({', '.join(kernels)}); {other_wheel}"
+            f"{name} is of compute capability {capability[0]}.{capability[1]}, for which torch "
+            f"{torch.__version__} has no kernels ({', '.join(kernels)}); {other_wheel}"
         )
     return ""
 
 
 def _suits(kernel: str, capability: tuple[int, int]) -> bool:
-    """Tell whether a card runs kernels built for an architecture, such as sm_75, or compute_90 (of any later card)."""
+    """Tell whether a card runs kernels built for an architecture, such as sm_75,
+    or compute_90 (of any later card).
+    """
     found = re.fullmatch(r"(sm|compute)_(\d+)(\d)([a-z]?)", kernel)
     if not found:
         return False
@@ -67,7 +78,11 @@ def _suits(kernel: str, capability: tuple[int, int]) -> bool:
     built = int(major), int(minor)
     if exact == "a":
         return built == capability
-    return built <= capability if kind == "compute" else built[0] == capability[0] and built <= capability
+    return (
+        built <= capability
+        if kind == "compute"
+        else built[0] == capability[0] and built <= capability
+    )
 
 
 def use(device: torch.device, memory_fraction: float = 1.0) -> None:
@@ -80,9 +95,11 @@ def use(device: torch.device, memory_fraction: float = 1.0) -> None:
 
 
 def share_memory(device: torch.device, jobs: int) -> float:
-    """Return the fraction of a card's memory that each of `jobs` processes may fill with tensors of its own.
+    """Return the fraction of a card's memory that each of `jobs` processes may fill
+    with tensors of its own.
 
-    Call it when what they share is on the card. Raises UserError when too little is left for so many.
+    Call it when what they share is on the card. Raises UserError when too little is left for so
+    many.
     """
     free, total = torch.cuda.mem_get_info(device)
     each = free / jobs - CONTEXT_BYTES
@@ -90,8 +107,9 @@ def share_memory(device: torch.device, jobs: int) -> float:
         most = int(free // (CONTEXT_BYTES + MIN_BYTES))
         advice = f"use at most {most}" if most else "free some, or use --device cpu"
         raise UserError(
-            f"--jobs must leave each job {MIN_BYTES / 2**30:.1f} GiB of the card's memory besides the "
-            f"{CONTEXT_BYTES / 2**30:.1f} GiB that CUDA takes, but {jobs} jobs share {free / 2**30:.1f} GiB; {advice}"
+            f"--jobs must leave each job {MIN_BYTES / 2**30:.1f} GiB of the card's memory besides "
+            f"the {CONTEXT_BYTES / 2**30:.1f} GiB that CUDA takes, but {jobs} jobs share "
+            f"{free / 2**30:.1f} GiB; {advice}"
         )
     return each / total
 
@@ -102,14 +120,19 @@ def capture(
     device: torch.device,
     other: torch.cuda.CUDAGraph | None,
 ) -> torch.cuda.CUDAGraph:
-    """Do `work` a few times, then capture it once. Return the graph, which shares its memory with `other`'s.
+    """Do `work` a few times, then capture it once. Return the graph,
+    which shares its memory with `other`'s.
 
-    `rewind` is called before each. Raises what `work` raises; the stream that was current before is so again.
+    `rewind` is called before each. Raises what `work` raises; the stream that was current before is
+    so again.
     """
     stream = _side_stream(device)
     before = torch.cuda.current_stream(device)
     stream.wait_stream(before)
-    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle() if other is None else other.pool()
+    graph, pool = (
+        torch.cuda.CUDAGraph(),
+        torch.cuda.graph_pool_handle() if other is None else other.pool(),
+    )
     try:
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
@@ -117,12 +140,14 @@ def capture(
                 work()
             rewind()
             torch.cuda.synchronize(device)
-            torch.cuda.empty_cache()  # what the warm-up left would lie idle beside the graph's own memory
+            # What the warm-up left would lie idle beside the graph's own memory.
+            torch.cuda.empty_cache()
             graph.capture_begin(pool=pool)
             try:
                 work()
             except BaseException:
-                with contextlib.suppress(RuntimeError):  # it only says that the capture failed, which hides the cause
+                # It only says that the capture failed, which hides the cause.
+                with contextlib.suppress(RuntimeError):
                     _end_capture(graph, device, pool)
                 raise
             _end_capture(graph, device, pool)
@@ -132,7 +157,9 @@ def capture(
 
 
 def _end_capture(graph: torch.cuda.CUDAGraph, device: torch.device, pool: tuple[int, int]) -> None:
-    """End a capture, and where that fails end its use of the memory pool, too, which PyTorch then leaves open."""
+    """End a capture, and where that fails end its use of the memory pool, too,
+    which PyTorch then leaves open.
+    """
     try:
         graph.capture_end()
     except RuntimeError:
@@ -144,7 +171,9 @@ def _end_capture(graph: torch.cuda.CUDAGraph, device: torch.device, pool: tuple[
 
 @functools.cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """Return the one stream for all captures of a process: cuBLAS keeps a workspace for each stream it has seen."""
+    """Return the one stream for all captures of a process:
+    cuBLAS keeps a workspace for each stream it has seen.
+    """
     return torch.cuda.Stream(device)
 
 
@@ -166,7 +195,9 @@ def is_device_error(error: BaseException) -> bool:
 
 
 def _answers(device: torch.device) -> bool:
-    """Tell whether a card still works for this process: after an assertion or a fault every call fails."""
+    """Tell whether a card still works for this process:
+    after an assertion or a fault every call fails.
+    """
     try:
         torch.cuda.synchronize(device)
     except (RuntimeError, AssertionError):

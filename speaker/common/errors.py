@@ -4,7 +4,10 @@ from collections.abc import Mapping
 
 
 class UserError(Exception):
-    """Bad input. Its text names the rule, the value that broke it and the next step, in one line."""
+    """Bad input.
+
+    Its text names the rule, the value that broke it and the next step, in one line.
+    """
 
 
 class DeviceLostError(UserError):
@@ -17,9 +20,12 @@ def first_line(error: BaseException) -> str:
 
 
 def describe_differences(there: Mapping[str, object], here: Mapping[str, object]) -> str:
-    """Return in words what differs between two records: "X is A there and B here"; nothing if they are equal.
+    """Return in words what differs between two records: "X is A there and B here";
+    nothing if they are equal.
 
     Records that are saved (`there`) are compared with what is asked for (`here`).
     """
     names = [name for name in dict.fromkeys((*here, *there)) if there.get(name) != here.get(name)]
-    return "; ".join(f"{name} is {there.get(name)} there and {here.get(name)} here" for name in names)
+    return "; ".join(
+        f"{name} is {there.get(name)} there and {here.get(name)} here" for name in names
+    )

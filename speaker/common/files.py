@@ -1,4 +1,6 @@
-"""Writing that a crash cannot break: whole files or none, and things that are made once however many ask."""
+"""Writing that a crash cannot break: whole files or none,
+and things that are made once however many ask.
+"""
 
 import errno
 import hashlib
@@ -21,14 +23,18 @@ SIGNATURES = (  # how a file starts, what it is, and what to do where another wa
     (
         rb"\s*<(!doctype|html)",
         "a web page",
-        "open it in a browser to read what it says, sign in if it asks for that, and fetch it again",
+        "open it in a browser, sign in if it asks for that, and fetch it again",
     ),
     (
         rb"version https://git-lfs\.github\.com/spec/",
         "a Git LFS pointer",
         "run git lfs pull in the repository that it came from, and copy the file itself from there",
     ),
-    (rb"\x93NUMPY", "a NumPy array", "save it as a tensor: torch.save(torch.from_numpy(array), file)"),
+    (
+        rb"\x93NUMPY",
+        "a NumPy array",
+        "save it as a tensor: torch.save(torch.from_numpy(array), file)",
+    ),
     (rb"\x1f\x8b", "a gzip file", "unpack it with gunzip"),
     (rb"PK[\x03\x05]", "a zip", "unpack it with unzip"),
     (rb".{257}ustar", "a tar", "unpack it with tar -xf"),
@@ -41,7 +47,9 @@ SIGNATURES = (  # how a file starts, what it is, and what to do where another wa
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to `path` by temporary file, fsync and rename, so that a reader sees the old file or the new one."""
+    """Write `data` to `path` by temporary file, fsync and rename,
+    so that a reader sees the old file or the new one.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as stream:
@@ -57,8 +65,9 @@ def write_atomically(path: Path, data: bytes) -> None:
 def create_once(path: Path, create: Callable[[Path], None], resumable: bool = False) -> None:
     """Make the file or folder `path` with `create(partial)`, unless it is there.
 
-    Processes that ask at once wait for the one that makes it. `path` appears complete, by a rename, or not at all;
-    what is half made is removed, or, where `create` can go on from it, kept for the next call.
+    Processes that ask at once wait for the one that makes it. `path` appears complete, by a rename,
+    or not at all; what is half made is removed, or, where `create` can go on from it, kept for the
+    next call.
     """
     if path.exists():
         return
@@ -100,7 +109,8 @@ def what_is_at(path: Path) -> str:
 
 
 def recognize(head: bytes) -> tuple[str, str] | None:
-    """Return what a file with these first HEAD bytes is, and what to do, or None if it may be right.
+    """Return what a file with these first HEAD bytes is, and what to do,
+    or None if it may be right.
 
     These are what is found in place of a corpus's files.
     """
@@ -119,7 +129,8 @@ def recognize_file(path: Path) -> tuple[str, str] | None:
 
 
 def read_bounded(path: Path, most: int) -> bytes:
-    """Return the bytes of an untrusted file: a regular one, of at most `most` bytes, no link to another folder.
+    """Return the bytes of an untrusted file: a regular one, of at most `most` bytes,
+    no link to another folder.
 
     Raises UserError, which says what it is instead. A pipe is not waited for.
     """
@@ -128,27 +139,34 @@ def read_bounded(path: Path, most: int) -> bytes:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
             about = os.fstat(stream.fileno())
             if not stat.S_ISREG(about.st_mode):
-                raise UserError(f"{path}: must be a regular file, but it {what_is_at(path)}; put a file there")
+                raise UserError(
+                    f"{path}: must be a regular file, but it {what_is_at(path)}; put a file there"
+                )
             if about.st_size > most:
-                raise UserError(f"{path}: must have at most {most:,} bytes, but has {about.st_size:,}; fetch it again")
+                raise UserError(
+                    f"{path}: must have at most {most:,} bytes, but has {about.st_size:,}; fetch "
+                    "it again"
+                )
             return stream.read(about.st_size)
     except FileNotFoundError:
         raise UserError(f"{path} is missing; fetch it again") from None
     except OSError as error:
         raise UserError(
-            f"{path}: must be a file that can be read, but cannot be ({error.strerror}); give yourself "
-            "the right to read it, or put another file there"
+            f"{path}: must be a file that can be read, but cannot be ({error.strerror}); give "
+            "yourself the right to read it, or put another file there"
         ) from error
 
 
 def parse_json(data: bytes, path: Path) -> Any:
     """Return what untrusted JSON says, in UTF-8, UTF-16 or UTF-32; `path` is for the error.
 
-    Raises UserError for what is not JSON, for a key that stands twice in one object (the last would win silently), and
-    for NaN and infinity, which JSON does not have.
+    Raises UserError for what is not JSON, for a key that stands twice in one object (the last would
+    win silently), and for NaN and infinity, which JSON does not have.
     """
     try:
-        return json.loads(data, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
+        return json.loads(
+            data, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant
+        )
     except (ValueError, RecursionError) as error:
         reason, advice = str(error)[:200], "fetch it again"
         if found := recognize(data[:HEAD]):
@@ -163,7 +181,9 @@ def sha256_file(path: Path) -> str:
 
 
 def canonical_json(value: Any) -> str:
-    """Return JSON with sorted keys and no white space: equal values give equal text, fit to be hashed or compared."""
+    """Return JSON with sorted keys and no white space: equal values give equal text,
+    fit to be hashed or compared.
+    """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -189,7 +209,9 @@ def _check_link(path: Path) -> None:
     if not path.is_symlink():
         return
     if not path.is_file():
-        raise UserError(f"{path}: must be a file, but it {what_is_at(path)}; put the file itself there")
+        raise UserError(
+            f"{path}: must be a file, but it {what_is_at(path)}; put the file itself there"
+        )
     source = real_path(path.parent)
     if real_path(path).parent != source:
         folders = (shlex.quote(str(each)) for each in (source, f"{source}-copy"))

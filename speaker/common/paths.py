@@ -9,21 +9,33 @@ STATE = Path("mlruns")  # all that the program keeps, below the folder that it i
 
 
 def validate_output_path(path: Path, flag: str = "--out", corpus: Path | None = None) -> None:
-    """Raise UserError unless a file can be made at `path`, or one replaced that is no device and not of a corpus."""
+    """Raise UserError unless a file can be made at `path`,
+    or one replaced that is no device and not of a corpus.
+    """
     if not path.name or path.is_dir() or not path.parent.is_dir():
         raise UserError(
-            f"{flag} must be a file in a folder that is there, but got {str(path)!r}; make the folder first"
+            f"{flag} must be a file in a folder that is there, but got {str(path)!r}; make the "
+            "folder first"
         )
     if path.is_symlink() or (path.exists() and not path.is_file()):
         what = "is a link" if path.is_symlink() and path.exists() else what_is_at(path)
-        raise UserError(f"{flag} must be a new or a regular file, but {path} {what}; choose another")
+        raise UserError(
+            f"{flag} must be a new or a regular file, but {path} {what}; choose another"
+        )
     if corpus and real_path(path.parent) == real_path(corpus):
-        raise UserError(f"{flag} must lie outside the corpus, but {path} lies in it; choose another")
+        raise UserError(
+            f"{flag} must lie outside the corpus, but {path} lies in it; choose another"
+        )
 
 
 def write_output(path: Path, data: bytes) -> None:
-    """Write a file that a user asked for, whole or not at all. Raises UserError where that cannot be done."""
+    """Write a file that a user asked for, whole or not at all.
+
+    Raises UserError where that cannot be done.
+    """
     try:
         write_atomically(path, data)
     except OSError as error:
-        raise UserError(f"--out must be a file that can be written, but {path} cannot be ({error.strerror})") from error
+        raise UserError(
+            f"--out must be a file that can be written, but {path} cannot be ({error.strerror})"
+        ) from error

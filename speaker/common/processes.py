@@ -13,8 +13,11 @@ from speaker.common.signals import uninterrupted
 
 @contextlib.contextmanager
 def shielded_from_interrupts() -> Iterator[None]:
-    """Start processes that Ctrl-C does not reach, from their first moment: it is for their parent to end them."""
-    resource_tracker.ensure_running()  # when the first process starts this one, it lets signals through again
+    """Start processes that Ctrl-C does not reach, from their first moment:
+    it is for their parent to end them.
+    """
+    # When the first process starts this one, it lets signals through again.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         with uninterrupted():
@@ -24,7 +27,10 @@ def shielded_from_interrupts() -> Iterator[None]:
 
 
 def exit_with_parent() -> None:
-    """End this process with its parent, however that ends. What a worker had not finished can be gone on from."""
+    """End this process with its parent, however that ends.
+
+    What a worker had not finished can be gone on from.
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None  # noqa: S101  # true of any worker
 

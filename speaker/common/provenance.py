@@ -14,8 +14,8 @@ PACKAGES = ("torch", "numpy")
 def provenance(compute: Compute, packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
     """Return what must be known to get a result again, besides its config and corpus.
 
-    `packages` are the installed packages whose versions matter. The commit is missing where the code came without its
-    history.
+    `packages` are the installed packages whose versions matter. The commit is missing where the
+    code came without its history.
     """
     facts = {f"version.{name}": version(name) for name in packages}
     facts["version.python"] = platform.python_version()
@@ -24,7 +24,9 @@ def provenance(compute: Compute, packages: tuple[str, ...] = PACKAGES) -> dict[s
         facts["device.fallbacks"] = "; ".join(compute.fallbacks)
     if commit := _git("rev-parse", "HEAD"):
         facts["mlflow.source.git.commit"] = commit
-        facts["git.dirty"] = str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower()
+        facts["git.dirty"] = str(
+            bool(_git("status", "--porcelain", "--untracked-files=no"))
+        ).lower()
     return facts
 
 

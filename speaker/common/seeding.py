@@ -1,4 +1,6 @@
-"""Randomness that is addressed, not streamed: a resumed or repeated piece of work draws what it drew before."""
+"""Randomness that is addressed, not streamed:
+a resumed or repeated piece of work draws what it drew before.
+"""
 
 import hashlib
 
@@ -9,7 +11,8 @@ from torch import Tensor
 def derive_seed(*address: int | str) -> int:
     """Return the 31-bit seed at an address such as (study seed, trial number, purpose).
 
-    The same address gives the same seed in every process, version and machine; others are independent of it.
+    The same address gives the same seed in every process, version and machine; others are
+    independent of it.
     """
     text = "/".join(map(str, address))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1

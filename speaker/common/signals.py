@@ -28,7 +28,8 @@ def install_signal_handlers() -> None:
 def uninterrupted() -> Iterator[None]:
     """Put off Ctrl-C and SIGTERM to the end of a `with` block, or to an `interruptible` part of it.
 
-    A database call that is cut in its middle keeps its lock, and what tidies up afterwards would wait for that.
+    A database call that is cut in its middle keeps its lock, and what tidies up afterwards would
+    wait for that.
     """
     with _deferring(True):
         yield
@@ -84,7 +85,9 @@ def _interrupt_again(_signum: int, _frame: FrameType | None) -> None:
 
 
 def _keep_interruption(lost: "sys.UnraisableHookArgs") -> None:
-    """Raise an interruption again a moment later: where it struck in a destructor or a callback, Python drops it."""
+    """Raise an interruption again a moment later: where it struck in a destructor or a callback,
+    Python drops it.
+    """
     if isinstance(lost.exc_value, Interrupted):
         _signals.pending = lost.exc_value.signum
         signal.setitimer(signal.ITIMER_REAL, 0.01)

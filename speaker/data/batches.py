@@ -15,11 +15,13 @@ class Epoch:
 
     rows: Tensor  # (n,), int64, on the pack's device
     crop_offsets: Tensor  # (n,), float32 in [0, 1): where each utterance is cropped
-    is_padded: list[bool]  # for each step: whether some utterance of its batch is shorter than a crop
+    # For each step: whether some utterance of its batch is shorter than a crop.
+    is_padded: list[bool]
 
 
 class Batches:
-    """What each step learns from: a new order and new crops each epoch, the last partial batch dropped.
+    """What each step learns from: a new order and new crops each epoch,
+    the last partial batch dropped.
 
     Both follow from the seed and the epoch, so that a step's batch follows from its number.
     """
@@ -46,7 +48,9 @@ class Batches:
         is_padded = self._is_short[used].any(1).tolist()
         return Epoch(order.to(device), offsets.to(device), is_padded)
 
-    def gather(self, rows: Tensor, crop_offsets: Tensor, is_padded: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+    def gather(
+        self, rows: Tensor, crop_offsets: Tensor, is_padded: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Return (mels, lengths, labels) of crops; lengths is None unless the batch `is_padded`.
 
         mels is (B, T, n_mels), as the pack holds them.

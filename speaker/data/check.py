@@ -1,4 +1,6 @@
-"""Everything that could be wrong with a corpus, found before training; and what the corpus looks like."""
+"""Everything that could be wrong with a corpus, found before training;
+and what the corpus looks like.
+"""
 
 import hashlib
 import math
@@ -53,7 +55,9 @@ class Findings:
             self.cases[kind].append(case)
 
     def lines(self, title: str) -> list[str]:
-        """Return a line for each kind, the most frequent first, and one for each case that was kept."""
+        """Return a line for each kind, the most frequent first,
+        and one for each case that was kept.
+        """
         lines = [f"{title:<11} {'none' if not self.counts else f'{self.counts.total():,}'}"]
         for kind, count in self.counts.most_common():
             lines += [f"  {count:,} x {kind}", *(f"      {case}" for case in self.cases[kind])]
@@ -71,7 +75,8 @@ class Report:
     warnings: Findings = field(default_factory=Findings)
     lengths: list[int] = field(default_factory=list)  # labelled and test
     floor_shares: list[float] = field(default_factory=list)  # of each utterance's values
-    band_sums: Tensor = field(default_factory=lambda: torch.zeros(2, 1, dtype=torch.float64))  # of values and squares
+    # Of values and squares.
+    band_sums: Tensor = field(default_factory=lambda: torch.zeros(2, 1, dtype=torch.float64))
     bytes: int = 0  # of all feature files
     seconds: float = 0.0  # that reading them took
 
@@ -108,10 +113,15 @@ def check_quickly(corpus: Corpus) -> Findings:
     Raises UserError where feature files are missing.
     """
     utterances = (*corpus.utterances, *corpus.test)
-    if missing := [each.feature_path for each in utterances if not (corpus.folder / each.feature_path).is_file()]:
+    if missing := [
+        each.feature_path
+        for each in utterances
+        if not (corpus.folder / each.feature_path).is_file()
+    ]:
         raise UserError(
-            f"{corpus.folder}: every file in the manifests must be there, but {len(missing):,} of {len(utterances):,} "
-            f"are missing, the first is {missing[0]}; run python -m speaker check {shlex.quote(str(corpus.folder))}"
+            f"{corpus.folder}: every file in the manifests must be there, but {len(missing):,} of "
+            f"{len(utterances):,} are missing, the first is {missing[0]}; run python -m speaker "
+            f"check {shlex.quote(str(corpus.folder))}"
         )
     return label_warnings(corpus)
 
@@ -122,7 +132,10 @@ def label_warnings(corpus: Corpus) -> Findings:
     counts = Counter(utterance.speaker for utterance in corpus.utterances)
     for number, name in enumerate(corpus.speakers):
         if counts[number] < 2:
-            findings.add("speaker with fewer than two utterances, who cannot be both learnt and measured", name)
+            findings.add(
+                "speaker with fewer than two utterances, who cannot be both learnt and measured",
+                name,
+            )
     labelled = {utterance.feature_path for utterance in corpus.utterances}
     for utterance in corpus.test:
         if utterance.feature_path in labelled:
@@ -140,18 +153,25 @@ def describe(report: Report) -> str:
     each = sorted(report.per_speaker())
     labelled = sum(utterance.frames for utterance in corpus.utterances)
     packing = report.seconds * len(corpus.utterances) / max(1, len(report.lengths))
-    floor = sum(share * length for share, length in zip(report.floor_shares, report.lengths, strict=True))
+    floor = sum(
+        share * length for share, length in zip(report.floor_shares, report.lengths, strict=True)
+    )
     hours = sum(report.lengths) * HOP / SAMPLE_RATE / 3_600
     lines = [
-        f"corpus      {corpus.folder}: {len(corpus.speakers):,} speakers, {len(corpus.utterances):,} labelled and "
+        f"corpus      {corpus.folder}: {len(corpus.speakers):,} speakers, "
+        f"{len(corpus.utterances):,} labelled and "
         f"{len(corpus.test):,} test utterances, {corpus.n_mels} mels",
-        f"speakers    {each[0]:,} to {each[-1]:,} labelled utterances each, median {each[len(each) // 2]:,}",
-        f"lengths     {low:,.0f} to {high:,.0f} frames, median {median:,.0f}, mean {lengths.mean():,.0f}, 5 % below "
-        f"{five:,.0f}, 5 % above {most:,.0f}; {int((lengths < SEGMENT).sum()):,} are shorter than {SEGMENT}",
+        f"speakers    {each[0]:,} to {each[-1]:,} labelled utterances each, "
+        f"median {each[len(each) // 2]:,}",
+        f"lengths     {low:,.0f} to {high:,.0f} frames, median {median:,.0f}, mean "
+        f"{lengths.mean():,.0f}, 5 % below {five:,.0f}, 5 % above {most:,.0f}; "
+        f"{int((lengths < SEGMENT).sum()):,} are shorter than {SEGMENT}",
         f"            {_bars(report.lengths)}",
         f"frames      {sum(report.lengths):,}, {hours:,.2f} hours",
-        f"floor       {100 * floor / max(1, sum(report.lengths)):.2f} % of the values lie at {math.log(FLOOR):.4f}",
-        f"size        {report.bytes / 1e6:,.1f} MB; packed {2 * labelled * corpus.n_mels / 1e6:,.1f} MB, in about "
+        f"floor       {100 * floor / max(1, sum(report.lengths)):.2f} % of the values lie at "
+        f"{math.log(FLOOR):.4f}",
+        f"size        {report.bytes / 1e6:,.1f} MB; packed "
+        f"{2 * labelled * corpus.n_mels / 1e6:,.1f} MB, in about "
         f"{packing:,.0f} s",
     ]
     lines += [*report.errors.lines("errors"), *report.warnings.lines("warnings")]
@@ -159,7 +179,9 @@ def describe(report: Report) -> str:
 
 
 def draw(report: Report, path: Path) -> None:
-    """Draw what a corpus looks like into a picture, whose format the name's ending decides: one of PICTURES."""
+    """Draw what a corpus looks like into a picture, whose format the name's ending decides:
+    one of PICTURES.
+    """
     from matplotlib.figure import Figure  # late: only this needs it, and it takes a while
 
     figure = Figure(figsize=(9, 5), layout="constrained")
@@ -176,7 +198,10 @@ def draw(report: Report, path: Path) -> None:
     axes[1, 0].set(xlabel="mel band", ylabel="log-mel, mean and deviation")
     axes[1, 1].hist(report.floor_shares, bins=40, range=(0, 1))
     axes[1, 1].set(xlabel="share of values at the floor", ylabel="utterances")
-    figure.suptitle(f"{report.corpus.name}: {len(report.corpus.speakers)} speakers, {len(report.lengths):,} utterances")
+    figure.suptitle(
+        f"{report.corpus.name}: {len(report.corpus.speakers)} speakers, {len(report.lengths):,} "
+        "utterances"
+    )
     figure.savefig(path, dpi=120)
 
 
@@ -187,13 +212,17 @@ def _check_labels(report: Report) -> None:
         read_labels(corpus)
     except UserError as error:
         report.errors.add(f"{TEST_LABELS} that does not belong to testdata.json", str(error))
-    listed = {utterance.feature_path for utterance in (*corpus.utterances, *corpus.test)} | KNOWN_EXTRAS
+    listed = {
+        utterance.feature_path for utterance in (*corpus.utterances, *corpus.test)
+    } | KNOWN_EXTRAS
     for name in sorted(path.name for path in corpus.folder.iterdir() if path.name not in listed):
         report.warnings.add("file that no manifest lists", name)
 
 
 def _check_features(report: Report) -> None:
-    """Read every feature file; test utterances last, so that each is compared with all labelled ones."""
+    """Read every feature file; test utterances last,
+    so that each is compared with all labelled ones.
+    """
     corpus = report.corpus
     seen: dict[bytes, Utterance] = {}
     report.band_sums = torch.zeros(2, corpus.n_mels, dtype=torch.float64)
@@ -213,13 +242,15 @@ def _check_features(report: Report) -> None:
             report.warnings.add("utterance of nothing but silence", utterance.feature_path)
         elif len(mels) > 1 and bool((mels == mels[0]).all()):
             report.warnings.add("utterance whose frames are all alike", utterance.feature_path)
-        before = seen.setdefault(hashlib.blake2b(mels.numpy().data, digest_size=16).digest(), utterance)
+        before = seen.setdefault(
+            hashlib.blake2b(mels.numpy().data, digest_size=16).digest(), utterance
+        )
         if before is not utterance:
             _add_repetition(report, before, utterance)
 
 
 def _check_format(report: Report, utterance: Utterance, mels: Tensor) -> int:
-    """Return the size of a feature file, and warn of one that is read, but is not as it should be."""
+    """Return the size of a feature file, and warn of one that is read but not as it should be."""
     path = report.corpus.folder / utterance.feature_path
     size = path.stat().st_size
     if size > SPARE_BYTES + 2 * mels.nbytes:
@@ -233,7 +264,7 @@ def _check_format(report: Report, utterance: Utterance, mels: Tensor) -> int:
 
 
 def _lookalikes(names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield the names that differ from an earlier one only in Unicode form, case or outer spaces."""
+    """Yield names that differ from an earlier one only in Unicode form, case or outer spaces."""
     seen: dict[str, str] = {}
     for name in names:
         key = unicodedata.normalize("NFKC", name).casefold().strip()
@@ -244,7 +275,11 @@ def _lookalikes(names: Sequence[str]) -> Iterator[tuple[str, str]]:
 def _add_repetition(report: Report, before: Utterance, utterance: Utterance) -> None:
     names = report.corpus.speakers
     if utterance.speaker is None or before.speaker is None:
-        kind = "test utterance twice" if before.speaker is None else "test utterance that is also a training utterance"
+        kind = (
+            "test utterance twice"
+            if before.speaker is None
+            else "test utterance that is also a training utterance"
+        )
         if utterance.feature_path != before.feature_path:
             report.warnings.add(kind, f"{utterance.feature_path} equals {before.feature_path}")
     elif utterance.speaker == before.speaker:
@@ -257,7 +292,9 @@ def _add_repetition(report: Report, before: Utterance, utterance: Utterance) -> 
 
 
 def _edges(lengths: list[int]) -> list[int]:
-    """Return the edges of some forty bins of lengths: whole numbers, so that each holds as many lengths."""
+    """Return the edges of some forty bins of lengths: whole numbers,
+    so that each holds as many lengths.
+    """
     low, high = min(lengths, default=0), max(lengths, default=0)
     return list(range(low, high + 1 + (width := 1 + (high - low) // 40), width))
 

@@ -34,20 +34,26 @@ Listing = Iterable[tuple[str, int]]  # feature_path and mel_len of utterances
 
 MANIFESTS = ("mapping.json", "metadata.json", "testdata.json")
 TEST_LABELS = (
-    "testlabels.csv"  # beside the manifests where the test utterances' speakers are known; the homework's are not
+    # Beside the manifests where the test utterances' speakers are known; the homework's are not.
+    "testlabels.csv"
 )
 MOST_FRAMES = 360_000  # of one utterance: an hour
 MOST_MELS = 1_000
 MOST_MANIFEST_BYTES = 256 << 20
-MOST_FEATURE_BYTES = 256 << 20  # of a file: its tensor may be a slice of a larger one, which is saved whole
+# Of a file: its tensor may be a slice of a larger one, which is saved whole.
+MOST_FEATURE_BYTES = 256 << 20
 FEW_MEMBERS = 1 << 20  # bytes of a file that cannot list many of them
-MOST_MEMBERS, MEMBER = 100, b"PK\x01\x02"  # of a file of torch.save, which has six; how each is listed
+# Of a file of torch.save, which has six; how each is listed.
+MOST_MEMBERS, MEMBER = 100, b"PK\x01\x02"
 MOST_PICKLE_BYTES, MOST_OPCODES = 4_096, 500  # of a tensor, which takes about 200 and 60
-TENSOR_GLOBALS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch \w+Storage")
+TENSOR_GLOBALS = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch \w+Storage"
+)
 INTEGERS = {"BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "LONG4"}
 LEGACY_SIZES = {"FloatStorage": 4, "DoubleStorage": 8, "HalfStorage": 2, "BFloat16Storage": 2}
 LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number of PyTorch before 1.6
-LARGEST_LOG_MEL = 1_000  # no float32 energy has such a logarithm; NaN and infinity fail the same comparison
+# No float32 energy has such a logarithm; NaN and infinity fail the same comparison.
+LARGEST_LOG_MEL = 1_000
 NEW_MAPPING = (  # Python that numbers the speakers of metadata.json; its argument is the folder
     "import json,sys;f=sys.argv[1]+'/';s=list(json.load(open(f+'metadata.json','rb'))['speakers']);"
     "json.dump({'speaker2id':{n:i for i,n in enumerate(s)},'id2speaker':dict(enumerate(s))},"
@@ -66,7 +72,7 @@ class UtteranceError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """One recording: its file, its number of frames, and its speaker's id (None in the test set)."""
+    """One recording: its file, number of frames, and speaker's id (None in the test set)."""
 
     feature_path: str
     frames: int
@@ -86,7 +92,9 @@ class Corpus:
 
     @property
     def name(self) -> str:
-        """The folder's name, fit for a file; the parent's before it where it is the homework's own, `Dataset`."""
+        """The folder's name, fit for a file; the parent's before it
+        where it is the homework's own, `Dataset`.
+        """
         parts = self.folder.parts[-2:] if self.folder.name == "Dataset" else self.folder.parts[-1:]
         return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))[:60].strip("-.") or "corpus"
 
@@ -94,18 +102,24 @@ class Corpus:
 def read_corpus(folder: Path) -> Corpus:
     """Read and check the three manifests of a corpus.
 
-    Layout: `mapping.json`, `metadata.json` and `testdata.json` of the homework (600 VoxCeleb2 speakers), each feature
-    file a float32 tensor (mel_len, n_mels). Raises UserError, which names the file, the key and the rule.
+    Layout: `mapping.json`, `metadata.json` and `testdata.json` of the homework (600 VoxCeleb2
+    speakers), each feature file a float32 tensor (mel_len, n_mels). Raises UserError, which names
+    the file, the key and the rule.
     """
     corpus, faults = read_manifests(folder)
     if faults:
-        more = f" ({len(faults) - 1:,} more: python -m speaker check {folder})" if len(faults) > 1 else ""
+        more = (
+            f" ({len(faults) - 1:,} more: python -m speaker check {folder})"
+            if len(faults) > 1
+            else ""
+        )
         raise UserError(f"{faults[0]}{more}")
     return corpus
 
 
 def read_manifests(folder: Path) -> tuple[Corpus, list[UtteranceError]]:
-    """Read the manifests of a corpus; return it without the utterances whose entries are wrong, and what is wrong.
+    """Read the manifests of a corpus; return it without the utterances whose entries are wrong,
+    and what is wrong.
 
     Raises UserError where a manifest as a whole is wrong.
     """
@@ -120,7 +134,9 @@ def read_manifests(folder: Path) -> tuple[Corpus, list[UtteranceError]]:
     n_mels = _field(metadata, "n_mels", int, path)
     by_speaker = _field(metadata, "speakers", dict, path)
     if not 1 <= n_mels <= MOST_MELS:
-        raise UserError(f"{path}: n_mels must be at least 1 and at most {MOST_MELS}, but got {str(n_mels)[:20]}")
+        raise UserError(
+            f"{path}: n_mels must be at least 1 and at most {MOST_MELS}, but got {str(n_mels)[:20]}"
+        )
     _check_speakers(set(by_speaker), set(speakers), path)
     ids = {name: number for number, name in enumerate(speakers)}
     faults: list[UtteranceError] = []
@@ -132,13 +148,19 @@ def read_manifests(folder: Path) -> tuple[Corpus, list[UtteranceError]]:
     ]
     path = folder / "testdata.json"
     if (test_mels := _field(testdata, "n_mels", int, path)) != n_mels:
-        raise UserError(f"{path}: n_mels must be that of metadata.json, {n_mels}, but got {str(test_mels)[:20]}")
-    test = _utterances(_field(testdata, "utterances", list, path), None, f"{path}: utterances", {}, faults)
+        raise UserError(
+            f"{path}: n_mels must be that of metadata.json, {n_mels}, but got {str(test_mels)[:20]}"
+        )
+    test = _utterances(
+        _field(testdata, "utterances", list, path), None, f"{path}: utterances", {}, faults
+    )
     key = hashlib.sha256(b"".join(hashlib.sha256(text).digest() for text in texts)).hexdigest()
     return Corpus(folder, n_mels, speakers, tuple(utterances), tuple(test), key), faults
 
 
-def write_manifests(folder: Path, n_mels: int, labelled: Mapping[str, Listing], test: Listing) -> None:
+def write_manifests(
+    folder: Path, n_mels: int, labelled: Mapping[str, Listing], test: Listing
+) -> None:
     """Write the three manifests of a corpus whose speakers' ids are their places in `labelled`."""
     ids = {name: number for number, name in enumerate(labelled)}
     speakers = {name: _entries(listing) for name, listing in labelled.items()}
@@ -186,11 +208,16 @@ def is_legacy(data: bytes) -> bool:
 
 def _load_tensor(data: bytes, path: Path) -> Tensor:
     """Return the tensor in the bytes of a file of torch.save, once they are known to be safe."""
-    foreign, again = "feature file without a tensor", "save one tensor alone into it with torch.save"
+    foreign, again = (
+        "feature file without a tensor",
+        "save one tensor alone into it with torch.save",
+    )
     legacy = is_legacy(data)
     fault = _legacy_fault(data) if legacy else _pickle_fault(_checked_pickle(data, path))
     if fault:
-        raise UtteranceError(foreign, f"{path}: must hold a dense tensor alone, but {fault}; {again}")
+        raise UtteranceError(
+            foreign, f"{path}: must hold a dense tensor alone, but {fault}; {again}"
+        )
     try:
         value = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # a dozen types; each means the same here
@@ -301,8 +328,14 @@ def _legacy_fault(data: bytes) -> str:
 
 def _tensor_fault(mels: Tensor, wanted: tuple[int, int]) -> str:
     """Return what is wrong with a tensor that must hold log-mels of a shape, or nothing."""
-    if mels.layout is not torch.strided or not mels.is_floating_point() or mels.device.type != "cpu":
-        return f"must hold dense real numbers, but holds {mels.layout} {mels.dtype} on {mels.device}"
+    if (
+        mels.layout is not torch.strided
+        or not mels.is_floating_point()
+        or mels.device.type != "cpu"
+    ):
+        return (
+            f"must hold dense real numbers, but holds {mels.layout} {mels.dtype} on {mels.device}"
+        )
     if tuple(mels.shape) != wanted:
         return f"must be of shape {wanted}, but is {tuple(mels.shape)[:9]}"
     if mels.numel() * mels.element_size() > mels.untyped_storage().nbytes():
@@ -330,7 +363,7 @@ def corpus_folder(folder: Path) -> Path:
 
 
 def corpora_near(folder: Path) -> list[Path]:
-    """Return the corpora in the folders of a folder, or else the one that it lies in, if it does."""
+    """Return the corpora in the folders of a folder, or else the one that it lies in."""
     real = real_path(folder)
     if real.is_dir():
         with os.scandir(real) as entries:
@@ -357,7 +390,9 @@ def _read_manifest(path: Path) -> bytes:
     try:
         return read_bounded(path, MOST_MANIFEST_BYTES)
     except UserError as error:
-        raise UserError(f"{error}; a corpus holds {', '.join(MANIFESTS)} and the feature files") from error
+        raise UserError(
+            f"{error}; a corpus holds {', '.join(MANIFESTS)} and the feature files"
+        ) from error
 
 
 def _as(value: object, kind: type[T], where: str) -> T:
@@ -373,7 +408,9 @@ def _field(record: dict[str, Any], key: str, kind: type[T], where: object) -> T:
 
 
 def _speakers(mapping: dict[str, Any], path: Path) -> tuple[str, ...]:
-    """Return the speakers by id, checked: ids are 0..n-1 and id2speaker is the inverse of speaker2id."""
+    """Return the speakers by id, checked: ids are 0..n-1 and id2speaker is the inverse
+    of speaker2id.
+    """
     speaker2id = _field(mapping, "speaker2id", dict, path)
     id2speaker = _field(mapping, "id2speaker", dict, path)
     n = len(speaker2id)
@@ -383,10 +420,14 @@ def _speakers(mapping: dict[str, Any], path: Path) -> tuple[str, ...]:
     if len(numbers) < n or set(numbers) != set(range(n)):
         raise UserError(f"{path}: the ids in speaker2id must be 0 to {n - 1}, each once")
     if id2speaker != {str(number): name for name, number in speaker2id.items()}:
-        raise UserError(f"{path}: id2speaker must be the inverse of speaker2id, with the ids as text")
+        raise UserError(
+            f"{path}: id2speaker must be the inverse of speaker2id, with the ids as text"
+        )
     speakers = tuple(id2speaker[str(number)] for number in range(n))
     if odd := [name for name in speakers if not name or not name.isprintable()]:
-        raise UserError(f"{path}: a speaker's name must be of printable characters, but is {odd[0][:80]!r}")
+        raise UserError(
+            f"{path}: a speaker's name must be of printable characters, but is {odd[0][:80]!r}"
+        )
     return speakers
 
 
@@ -398,11 +439,12 @@ def _check_speakers(listed: set[str], mapped: set[str], path: Path) -> None:
     if same := {_plain(name) for name in unlisted} & {_plain(name) for name in unmapped}:
         first = next(name for name in unlisted if _plain(name) in same)
         raise UserError(
-            f"{path}: must write a speaker's name as mapping.json does, but writes {first[:80]!r} in "
-            "another Unicode form; save both in the form NFC"
+            f"{path}: must write a speaker's name as mapping.json does, but writes {first[:80]!r} "
+            "in another Unicode form; save both in the form NFC"
         )
     lacks = [
-        f"{lacking} lacks {len(names):,} of the {total:,} speakers of {having} (the first is {names[0][:80]!r})"
+        f"{lacking} lacks {len(names):,} of the {total:,} speakers of {having} (the first is "
+        f"{names[0][:80]!r})"
         for lacking, names, total, having in (
             ("metadata.json", unlisted, len(mapped), "mapping.json"),
             ("mapping.json", unmapped, len(listed), "metadata.json"),
@@ -410,8 +452,8 @@ def _check_speakers(listed: set[str], mapped: set[str], path: Path) -> None:
         if names
     ]
     raise UserError(
-        f"{path}: its speakers must be those of mapping.json, but {' and '.join(lacks)}; keep a copy of "
-        "mapping.json and make one of metadata.json's speakers alone, with new ids, by: "
+        f"{path}: its speakers must be those of mapping.json, but {' and '.join(lacks)}; keep a "
+        "copy of mapping.json and make one of metadata.json's speakers alone, with new ids, by: "
         f'python -c "{NEW_MAPPING}" {shlex.quote(str(path.parent))}'
     )
 
@@ -421,17 +463,29 @@ def _plain(name: str) -> str:
 
 
 def _utterances(
-    entries: object, speaker: int | None, where: str, listed: dict[str, str], faults: list[UtteranceError]
+    entries: object,
+    speaker: int | None,
+    where: str,
+    listed: dict[str, str],
+    faults: list[UtteranceError],
 ) -> list[Utterance]:
-    """Return the utterances whose entries are right; append the other entries' faults. `listed` says what was where."""
+    """Return the utterances whose entries are right; append the other entries' faults.
+
+    `listed` says what was where.
+    """
     found = []
     for number, entry in enumerate(_as(entries, list, where)):
         place = f"{where}[{number}]"
         try:
             utterance = _utterance(entry, speaker, place)
             if (before := listed.setdefault(utterance.feature_path, place)) != place:
-                kind = "file listed twice" if before.startswith(f"{where}[") else "file under two speakers"
-                text = f"{place}: a file must be listed once, but {utterance.feature_path} is {before}, too"
+                kind = (
+                    "file listed twice"
+                    if before.startswith(f"{where}[")
+                    else "file under two speakers"
+                )
+                name = utterance.feature_path
+                text = f"{place}: a file must be listed once, but {name} is {before}, too"
                 raise UtteranceError(kind, text)
             found.append(utterance)
         except UtteranceError as fault:
@@ -446,10 +500,12 @@ def _utterance(entry: object, speaker: int | None, where: str) -> Utterance:
     name = _field(record, "feature_path", str, where)
     frames = _field(record, "mel_len", int, where)
     if not PLAIN_NAME.fullmatch(name):
-        text = f"{where}.feature_path must be a plain file name in the corpus folder, but is {name[:80]!r}"
+        rule = f"{where}.feature_path must be a plain file name in the corpus folder"
+        text = f"{rule}, but is {name[:80]!r}"
         raise UtteranceError("feature_path that is no plain file name", text)
     if not 1 <= frames <= MOST_FRAMES:
-        text = f"{where}.mel_len must be at least 1 and at most {MOST_FRAMES}, but is {str(frames)[:20]}"
+        rule = f"{where}.mel_len must be at least 1 and at most {MOST_FRAMES}"
+        text = f"{rule}, but is {str(frames)[:20]}"
         raise UtteranceError("mel_len out of range", text)
     return Utterance(name, frames, speaker)
 

@@ -19,16 +19,20 @@ LASTING = SAMPLE_RATE // 10  # samples: shorter silences stay, and shorter sound
 
 
 def normalize_peak(waveform: Tensor) -> Tensor:
-    """Scale a waveform (samples,) so that its highest peak lies at -3 dB of full scale; silence stays as it is."""
+    """Scale a waveform (samples,) so that its highest peak lies at -3 dB of full scale;
+    silence stays as it is.
+    """
     peak = waveform.abs().max()
     return waveform * (10 ** (PEAK_DB / 20) / peak) if peak > 0 else waveform
 
 
 def trim_silence(waveform: Tensor) -> Tensor:
-    """Remove the silences of a waveform (samples,) at 16 kHz: at the start, and those of 0.1 s or more anywhere.
+    """Remove the silences of a waveform (samples,) at 16 kHz: at the start,
+    and those of 0.1 s or more anywhere.
 
-    Loudness is the root mean square of the last 20 ms and counts afresh behind each silence; sound begins with 0.1 s at
-    or above 1 % and ends with 0.1 s below. Source: the effect `silence 1 0.1 1% -1 0.1 1%` of SoX, sample for sample.
+    Loudness is the root mean square of the last 20 ms and counts afresh behind each silence; sound
+    begins with 0.1 s at or above 1 % and ends with 0.1 s below. Source: the effect `silence 1 0.1
+    1% -1 0.1 1%` of SoX, sample for sample.
     """
     total = len(waveform)
     energy = torch.nn.functional.pad(waveform.double().square().cumsum(0), (1, 0))
@@ -38,7 +42,8 @@ def trim_silence(waveform: Tensor) -> Tensor:
     kept: list[Tensor] = []
     position = 0
     while position < total:
-        fresh = min(position + LOUDNESS_WINDOW, total)  # until here the window has forgotten what came before
+        # Until here the window has forgotten what came before.
+        fresh = min(position + LOUDNESS_WINDOW, total)
         drops = (~_loud(energy, position, fresh)).nonzero()
         start = position + int(drops[-1]) + 1 if len(drops) else position
         if int(quiet[torch.searchsorted(quiet, fresh)]) - start < LASTING:
@@ -52,12 +57,14 @@ def trim_silence(waveform: Tensor) -> Tensor:
 def log_mel(waveform: Tensor) -> Tensor:
     """Return log-mel features float32 (1 + samples // 160, 40) of a waveform (samples,) at 16 kHz.
 
-    Power spectrogram of 25 ms Hann windows every 10 ms, centred and reflected at the ends; 40 HTK mel bands from 50 Hz
-    to 8 kHz without normalisation; natural logarithm of max(energy, 1e-9).
+    Power spectrogram of 25 ms Hann windows every 10 ms, centred and reflected at the ends; 40 HTK
+    mel bands from 50 Hz to 8 kHz without normalisation; natural logarithm of max(energy, 1e-9).
     Source: github.com/yistLin/dvector, whose features the homework ships.
     """
     window = torch.hann_window(N_FFT, dtype=waveform.dtype)
-    spectrum = torch.stft(waveform, N_FFT, HOP, window=window, center=True, pad_mode="reflect", return_complex=True)
+    spectrum = torch.stft(
+        waveform, N_FFT, HOP, window=window, center=True, pad_mode="reflect", return_complex=True
+    )
     energies = spectrum.abs().square().T @ mel_filters().to(waveform.dtype)
     return energies.clamp(min=FLOOR).log().to(torch.float32)
 
@@ -74,7 +81,8 @@ def mel_filters() -> Tensor:
 
 
 def _loud(energy: Tensor, start: int, end: int) -> Tensor:
-    """Return whether each of the samples from start to end is loud, when the window holds none before `start`.
+    """Return whether each of the samples from start to end is loud,
+    when the window holds none before `start`.
 
     `energy` holds the sums of squares before each sample.
     """

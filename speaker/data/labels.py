@@ -1,4 +1,6 @@
-"""The homework's CSV of speakers, `Id,Category`: what a prediction is written as, and what test labels are read from."""
+"""The homework's CSV of speakers, `Id,Category`: what a prediction is written as,
+and what test labels are read from.
+"""
 
 import codecs
 import csv
@@ -20,11 +22,16 @@ MOST_CSV_BYTES = 256 << 20
 
 
 def write_csv(path: Path, corpus: Corpus, speakers: Sequence[str]) -> None:
-    """Write `Id,Category` and a line for each test utterance: checked as `read_csv` does, and whole or not at all."""
+    """Write `Id,Category` and a line for each test utterance: checked as `read_csv` does,
+    and whole or not at all.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(HEADER)
-    writer.writerows((utterance.feature_path, name) for utterance, name in zip(corpus.test, speakers, strict=True))
+    writer.writerows(
+        (utterance.feature_path, name)
+        for utterance, name in zip(corpus.test, speakers, strict=True)
+    )
     data = text.getvalue().encode()
     _parse(data, path, corpus)
     write_output(path, data)
@@ -34,13 +41,16 @@ def read_csv(path: Path, corpus: Corpus) -> list[str]:
     """Return the speakers that a CSV names for the test utterances.
 
     It may come from a spreadsheet: with a byte order mark, other line ends, `;` between columns.
-    Raises UserError unless it has the homework's header, the ids of testdata.json in its order, and known speakers.
+    Raises UserError unless it has the homework's header, the ids of testdata.json in its order, and
+    known speakers.
     """
     return _parse(read_bounded(path, MOST_CSV_BYTES), path, corpus)
 
 
 def read_labels(corpus: Corpus) -> list[str] | None:
-    """Return the test utterances' speakers where the corpus knows them; None for the homework's, which does not."""
+    """Return the test utterances' speakers where the corpus knows them; None for the homework's,
+    which does not.
+    """
     path = corpus.folder / TEST_LABELS
     return read_csv(path, corpus) if path.exists() or path.is_symlink() else None
 
@@ -87,7 +97,9 @@ def _rows(data: bytes, path: Path) -> list[list[str]]:
         reason, advice = str(error), "save it as CSV in UTF-8"
         if found := recognize(data[:HEAD]):
             reason, advice = f"it is {found[0]}", found[1]
-        raise UserError(f"{path} must be a CSV in UTF-8, but is not ({reason}); {advice}") from error
+        raise UserError(
+            f"{path} must be a CSV in UTF-8, but is not ({reason}); {advice}"
+        ) from error
 
 
 def _first_difference(rows: list[list[str]], names: list[str]) -> str:

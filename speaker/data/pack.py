@@ -1,4 +1,6 @@
-"""The pack: a corpus's labelled utterances as one memory-mapped array of frames, built once and used by every trial."""
+"""The pack: a corpus's labelled utterances as one memory-mapped array of frames,
+built once and used by every trial.
+"""
 
 import hashlib
 import json
@@ -26,7 +28,8 @@ PADDING = -20.0  # the homework's padding value; masked wherever the model could
 class Pack:
     """All labelled utterances, end to end. Row i is utterance i of the corpus.
 
-    Sent to another process, it is not copied: that process maps the same file, or shares the memory of the GPU.
+    Sent to another process, it is not copied: that process maps the same file, or shares the memory
+    of the GPU.
     """
 
     folder: Path  # where it lies on disk
@@ -53,16 +56,20 @@ class Pack:
         return self.frames.shape[1]
 
     def to(self, device: torch.device, precision: torch.dtype = torch.float16) -> "Pack":
-        """Return this pack on a device, for products in a precision; on the CPU the frames stay memory-mapped.
+        """Return this pack on a device, for products in a precision;
+        on the CPU the frames stay memory-mapped.
 
-        Products in bfloat16 round the frames to it in any case, and a GPU does that once instead of at every step.
+        Products in bfloat16 round the frames to it in any case, and a GPU does that once instead of
+        at every step.
         """
         index = {name: getattr(self, name).to(device) for name in ("offsets", "lengths", "labels")}
         if device.type == "cpu":
             return replace(self, **index)
         dtype = torch.bfloat16 if precision == torch.bfloat16 else torch.float16
         frames = torch.empty(self.frames.shape, dtype=dtype, device=device)
-        for there, here in zip(frames.split(FRAMES_AT_ONCE), self.frames.split(FRAMES_AT_ONCE), strict=True):
+        for there, here in zip(
+            frames.split(FRAMES_AT_ONCE), self.frames.split(FRAMES_AT_ONCE), strict=True
+        ):
             there.copy_(here.to(dtype))
         return replace(self, frames=frames, **index)
 
@@ -71,9 +78,10 @@ class Pack:
     ) -> tuple[Tensor, Tensor | None]:
         """Return frames starts[i] to starts[i] + width of the utterances `rows`.
 
-        Returns (mels (B, width, n_mels), lengths int64 (B,)): frames past an utterance's end hold PADDING, and lengths
-        counts the others. Unless the batch `is_padded`, the caller knows that there are none, and lengths is None.
-        `rows` and `starts` are int64 (B,) on the pack's device.
+        Returns (mels (B, width, n_mels), lengths int64 (B,)): frames past an utterance's end hold
+        PADDING, and lengths counts the others. Unless the batch `is_padded`, the caller knows that
+        there are none, and lengths is None. `rows` and `starts` are int64 (B,) on the pack's
+        device.
         """
         steps = torch.arange(width, device=rows.device)
         first = (self.offsets.index_select(0, rows) + starts)[:, None]
@@ -84,7 +92,9 @@ class Pack:
         return mels.masked_fill_((steps >= lengths[:, None])[:, :, None], PADDING), lengths
 
     def crop_starts(self, rows: Tensor, uniform: Tensor, width: int) -> Tensor:
-        """Turn numbers from [0, 1) into the first frames of crops: each legal start is equally likely."""
+        """Turn numbers from [0, 1) into the first frames of crops:
+        each legal start is equally likely.
+        """
         slack = (self.lengths.index_select(0, rows) - width).clamp_(min=0)
         return torch.minimum((uniform * (slack + 1)).long(), slack)
 
@@ -93,17 +103,23 @@ class Pack:
         return self.frames.index_select(0, index.flatten()).view(*index.shape, -1)
 
 
-def length_buckets(lengths: Tensor, max_frames: int, most: int | None = None) -> Iterator[tuple[Tensor, int]]:
+def length_buckets(
+    lengths: Tensor, max_frames: int, most: int | None = None
+) -> Iterator[tuple[Tensor, int]]:
     """Yield (positions in `lengths`, width) batches of utterances of like length, shortest first.
 
-    `lengths` is int64 (n,) on the CPU. Width, the longest of a batch, times its size is at most `max_frames`; a longer
-    utterance is a batch of its own. A batch has at most `most` utterances.
+    `lengths` is int64 (n,) on the CPU. Width, the longest of a batch, times its size is at most
+    `max_frames`; a longer utterance is a batch of its own. A batch has at most `most` utterances.
     """
     order = lengths.argsort(stable=True)
     widths: list[int] = lengths[order].tolist()
     start = 0
     for end in range(1, len(widths) + 1):
-        if end == len(widths) or widths[end] * (end + 1 - start) > max_frames or end - start == most:
+        if (
+            end == len(widths)
+            or widths[end] * (end + 1 - start) > max_frames
+            or end - start == most
+        ):
             yield order[start:end], widths[end - 1]
             start = end
 
@@ -111,8 +127,8 @@ def length_buckets(lengths: Tensor, max_frames: int, most: int | None = None) ->
 def open_pack(corpus: Corpus, store: Path) -> Pack:
     """Open the pack of a corpus in the folder `store`, building it first if it is not there.
 
-    A pack belongs to the bytes of the corpus's manifests: after feature files were changed under the same manifests,
-    delete it. Raises UserError for a corpus that cannot be packed.
+    A pack belongs to the bytes of the corpus's manifests: after feature files were changed under
+    the same manifests, delete it. Raises UserError for a corpus that cannot be packed.
     """
     folder = store / f"{corpus.name}-{corpus.key[:12]}"
     create_once(folder, lambda partial: _build(corpus, partial))
@@ -122,7 +138,9 @@ def open_pack(corpus: Corpus, store: Path) -> Pack:
 def _build(corpus: Corpus, folder: Path) -> None:
     """Stream the corpus into `folder`, one utterance in memory at a time."""
     if not corpus.utterances:
-        raise UserError(f"{corpus.folder / 'metadata.json'} lists no utterance; a corpus needs some to train on")
+        raise UserError(
+            f"{corpus.folder / 'metadata.json'} lists no utterance; a corpus needs some to train on"
+        )
     folder.mkdir()
     lengths = torch.tensor([utterance.frames for utterance in corpus.utterances])
     labels = torch.tensor([utterance.speaker for utterance in corpus.utterances])
@@ -133,7 +151,9 @@ def _build(corpus: Corpus, folder: Path) -> None:
     repeated = 0
     with (
         (folder / "frames.f16").open("wb") as stream,
-        tqdm(total=total, desc=f"packing {corpus.name}", unit="frame", unit_scale=True, disable=None) as bar,
+        tqdm(
+            total=total, desc=f"packing {corpus.name}", unit="frame", unit_scale=True, disable=None
+        ) as bar,
     ):
         for utterance in corpus.utterances:
             mels = read_mels(corpus, utterance)
@@ -143,9 +163,17 @@ def _build(corpus: Corpus, folder: Path) -> None:
             repeated += heard.setdefault(hash(packed), utterance.speaker) != utterance.speaker
             bar.update(utterance.frames)
     if repeated:
-        print(f"warning: {repeated:,} utterances stand under two speakers; python -m speaker check lists them")
+        print(
+            f"warning: {repeated:,} utterances stand under two speakers; python -m speaker check "
+            "lists them"
+        )
     save_file({"lengths": lengths, "labels": labels}, folder / "index.safetensors")
-    about = {"format": FORMAT, "n_mels": corpus.n_mels, "speakers": corpus.speakers, "digest": digest.hexdigest()}
+    about = {
+        "format": FORMAT,
+        "n_mels": corpus.n_mels,
+        "speakers": corpus.speakers,
+        "digest": digest.hexdigest(),
+    }
     (folder / "pack.json").write_text(json.dumps(about, indent=1))
 
 
@@ -161,8 +189,12 @@ def _open(folder: Path) -> Pack:
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         whole = False
     if not whole:
-        raise UserError(f"{folder} must be a whole pack of format {FORMAT}, but is not; delete it and run again")
-    frames = torch.from_file(str(path), shared=False, size=total * n_mels, dtype=torch.float16).view(total, n_mels)
+        raise UserError(
+            f"{folder} must be a whole pack of format {FORMAT}, but is not; delete it and run again"
+        )
+    frames = torch.from_file(
+        str(path), shared=False, size=total * n_mels, dtype=torch.float16
+    ).view(total, n_mels)
     return Pack(
         folder=folder,
         frames=frames,

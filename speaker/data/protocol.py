@@ -21,7 +21,9 @@ class Protocol:
         return split(len(pack), self.split_seed)
 
     def describe(self) -> dict[str, str]:
-        """Return in words how each of the two accuracies is measured: on whole utterances, and on crops."""
+        """Return in words how each of the two accuracies is measured: on whole utterances,
+        and on crops.
+        """
         part = f"valid part of split {self.split_seed}"
         return {
             "whole": f"{part}, whole utterances, masked",

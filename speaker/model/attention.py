@@ -17,8 +17,8 @@ HEAD_UNIT = {torch.float32: 4, torch.float16: 8, torch.bfloat16: 8}
 def attend(qkv: Tensor, bias: Tensor | None, dropout: Dropout) -> Tensor:
     """Return dropout(softmax(query key^T / sqrt(D) + bias)) value, (B, T, H * D).
 
-    qkv is (B, T, 3, H, D): query, key and value side by side. bias is (B, 1, 1, T), 0 where a frame may
-    be attended and -infinity elsewhere, or None.
+    qkv is (B, T, 3, H, D): query, key and value side by side. bias is (B, 1, 1, T), 0 where a frame
+    may be attended and -infinity elsewhere, or None.
     """
     if dropout.uses_cpu_kernels(qkv):
         if not dropout.training:
@@ -32,11 +32,14 @@ def attend(qkv: Tensor, bias: Tensor | None, dropout: Dropout) -> Tensor:
     return attend_fused(qkv, bias, dropout.p if dropout.training else 0.0, any_width)
 
 
-def attend_fused(qkv: Tensor, bias: Tensor | None, dropped: float, any_width: bool = False) -> Tensor:
+def attend_fused(
+    qkv: Tensor, bias: Tensor | None, dropped: float, any_width: bool = False
+) -> Tensor:
     """Do the same by PyTorch's fused kernels, which never store the scores of all pairs of frames.
 
-    `dropped` is the probability of dropping. Unless the kernels take `any_width`, heads are padded with
-    zeros to a width that they take. That changes no score as long as the scale stays that of the true width.
+    `dropped` is the probability of dropping. Unless the kernels take `any_width`, heads are padded
+    with zeros to a width that they take. That changes no score as long as the scale stays that of
+    the true width.
     """
     width = qkv.shape[-1]
     missing = -width % HEAD_UNIT[qkv.dtype]

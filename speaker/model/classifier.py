@@ -25,9 +25,9 @@ ACTIVATION_LAYERS: dict[str, type[nn.Module]] = {
 class SpeakerClassifier(nn.Module):
     """Log-mel frames in, one logit per speaker out.
 
-    Source: the sample code of Hung-yi Lee's ML 2023 homework 4: linear, encoder, mean over time, linear,
-    activation, linear. Unlike there, padded frames are neither attended nor pooled, so that an utterance's
-    logits do not depend on the other utterances of its batch.
+    Source: the sample code of Hung-yi Lee's ML 2023 homework 4: linear, encoder, mean over time,
+    linear, activation, linear. Unlike there, padded frames are neither attended nor pooled, so that
+    an utterance's logits do not depend on the other utterances of its batch.
     """
 
     def __init__(self, config: TrialConfig, n_mels: int, n_speakers: int) -> None:
@@ -44,7 +44,8 @@ class SpeakerClassifier(nn.Module):
     def forward(self, mels: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Return logits (B, n_speakers) for mels (B, T, n_mels).
 
-        Only the first lengths[b] frames of utterance b count; lengths is int64 (B,), or None where all do.
+        Only the first lengths[b] frames of utterance b count; lengths is int64 (B,), or None where
+        all do.
         """
         padding = find_padding(lengths, mels.shape[1])
         x = self.project(mels.to(self.project.weight.dtype))

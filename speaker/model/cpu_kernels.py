@@ -1,10 +1,12 @@
-"""Attention and the feed-forward block on a CPU, with dropout inside and their gradients written out.
+"""Attention and the feed-forward block on a CPU,
+with dropout inside and their gradients written out.
 
 PyTorch passes over memory several times between two matrix multiplications. Here that work is done
 in place, on the bits of the numbers, or inside a multiplication, and attention takes only as many
 scores at a time as stay in a core's cache.
 
-Shapes: B utterances, T frames, W numbers a frame, H heads of D numbers, N = B * H, F hidden numbers.
+Shapes: B utterances, T frames, W numbers a frame, H heads of D numbers, N = B * H, F hidden
+numbers.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +18,7 @@ from torch import Tensor
 WORDS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}  # the integers of the same width
 SCORES_AT_ONCE = 1 << 20  # of attention
 DrawMask = Callable[[torch.Size, torch.dtype], Tensor]
-"""Returns integers as wide as a dtype: all bits set where a number is kept, none where it is dropped."""
+"""Returns integers as wide as a dtype: all bits set where a number is kept, else none."""
 
 
 class FeedForward(torch.autograd.Function):
@@ -114,7 +116,8 @@ def attend_in_slices(qkv: Tensor, bias: Tensor | None) -> Tensor:
     frames = qkv.shape[1]
     context = torch.empty_like(query)
     for part in _slices(len(query), frames**2):
-        for some in _slices(frames, frames):  # an utterance may be so long that its scores are too many
+        # An utterance may be so long that its scores are too many.
+        for some in _slices(frames, frames):
             weights = _attention_weights(query[part, some], key[part], _part_of(bias, part))
             context[part, some] = weights @ value[part]
     return _unfold(context, len(qkv)).flatten(2)

@@ -17,9 +17,9 @@ from speaker.model.cpu_kernels import WORDS
 class Dropout(nn.Module):
     """Zeroes each number with probability p in training and scales the others by 1 / (1 - p).
 
-    On a CPU p is rounded to a 256th, at least one and at most 255 of them: 0.1 becomes 26/256. Masks are
-    drawn afresh at each call and follow from the last `reseed`. On other devices, and where `for_cpu` is
-    False, this is PyTorch's own dropout.
+    On a CPU p is rounded to a 256th, at least one and at most 255 of them: 0.1 becomes 26/256.
+    Masks are drawn afresh at each call and follow from the last `reseed`. On other devices, and
+    where `for_cpu` is False, this is PyTorch's own dropout.
     """
 
     def __init__(self, p: float) -> None:
@@ -52,7 +52,8 @@ class Dropout(nn.Module):
     def uses_cpu_kernels(self, x: Tensor) -> bool:
         """Tell whether blocks with this dropout use our own CPU kernels for x.
 
-        In evaluation they do so in bf16 only: an exported model must consist of PyTorch's own operations.
+        In evaluation they do so in bf16 only: an exported model must consist of PyTorch's own
+        operations.
         """
         on_cpu = self.for_cpu and x.device.type == "cpu"
         return on_cpu and (self.training or x.dtype == torch.bfloat16)

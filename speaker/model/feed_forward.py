@@ -1,4 +1,4 @@
-"""The feed-forward block of an encoder layer: by our own kernels on a CPU, by PyTorch's elsewhere."""
+"""An encoder layer's feed-forward block: by our own kernels on a CPU, by PyTorch's elsewhere."""
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,9 @@ def feed_forward(x: Tensor, first: nn.Linear, second: nn.Linear, dropout: Dropou
     mask, scale = None, 1.0
     if dropout.training and dropout.p:
         rows = x.shape[0] * x.shape[1]
-        mask, scale = dropout.draw_mask(torch.Size((rows, first.out_features)), x.dtype), dropout.scale
+        mask, scale = (
+            dropout.draw_mask(torch.Size((rows, first.out_features)), x.dtype),
+            dropout.scale,
+        )
     weights = first.weight, first.bias, second.weight, second.bias
     return FeedForward.apply(x, *weights, mask, scale)  # type: ignore[no-untyped-call]

@@ -1,4 +1,7 @@
-"""Models on disk: weights as safetensors beside the JSON that is needed to load them. Data, never code."""
+"""Models on disk: weights as safetensors beside the JSON that is needed to load them.
+
+Data, never code.
+"""
 
 import hashlib
 import json
@@ -38,12 +41,21 @@ class TrainedModel:
 
     def describe(self) -> dict[str, Any]:
         """Return what tells this model from all others."""
-        about = {"point": self.config.label(), "weights_sha256": self.weights_sha256, "trained_on": self.corpus_digest}
+        about = {
+            "point": self.config.label(),
+            "weights_sha256": self.weights_sha256,
+            "trained_on": self.corpus_digest,
+        }
         return {**self.source, **about}
 
 
 def save_model(
-    folder: Path, weights: dict[str, Tensor], config: TrialConfig, n_mels: int, speakers: tuple[str, ...], digest: str
+    folder: Path,
+    weights: dict[str, Tensor],
+    config: TrialConfig,
+    n_mels: int,
+    speakers: tuple[str, ...],
+    digest: str,
 ) -> str:
     """Write a model into `folder` and return the sha256 of its weights' file, in hex.
 
@@ -66,23 +78,38 @@ def save_model(
 
 
 def load_model(folder: Path) -> TrainedModel:
-    """Load what `save_model` wrote, in evaluation mode on the CPU. Nothing in the folder is run, or trusted.
+    """Load what `save_model` wrote, in evaluation mode on the CPU. Nothing
+    in the folder is run, or trusted.
 
     Raises UserError when a file is missing, broken, or not the one the model was saved with.
     """
     card = _read_object(folder / CARD)
     n_mels = _field(card, "n_mels", int, folder / CARD)
     speakers = tuple(_field(card, "speakers", list, folder / CARD))
-    if card.get("format") != FORMAT or not all(isinstance(name, str) for name in speakers) or n_mels < 1:
-        raise UserError(f"{folder / CARD} must be a model's of format {FORMAT}, but is not; save the model again")
+    if (
+        card.get("format") != FORMAT
+        or not all(isinstance(name, str) for name in speakers)
+        or n_mels < 1
+    ):
+        raise UserError(
+            f"{folder / CARD} must be a model's of format {FORMAT}, but is not; save the model "
+            "again"
+        )
     config = _read_config(folder, card)
     data = read_bounded(folder / WEIGHTS, MAX_BYTES)
     sha256 = hashlib.sha256(data).hexdigest()
     if sha256 != card.get("weights_sha256"):
-        raise UserError(f"{folder / WEIGHTS}: its sha256 must be the one in {CARD}, but is not; fetch the model again")
-    source = _read_object(folder / SOURCE) if (folder / SOURCE).exists() else {"folder": str(folder)}
+        raise UserError(
+            f"{folder / WEIGHTS}: its sha256 must be the one in {CARD}, but is not; fetch the "
+            "model again"
+        )
+    source = (
+        _read_object(folder / SOURCE) if (folder / SOURCE).exists() else {"folder": str(folder)}
+    )
     model = _build(data, config, n_mels, len(speakers), folder / WEIGHTS)
-    return TrainedModel(model.eval(), config, n_mels, speakers, str(card.get("corpus")), sha256, source)
+    return TrainedModel(
+        model.eval(), config, n_mels, speakers, str(card.get("corpus")), sha256, source
+    )
 
 
 def _read_config(folder: Path, card: dict[str, Any]) -> TrialConfig:
@@ -92,11 +119,15 @@ def _read_config(folder: Path, card: dict[str, Any]) -> TrialConfig:
     except UserError as error:
         raise UserError(f"{folder / CONFIG}: {error}") from error
     if config.fingerprint() != card.get("config"):
-        raise UserError(f"{folder / CONFIG} must be the config that {CARD} was written with, but is another")
+        raise UserError(
+            f"{folder / CONFIG} must be the config that {CARD} was written with, but is another"
+        )
     return config
 
 
-def _build(data: bytes, config: TrialConfig, n_mels: int, n_speakers: int, path: Path) -> SpeakerClassifier:
+def _build(
+    data: bytes, config: TrialConfig, n_mels: int, n_speakers: int, path: Path
+) -> SpeakerClassifier:
     """Return the network with these weights and buffers.
 
     It is laid out without memory first, so that a config cannot ask for more than the file holds.
@@ -104,20 +135,27 @@ def _build(data: bytes, config: TrialConfig, n_mels: int, n_speakers: int, path:
     try:
         state = load(data)
         if config.num_layers > len(state):
-            raise UserError(f"{path}: must hold the weights of {config.label()}, but holds too few; fetch it again")
+            raise UserError(
+                f"{path}: must hold the weights of {config.label()}, but holds too few; fetch it "
+                "again"
+            )
         with torch.device("meta"):
             model = SpeakerClassifier(config, n_mels, n_speakers)
         for name, expected in model.state_dict().items():
             if name in state and state[name].dtype != expected.dtype:
                 raise UserError(
-                    f"{path}: {name} must be {expected.dtype}, but is {state[name].dtype}; save the model again"
+                    f"{path}: {name} must be {expected.dtype}, but is {state[name].dtype}; save "
+                    "the model again"
                 )
         model.load_state_dict(state, assign=True)
-        if any(buffer.is_meta for buffer in model.buffers()):  # one that is not saved, but computed when built
+        # One that is not saved, but computed when built.
+        if any(buffer.is_meta for buffer in model.buffers()):
             model = SpeakerClassifier(config, n_mels, n_speakers)
             model.load_state_dict(state)
     except (ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{path}: the model cannot be read ({first_line(error)}); fetch it again") from error
+        raise UserError(
+            f"{path}: the model cannot be read ({first_line(error)}); fetch it again"
+        ) from error
     if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
         raise UserError(f"{path}: weights must be finite, but one is not; fetch it again")
     return model
@@ -127,15 +165,22 @@ def _read_object(path: Path) -> dict[str, Any]:
     try:
         data = read_bounded(path, MAX_BYTES)
     except UserError as error:
-        raise UserError(f"{error}; a model is a folder with {WEIGHTS}, {CONFIG} and {CARD}") from error
+        raise UserError(
+            f"{error}; a model is a folder with {WEIGHTS}, {CONFIG} and {CARD}"
+        ) from error
     value = parse_json(data, path)
     if not isinstance(value, dict):
-        raise UserError(f"{path} must hold an object, but holds {type(value).__name__}; fetch the model again")
+        raise UserError(
+            f"{path} must hold an object, but holds {type(value).__name__}; fetch the model again"
+        )
     return value
 
 
 def _field(record: dict[str, Any], key: str, kind: type[T], path: Path) -> T:
     value = record.get(key)
     if type(value) is not kind:
-        raise UserError(f"{path}: {key} must be {kind.__name__}, but is {type(value).__name__}; fetch the model again")
+        raise UserError(
+            f"{path}: {key} must be {kind.__name__}, but is {type(value).__name__}; fetch the "
+            "model again"
+        )
     return value

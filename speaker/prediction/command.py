@@ -1,4 +1,6 @@
-"""What `predict` does, as `python -m speaker` offers it for folders and `python -m experiments` for registered models."""
+"""What `predict` does, as `python -m speaker` offers it for folders and `python -m experiments`
+for registered models.
+"""
 
 import argparse
 import sys
@@ -14,19 +16,35 @@ from speaker.common.paths import STATE
 def add_flags(flags: argparse.ArgumentParser) -> None:
     """Add the flags of `predict`."""
     flags.add_argument(
-        "--data", type=Path, required=True, metavar="FOLDER", help="corpus whose testdata.json to predict"
+        "--data",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="corpus whose testdata.json to predict",
     )
-    flags.add_argument("--model", metavar="NAME", help="folder, or alias, version or run id in MLflow; champion")
-    flags.add_argument("--ensemble", type=positive_int, metavar="N", help="the best N runs of --study vote instead")
-    flags.add_argument("--study", metavar="NAME", help="whose best runs vote")
-    flags.add_argument("--out", type=Path, default=Path("submission.csv"), metavar="FILE", help="CSV to write")
     flags.add_argument(
-        "--probabilities", action="store_true", help="write class probabilities beside it, as a Parquet table"
+        "--model", metavar="NAME", help="folder, or alias, version or run id in MLflow; champion"
     )
-    flags.add_argument("--batch-size", type=positive_int, metavar="N", help="most utterances at once")
+    flags.add_argument(
+        "--ensemble", type=positive_int, metavar="N", help="the best N runs of --study vote instead"
+    )
+    flags.add_argument("--study", metavar="NAME", help="whose best runs vote")
+    flags.add_argument(
+        "--out", type=Path, default=Path("submission.csv"), metavar="FILE", help="CSV to write"
+    )
+    flags.add_argument(
+        "--probabilities",
+        action="store_true",
+        help="write class probabilities beside it, as a Parquet table",
+    )
+    flags.add_argument(
+        "--batch-size", type=positive_int, metavar="N", help="most utterances at once"
+    )
     flags.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     flags.add_argument(
-        "--tracking-uri", metavar="URL", help="MLflow's store; else $MLFLOW_TRACKING_URI, else mlruns/mlflow.db"
+        "--tracking-uri",
+        metavar="URL",
+        help="MLflow's store; else $MLFLOW_TRACKING_URI, else mlruns/mlflow.db",
     )
 
 
@@ -36,7 +54,8 @@ def is_local(arguments: argparse.Namespace) -> bool:
 
 
 def predict(arguments: argparse.Namespace, models: AbstractContextManager[list[Path]]) -> None:
-    """Predict a corpus's test utterances with a model, or with the vote of several, and say what was written.
+    """Predict a corpus's test utterances with a model, or with the vote of several,
+    and say what was written.
 
     `models` is entered, to give the models' folders, once all else is known to be usable.
     """
@@ -51,8 +70,12 @@ def predict(arguments: argparse.Namespace, models: AbstractContextManager[list[P
     from speaker.prediction.predict import predict_probabilities, validate_match, validation_gain
     from speaker.prediction.submission import write_probabilities, write_sidecar
 
-    if (arguments.ensemble is None) != (arguments.study is None) or (arguments.ensemble and arguments.model):
-        raise UserError("--ensemble N needs --study NAME and no --model; see python -m speaker predict --help")
+    if (arguments.ensemble is None) != (arguments.study is None) or (
+        arguments.ensemble and arguments.model
+    ):
+        raise UserError(
+            "--ensemble N needs --study NAME and no --model; see python -m speaker predict --help"
+        )
     table, sidecar = _output_paths(arguments)
     compute = find_compute(arguments.device, "fp32")
     for fallback in compute.fallbacks:
@@ -63,7 +86,9 @@ def predict(arguments: argparse.Namespace, models: AbstractContextManager[list[P
     corpus = read_corpus(arguments.data)
     labels = read_labels_if_right(corpus)
     if not corpus.test:
-        raise UserError(f"{corpus.folder / 'testdata.json'} must list utterances to predict, but lists none")
+        raise UserError(
+            f"{corpus.folder / 'testdata.json'} must list utterances to predict, but lists none"
+        )
     with models as folders:
         trained = [load_model(folder) for folder in folders]
     for each in trained:
@@ -78,7 +103,9 @@ def predict(arguments: argparse.Namespace, models: AbstractContextManager[list[P
         gain = validation_gain(trained, corpus, digest, device, Protocol())
         note["validation"] = asdict(gain)
         print(gain.describe())
-    probabilities = predict_probabilities(trained, corpus, corpus.test, device, arguments.batch_size).mean(0)
+    probabilities = predict_probabilities(
+        trained, corpus, corpus.test, device, arguments.batch_size
+    ).mean(0)
     speakers = [corpus.speakers[choice] for choice in probabilities.argmax(1).tolist()]
     if labels:
         accuracy = sum(map(str.__eq__, labels, speakers)) / len(labels)
@@ -94,11 +121,16 @@ def predict(arguments: argparse.Namespace, models: AbstractContextManager[list[P
 
 
 def _output_paths(arguments: argparse.Namespace) -> tuple[Path, Path]:
-    """Return where the probabilities and the note go. Raises UserError where something cannot be written."""
+    """Return where the probabilities and the note go.
+
+    Raises UserError where something cannot be written.
+    """
     from speaker.common.paths import validate_output_path
 
     validate_output_path(arguments.out, corpus=arguments.data)
-    beside = [arguments.out.with_name(arguments.out.name + ending) for ending in (".parquet", ".json")]
+    beside = [
+        arguments.out.with_name(arguments.out.name + ending) for ending in (".parquet", ".json")
+    ]
     for path in beside:
         validate_output_path(path)
     return beside[0], beside[1]

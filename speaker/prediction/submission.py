@@ -13,12 +13,16 @@ from speaker.data.labels import HEADER
 
 
 def write_probabilities(path: Path, corpus: Corpus, probabilities: Tensor) -> None:
-    """Write class probabilities (test utterances, speakers) in Parquet: `Id`, then a column for each speaker.
+    """Write class probabilities (test utterances, speakers) in Parquet: `Id`,
+    then a column for each speaker.
 
     Raises UserError for a speaker who is called `Id`: nothing reads two columns of one name.
     """
     if HEADER[0] in corpus.speakers:
-        raise UserError(f"--probabilities needs a column for each speaker beside {HEADER[0]}, but one is called so")
+        raise UserError(
+            f"--probabilities needs a column for each speaker beside {HEADER[0]}, but one is "
+            "called so"
+        )
     import pyarrow as pa  # late: only this needs it, and it takes a while
     import pyarrow.parquet as pq
 

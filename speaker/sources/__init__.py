@@ -1,1 +1,1 @@
-"""Where a corpus comes from: the homework's archive, a folder of recordings, or the built-in demo."""
+"""Where a corpus comes from: the homework's archive, recordings, or the built-in demo."""

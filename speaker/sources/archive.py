@@ -30,14 +30,17 @@ BLOCK = 512
 CHUNK = 1 << 20
 MOST_MEMBERS = 200_000  # the homework's has 64,671, or twice that with a Mac's shadow files
 MOST_BYTES = 256 << 30  # unpacked
-FREE_BYTES, MOST_RATIO = 64 << 20, 50  # unpacked bytes may be this many, and this many for each packed one
+# Unpacked bytes may be this many, and this many for each packed one.
+FREE_BYTES, MOST_RATIO = 64 << 20, 50
 LARGEST_FILE = 256 << 20  # twice the features of an hour and more
 LARGEST_MANIFEST = 64 << 20
 LARGEST_PAX = 8 << 10
 MOST_ZIP_LIST = 24 << 20  # bytes of a zip's list of members; the homework's would have 9 MB
 ZEROS = 64 << 10  # bytes of zeros that no gzip file has at the end of a part
 FOLDERS = r"(?:[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}/){0,3}"
-CORPUS_FILE = re.compile(rf"({FOLDERS})({'|'.join(map(re.escape, MANIFESTS))}|uttr-[A-Za-z0-9_-]{{1,100}}\.pt)")
+CORPUS_FILE = re.compile(
+    rf"({FOLDERS})({'|'.join(map(re.escape, MANIFESTS))}|uttr-[A-Za-z0-9_-]{{1,100}}\.pt)"
+)
 EXTRA = re.compile(rf"{FOLDERS}(?:log_melspectrogram|sox_effects)\.pt")
 SHADOW = re.compile(  # what a Mac or Windows puts beside files
     rf"(?:__MACOSX/)?{FOLDERS}(?:\._[^/\\]+|\.DS_Store|Thumbs\.db|desktop\.ini)", re.DOTALL
@@ -85,7 +88,8 @@ def _unpack_tar(paths: Sequence[Path], folder: Path) -> None:
 
 
 def _check_end(path: Path) -> None:
-    """Raise UserError for a part that ends in zeros: a download that reserved its space and stopped.
+    """Raise UserError for a part that ends in zeros:
+    a download that reserved its space and stopped.
 
     Python's gzip would pass over them one by one.
     """
@@ -101,7 +105,9 @@ def _check_end(path: Path) -> None:
 
 
 class _Names:
-    """The names of an archive's members: which are the corpus's, all in one folder, and which may be there."""
+    """The names of an archive's members: which are the corpus's, all in one folder,
+    and which may be there.
+    """
 
     def __init__(self, folder: str | None = None) -> None:
         self._folder = folder  # as "Dataset/"; the first member of a corpus says which
@@ -175,7 +181,9 @@ class _Joined(io.RawIOBase):
 
 
 class _Stream:
-    """The unpacked bytes of the parts, counted against the limits; a failure names the part where it showed."""
+    """The unpacked bytes of the parts, counted against the limits;
+    a failure names the part where it showed.
+    """
 
     def __init__(self, paths: Sequence[Path], bar: Any) -> None:
         self._joined = _Joined(paths, bar)
@@ -195,11 +203,15 @@ class _Stream:
 
     def refuse(self, name: str, rule: str) -> UserError:
         """Return the error for a member that breaks a rule."""
-        return UserError(f"{self._joined.part}: the archive's member {repr(name)[:80]} {rule}; {AGAIN}")
+        return UserError(
+            f"{self._joined.part}: the archive's member {repr(name)[:80]} {rule}; {AGAIN}"
+        )
 
     def too_large(self, rule: str) -> UserError:
         """Return the error for an archive that would fill the disk."""
-        return UserError(f"{self._joined.part}: the archive must {rule}, but goes beyond that here; {AGAIN}")
+        return UserError(
+            f"{self._joined.part}: the archive must {rule}, but goes beyond that here; {AGAIN}"
+        )
 
     def read(self, size: int) -> bytes:
         """Return `size` bytes."""
@@ -215,7 +227,9 @@ class _Stream:
         self.read(-size % BLOCK)
 
     def finish(self) -> None:
-        """Read to the end of all parts, where gzip's checksum stands: only zeros may follow the last member."""
+        """Read to the end of all parts, where gzip's checksum stands:
+        only zeros may follow the last member.
+        """
         while data := self._read(CHUNK):
             if data.count(0) < len(data):
                 raise self.broken("something follows its end")
@@ -280,17 +294,29 @@ def _type_fault(member: tarfile.TarInfo) -> str:
 
 
 def _skip_pax(stream: _Stream, member: tarfile.TarInfo) -> None:
-    """Pass over a pax header, unless it would change what the next member is: only the plain header says that."""
+    """Pass over a pax header, unless it would change what the next member is:
+    only the plain header says that.
+    """
     if not 0 <= member.size <= LARGEST_PAX:
-        raise stream.refuse(member.name, f"must be a pax header of at most {LARGEST_PAX:,} bytes, but is not")
+        raise stream.refuse(
+            member.name, f"must be a pax header of at most {LARGEST_PAX:,} bytes, but is not"
+        )
     for key in _pax_keys(b"".join(stream.content(member.size))):
         if key is None or FORBIDDEN_PAX.fullmatch(key):
-            what = "a malformed record" if key is None else repr(key.decode("ascii", "backslashreplace"))[:80]
-            raise stream.refuse(member.name, f"must be a pax header of times and owners alone, but has {what}")
+            what = (
+                "a malformed record"
+                if key is None
+                else repr(key.decode("ascii", "backslashreplace"))[:80]
+            )
+            raise stream.refuse(
+                member.name, f"must be a pax header of times and owners alone, but has {what}"
+            )
 
 
 def _pax_keys(data: bytes) -> Iterator[bytes | None]:
-    """Yield the keys of records `LENGTH KEY=VALUE` and a line end; None for a malformed one, and stop there."""
+    """Yield the keys of records `LENGTH KEY=VALUE` and a line end; None for a malformed one,
+    and stop there.
+    """
     while data:
         found = re.match(rb"([1-9][0-9]{0,4}) ([^=]+)=", data)
         length = int(found[1]) if found else 0
@@ -307,20 +333,32 @@ def _unpack_zip(paths: Sequence[Path], folder: Path) -> None:
     if len(paths) > 1:
         names = " ".join(shlex.quote(str(each)) for each in paths)
         whole = shlex.quote(str(path.with_name("Dataset.zip")))
-        raise UserError(f"{path}: a zip must be one file, but this is in parts; cat {names} > {whole}")
+        raise UserError(
+            f"{path}: a zip must be one file, but this is in parts; cat {names} > {whole}"
+        )
     try:
         with path.open("rb") as stream, zipfile.ZipFile(_ShortReads(stream, path)) as archive:
             members = _zip_corpus(archive, path)
             total = sum(member.file_size for member in members)
-            with tqdm(total=total, desc="unpacking", unit="B", unit_scale=True, disable=None) as bar:
+            with tqdm(
+                total=total, desc="unpacking", unit="B", unit_scale=True, disable=None
+            ) as bar:
                 for member in members:
                     target = folder / Path(member.filename).name
                     with archive.open(member) as source, target.open("xb") as file:
                         shutil.copyfileobj(source, file, CHUNK)
                     bar.update(member.file_size)
-    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, ValueError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        struct.error,
+        EOFError,
+        NotImplementedError,
+        ValueError,
+    ) as error:
         raise UserError(
-            f"{path}: the zip cannot be read ({str(error)[:200]}); it is cut or damaged: fetch it again"
+            f"{path}: the zip cannot be read ({str(error)[:200]}); it is cut or damaged: fetch it "
+            "again"
         ) from error
 
 

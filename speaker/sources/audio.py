@@ -372,14 +372,20 @@ def _frames(
 
 
 def _mp3_is_cut(packet: bytes) -> bool:
-    """Return whether a frame of MPEG layer III is shorter than its own header says, as the last of a cut file is."""
+    """Return whether a frame of MPEG layer III is shorter than its own header says,
+    as the last of a cut file is.
+    """
     if len(packet) < 4 or packet[1] >> 1 & 3 != 1:  # nothing, or another layer
         return False
     version, rate = packet[1] >> 3 & 3, MP3_RATES.get(packet[2] >> 2 & 3, 0)
     kilobits = MP3_KILOBITS[version == 3][packet[2] >> 4]
     if not rate or not kilobits:
         return False
-    slots = 144_000 * kilobits // rate if version == 3 else 72_000 * kilobits // (rate // (2 if version == 2 else 4))
+    slots = (
+        144_000 * kilobits // rate
+        if version == 3
+        else 72_000 * kilobits // (rate // (2 if version == 2 else 4))
+    )
     return len(packet) < slots + (packet[2] >> 1 & 1)
 
 

@@ -1,7 +1,8 @@
 """The built-in demo corpus: source-filter speech of invented speakers, in the homework's layout.
 
-A speaker is a vocal-tract length, formant habits, a pitch, a spectral tilt and a breathiness; an utterance is a random
-string of phones, heard through a channel of its own and in noise. Nobody's voice is in it.
+A speaker is a vocal-tract length, formant habits, a pitch, a spectral tilt and a breathiness; an
+utterance is a random string of phones, heard through a channel of its own and in noise. Nobody's
+voice is in it.
 """
 
 import hashlib
@@ -24,12 +25,14 @@ SECONDS = (0.7, 2.2)
 SNR_DB = (5.0, 25.0)
 N_FFT, HOP = 512, 128
 
-# Formants F1 to F3 in Hz and voicing, after Peterson and Barney (1952); the last rows are nasals and fricatives.
+# Formants F1 to F3 in Hz and voicing, after Peterson and Barney (1952); the last rows are nasals
+# and fricatives.
 PHONES = torch.tensor(
     [
-        (270, 2290, 3010, 1.0), (390, 1990, 2550, 1.0), (530, 1840, 2480, 1.0), (660, 1720, 2410, 1.0),
-        (730, 1090, 2440, 1.0), (570, 840, 2410, 1.0), (440, 1020, 2240, 1.0), (300, 870, 2240, 1.0),
-        (640, 1190, 2390, 1.0), (490, 1350, 1690, 1.0), (250, 1200, 2100, 0.9), (280, 1700, 2600, 0.9),
+        (270, 2290, 3010, 1.0), (390, 1990, 2550, 1.0), (530, 1840, 2480, 1.0),
+        (660, 1720, 2410, 1.0), (730, 1090, 2440, 1.0), (570, 840, 2410, 1.0),
+        (440, 1020, 2240, 1.0), (300, 870, 2240, 1.0), (640, 1190, 2390, 1.0),
+        (490, 1350, 1690, 1.0), (250, 1200, 2100, 0.9), (280, 1700, 2600, 0.9),
         (1800, 4500, 6500, 0.0), (1500, 2600, 5200, 0.0), (900, 1900, 3500, 0.1),
     ]
 )  # fmt: skip
@@ -56,14 +59,17 @@ def build_demo(folder: Path, seed: int = 0) -> None:
 
 
 def synthesize(voice: Voice, address: str) -> Tensor:
-    """Return one utterance of a voice at 16 kHz, float32 (samples,); `address` decides what it says and where."""
+    """Return one utterance of a voice at 16 kHz, float32 (samples,);
+    `address` decides what it says and where.
+    """
     draw = generator(address)
     seconds = _between(SECONDS, draw)
     frames = int(seconds * SAMPLE_RATE / HOP)
     phones = _phone_track(voice, frames, draw)
     source = _excitation(voice, phones[:, 3], frames * HOP, draw)
     window = torch.hann_window(N_FFT)
-    spectrum = torch.stft(source, N_FFT, HOP, window=window, return_complex=True)  # (bins, frames + 1)
+    # (bins, frames + 1).
+    spectrum = torch.stft(source, N_FFT, HOP, window=window, return_complex=True)
     envelope = _envelope(voice, phones)[: spectrum.shape[1]].T
     spectrum = spectrum * envelope * _channel(spectrum.shape[0], draw)[:, None]
     speech = torch.istft(spectrum, N_FFT, HOP, window=window, length=frames * HOP)
@@ -88,7 +94,9 @@ def draw_voice(address: str) -> Voice:
 
 
 def _phone_track(voice: Voice, frames: int, draw: torch.Generator) -> Tensor:
-    """Return F1, F2, F3, voicing and loudness at every frame, (frames + 1, 5), gliding from phone to phone."""
+    """Return F1, F2, F3, voicing and loudness at every frame, (frames + 1, 5),
+    gliding from phone to phone.
+    """
     count = int(frames * HOP / SAMPLE_RATE / 0.03) + 2
     lengths = voice.phone_seconds * (0.5 + torch.rand(count, generator=draw)) * SAMPLE_RATE / HOP
     chosen = torch.randint(len(PHONES), (count,), generator=draw)
@@ -103,24 +111,42 @@ def _phone_track(voice: Voice, frames: int, draw: torch.Generator) -> Tensor:
 def _excitation(voice: Voice, voicing: Tensor, samples: int, draw: torch.Generator) -> Tensor:
     """Return glottal pulses where voiced and noise where not, (samples,)."""
     knots = torch.randn(1, 1, 6, generator=draw) * voice.pitch_range
-    contour = torch.nn.functional.interpolate(knots, samples, mode="linear", align_corners=True)[0, 0]
+    contour = torch.nn.functional.interpolate(knots, samples, mode="linear", align_corners=True)[
+        0, 0
+    ]
     phase = (voice.pitch * contour.exp() / SAMPLE_RATE).double().cumsum(0)
-    pulses = torch.diff(phase.floor(), prepend=phase.new_zeros(1)).float() * (SAMPLE_RATE / voice.pitch) ** 0.5
+    pulses = (
+        torch.diff(phase.floor(), prepend=phase.new_zeros(1)).float()
+        * (SAMPLE_RATE / voice.pitch) ** 0.5
+    )
     noise = torch.randn(samples, generator=draw)
-    voiced = torch.nn.functional.interpolate(voicing[None, None], samples, mode="linear")[0, 0].clamp(0, 1)
-    return voiced * ((1 - voice.breathiness) * pulses + voice.breathiness * noise) + (1 - voiced) * 0.5 * noise
+    voiced = torch.nn.functional.interpolate(voicing[None, None], samples, mode="linear")[
+        0, 0
+    ].clamp(0, 1)
+    return (
+        voiced * ((1 - voice.breathiness) * pulses + voice.breathiness * noise)
+        + (1 - voiced) * 0.5 * noise
+    )
 
 
 def _envelope(voice: Voice, phones: Tensor) -> Tensor:
-    """Return the vocal tract's gain at every frame and bin, (frames + 1, bins): five resonances, a tilt, a loudness."""
+    """Return the vocal tract's gain at every frame and bin, (frames + 1, bins): five resonances,
+    a tilt, a loudness.
+    """
     hertz = torch.linspace(0, SAMPLE_RATE / 2, N_FFT // 2 + 1)
     formants = (
-        torch.cat((phones[:, :3], HIGHER_FORMANTS.expand(len(phones), 2)), 1) * voice.formant_habits / voice.tract
+        torch.cat((phones[:, :3], HIGHER_FORMANTS.expand(len(phones), 2)), 1)
+        * voice.formant_habits
+        / voice.tract
     )
     gain = torch.ones(len(phones), len(hertz))
     for number, bandwidth in enumerate(BANDWIDTHS.tolist()):
         center = formants[:, number, None]
-        gain = gain * center.square() / torch.hypot(center.square() - hertz.square(), bandwidth * hertz)
+        gain = (
+            gain
+            * center.square()
+            / torch.hypot(center.square() - hertz.square(), bandwidth * hertz)
+        )
     octaves = (hertz / 200).clamp(min=1).log2()
     return gain.clamp(max=100) * 10 ** (voice.tilt * octaves / 20) * phones[:, 4:]
 
@@ -146,7 +172,12 @@ def _write_corpus(folder: Path, seed: int) -> None:
     labelled: dict[str, list[tuple[str, int]]] = {name: [] for name in names}
     test: list[tuple[str, int]] = []
     per_speaker = TRAIN_PER_SPEAKER + TEST_PER_SPEAKER
-    with tqdm(total=SPEAKERS * per_speaker, desc="synthesising the demo corpus", unit="utterance", disable=None) as bar:
+    with tqdm(
+        total=SPEAKERS * per_speaker,
+        desc="synthesising the demo corpus",
+        unit="utterance",
+        disable=None,
+    ) as bar:
         for name, voice in zip(names, voices, strict=True):
             for number in range(per_speaker):
                 address = f"{seed}/utterance/{name}/{number}"

@@ -1,4 +1,5 @@
-"""The homework's corpus from the parts of its archive: fetched, or found in a folder, and unpacked into place.
+"""The homework's corpus from the parts of its archive: fetched, or found in a folder,
+and unpacked into place.
 
 Parts that are fetched lie beside the corpus `out` in the folder `.out.parts` until it is in place.
 """
@@ -16,20 +17,25 @@ from speaker.sources.parts import Part
 
 
 def unpack_parts(paths: Sequence[Path], out: Path) -> bool:
-    """Make the corpus `out` from the parts of its archive, unless it is there; return whether it was made now.
+    """Make the corpus `out` from the parts of its archive, unless it is there;
+    return whether it was made now.
 
-    The parts are only read. Raises UserError, and leaves nothing, if `out` is something else, the archive cannot be
-    unpacked, or it holds no whole corpus.
+    The parts are only read. Raises UserError, and leaves nothing, if `out` is something else, the
+    archive cannot be unpacked, or it holds no whole corpus.
     """
     return _make(real_path(out), lambda partial: _unpack_whole(paths, partial))
 
 
-def download(parts: Sequence[Part], out: Path, timeout: float = 30.0, pauses: Sequence[float] = PAUSES) -> bool:
-    """Fetch the parts of an archive and make the corpus `out` from them, unless it is there; return whether it was now.
+def download(
+    parts: Sequence[Part], out: Path, timeout: float = 30.0, pauses: Sequence[float] = PAUSES
+) -> bool:
+    """Fetch the parts of an archive and make the corpus `out` from them, unless it is there;
+    return whether it was now.
 
-    What has arrived is kept until the corpus is in place, and a later call resumes from it. `timeout` is in seconds,
-    after which a server has stalled; `pauses` follow on attempts in a row that brought no new byte. Raises UserError
-    if `out` is something else, or a part cannot be had or is not what was promised.
+    What has arrived is kept until the corpus is in place, and a later call resumes from it.
+    `timeout` is in seconds, after which a server has stalled; `pauses` follow on attempts in a row
+    that brought no new byte. Raises UserError if `out` is something else, or a part cannot be had
+    or is not what was promised.
     """
     out = real_path(out)
     folder = out.with_name(f".{out.name}.parts")
@@ -52,7 +58,10 @@ def _make(out: Path, create: Callable[[Path], None]) -> bool:
     if out.exists():
         if all((out / name).is_file() for name in MANIFESTS):
             return False
-        raise UserError(f"{out} must not be there yet, or be a corpus, but it is something else; give another --out")
+        raise UserError(
+            f"{out} must not be there yet, or be a corpus, but it is something else; give another "
+            "--out"
+        )
     if out.is_symlink():
         raise UserError(f"--out must be a new folder, but {out} {what_is_at(out)}; give another")
     made = []
@@ -66,7 +75,9 @@ def _make(out: Path, create: Callable[[Path], None]) -> bool:
 
 
 def _unpack_whole(paths: Sequence[Path], folder: Path) -> None:
-    """Unpack a corpus, and make sure that its manifests can be read and that all files that they list are there."""
+    """Unpack a corpus, and make sure that its manifests can be read and that all files
+    that they list are there.
+    """
     unpack(paths, folder)
     archive = f"the archive {paths[0]}{' and its other parts' if len(paths) > 1 else ''}"
     try:

@@ -1,7 +1,7 @@
 """Parts over HTTP: in parallel, each resumed where it stopped, and checked.
 
-A part that is not whole is `.NAME.partial`; `.NAME.json` says where its bytes came from, so that only bytes of the same
-file are ever joined.
+A part that is not whole is `.NAME.partial`; `.NAME.json` says where its bytes came from, so that
+only bytes of the same file are ever joined.
 """
 
 import contextlib
@@ -27,17 +27,22 @@ from speaker.sources.parts import LARGEST_PART, NOT_A_PART, Part, check_url
 THREADS = 4
 CHUNK = 256 << 10
 LOOK_UP_S = 0.5  # seconds
-PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds after attempts that brought nothing new; after one more, give up
+# Seconds after attempts that brought nothing new; after one more, give up.
+PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
 LONGEST_PAUSE = 30.0  # seconds, whatever a server asks for
 MOST_REDIRECTS = 5
 PASSING = {408, 429, 500, 502, 503, 504}  # statuses that a later attempt may not meet
 STRONG_ETAG = re.compile(r'"[!#-~]*"')
 DATE = re.compile(r"[A-Za-z0-9,: +-]{1,40}")
-ELSEWHERE = "get the parts elsewhere, as from Kaggle's competition ml2023springhw4, and give --parts FOLDER"
+ELSEWHERE = (
+    "get the parts elsewhere, as from Kaggle's competition ml2023springhw4, and give --parts FOLDER"
+)
 
 
 class _TransientError(Exception):
-    """An attempt failed, and a later one may not; `wait` is for how many seconds the server wants to be left alone."""
+    """An attempt failed, and a later one may not;
+    `wait` is for how many seconds the server wants to be left alone.
+    """
 
     def __init__(self, reason: str, wait: float = 0.0) -> None:
         super().__init__(reason)
@@ -83,7 +88,9 @@ class _Job:
     disk: threading.Lock = field(default_factory=threading.Lock)
 
     def stop(self) -> None:
-        """See to it that no thread changes anything on disk any more: it may be another process's turn from now on."""
+        """See to it that no thread changes anything on disk any more:
+        it may be another process's turn from now on.
+        """
         with self.disk:
             self.stopped.set()
 
@@ -144,7 +151,7 @@ def _work(job: _Job, todo: "SimpleQueue[Part]", done: "SimpleQueue[Exception | N
 
 @dataclass(frozen=True)
 class _Source:
-    """Where the bytes of a part came from: kept beside them, and compared before others are added."""
+    """Where a part's bytes came from: kept beside them, compared before others are added."""
 
     url: str
     etag: str | None  # strong
@@ -181,8 +188,9 @@ class _Fetch:
                 furthest = max(furthest, self._position())
                 if failures > len(self._job.pauses):
                     raise UserError(
-                        f"{self._part.url}: must be reachable, but {failures} attempts in a row brought nothing new "
-                        f"({trouble}); what has arrived is kept, and the same command resumes from there"
+                        f"{self._part.url}: must be reachable, but {failures} attempts in a row "
+                        f"brought nothing new ({trouble}); what has arrived is kept, and the same "
+                        "command resumes from there"
                     ) from trouble
                 pause = max(self._job.pauses[max(failures - 1, 0)], trouble.wait)
                 self._job.progress.say(f"{self._part.name}: {trouble}")
@@ -191,11 +199,15 @@ class _Fetch:
         self._finish()
 
     def _is_here(self) -> bool:
-        """Whether an earlier call has fetched this part, from the same URL; remove what is something else."""
+        """Whether an earlier call has fetched this part, from the same URL;
+        remove what is something else.
+        """
         if not self._path.exists():
             return False
         source, size = self._read_source(), self._path.stat().st_size
-        same = source is not None and source.total in (None, size) and self._part.size in (None, size)
+        same = (
+            source is not None and source.total in (None, size) and self._part.size in (None, size)
+        )
         if same and (self._part.sha256 is None or self._part.sha256 == sha256_file(self._path)):
             self._job.progress.move(self._part.name, size, size)
             return True
@@ -214,7 +226,10 @@ class _Fetch:
             headers["Range"] = f"bytes={position}-"
             if source.validator:
                 headers["If-Range"] = source.validator
-        with requests.Session() as session, contextlib.closing(self._open(session, headers)) as response:
+        with (
+            requests.Session() as session,
+            contextlib.closing(self._open(session, headers)) as response,
+        ):
             if response.status_code == 200:
                 self._receive(response, self._start_over(response))
             elif response.status_code == 206 and source:
@@ -226,7 +241,9 @@ class _Fetch:
                 raise _TransientError("the server has not what is missing")
 
     def _open(self, session: requests.Session, headers: Mapping[str, str]) -> requests.Response:
-        """Send the request, and follow redirects by hand: requests would read their bodies, however long."""
+        """Send the request, and follow redirects by hand: requests would read their bodies,
+        however long.
+        """
         url = self._part.url
         for _ in range(MOST_REDIRECTS + 1):
             try:
@@ -235,21 +252,30 @@ class _Fetch:
                 adapter = session.get_adapter(request.url)
                 response = adapter.send(request, timeout=self._job.timeout, **settings)
             except ValueError as error:  # requests' own, of URLs
-                raise UserError(f"{self._part.url}: cannot be asked for ({_reason(error)}); fix the URL") from error
+                raise UserError(
+                    f"{self._part.url}: cannot be asked for ({_reason(error)}); fix the URL"
+                ) from error
             except (requests.RequestException, HTTPError) as error:
                 raise _TransientError(_reason(error)) from error
             if not response.is_redirect:
                 return response
             response.close()
             url = redirect_target(url, response.headers["Location"], self._part.url)
-        raise UserError(f"{self._part.url}: must lead to a file by at most {MOST_REDIRECTS} redirects; {ELSEWHERE}")
+        raise UserError(
+            f"{self._part.url}: must lead to a file by at most {MOST_REDIRECTS} redirects; "
+            f"{ELSEWHERE}"
+        )
 
     def _refuse(self, response: requests.Response) -> None:
-        """Raise what a response means that brings nothing: the server is not well, or the link is dead."""
+        """Raise what a response means that brings nothing: the server is not well,
+        or the link is dead.
+        """
         status = response.status_code
         if status in PASSING or status == 206:
             raise _TransientError(f"the server answered {status}", _retry_after(response))
-        raise UserError(f"{self._part.url}: must be a file, but the server answered {status}; {ELSEWHERE}")
+        raise UserError(
+            f"{self._part.url}: must be a file, but the server answered {status}; {ELSEWHERE}"
+        )
 
     def _start_over(self, response: requests.Response) -> int | None:
         """Get ready for the whole part, and return its size if the server says it."""
@@ -259,7 +285,9 @@ class _Fetch:
         if total is not None and (self._part.size or total) != total:
             raise self._wrong(f"must have {self._part.size:,} bytes, but the server has {total:,}")
         if (total or 0) > LARGEST_PART:
-            raise self._wrong(f"must have at most {LARGEST_PART:,} bytes, but the server has {total:,}")
+            raise self._wrong(
+                f"must have at most {LARGEST_PART:,} bytes, but the server has {total:,}"
+            )
         etag, modified = response.headers.get("ETag", ""), response.headers.get("Last-Modified", "")
         source = _Source(
             url=self._part.url,
@@ -272,16 +300,22 @@ class _Fetch:
         return total
 
     def _continued(self, response: requests.Response, source: _Source, position: int) -> int:
-        """Return the part's size if a partial response goes on in the same part, just where the file ends."""
+        """Return the part's size if a partial response goes on in the same part,
+        just where the file ends.
+        """
         self._refuse_page(response)
-        found = re.fullmatch(r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15})", response.headers.get("Content-Range", ""))
+        found = re.fullmatch(
+            r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15})", response.headers.get("Content-Range", "")
+        )
         first, last, total = map(int, found.groups()) if found else (-1, -1, -1)
         etag, modified = response.headers.get("ETag"), response.headers.get("Last-Modified")
         fits = (
             first == position <= last < total
             and source.total in (None, total)
             and _length(response) in (None, last - first + 1)
-            and (etag in (None, source.etag) if source.etag else modified in (None, source.modified))
+            and (
+                etag in (None, source.etag) if source.etag else modified in (None, source.modified)
+            )
         )
         if not fits:
             self._discard()
@@ -289,14 +323,18 @@ class _Fetch:
         return total
 
     def _receive(self, response: requests.Response, total: int | None) -> None:
-        """Add a response's body to the file; raise _TransientError if it ends early, UserError if it does not end."""
+        """Add a response's body to the file; raise _TransientError if it ends early,
+        UserError if it does not end.
+        """
         total = self._part.size if total is None else total
         position = self._position()
         with self._partial.open("ab") as file:
             for chunk in _chunks(response):
                 position += len(chunk)
                 if position > (LARGEST_PART if total is None else total):
-                    raise self._wrong(f"must have {total or LARGEST_PART:,} bytes, but the server sends more")
+                    raise self._wrong(
+                        f"must have {total or LARGEST_PART:,} bytes, but the server sends more"
+                    )
                 with self._job.writing():
                     file.write(chunk)
                     file.flush()
@@ -324,7 +362,9 @@ class _Fetch:
         return self._partial.stat().st_size if self._partial.exists() else 0
 
     def _resumable(self) -> _Source | None:
-        """Return where the bytes that are here came from, if others can be added to them; remove them if not."""
+        """Return where the bytes that are here came from, if others can be added to them;
+        remove them if not.
+        """
         source, position = self._read_source(), self._position()
         if (
             source is not None
@@ -353,18 +393,28 @@ class _Fetch:
     def _wrong(self, rule: str) -> UserError:
         """Remove the part, and return the error that says why."""
         self._discard()
-        return UserError(f"{self._part.url}: {rule}; what came of this part is removed: {ELSEWHERE}")
+        return UserError(
+            f"{self._part.url}: {rule}; what came of this part is removed: {ELSEWHERE}"
+        )
 
     def _refuse_page(self, response: requests.Response) -> None:
-        """Raise UserError for a web page that comes instead of the part: a login, a notice, a proxy's excuse."""
+        """Raise UserError for a web page that comes instead of the part: a login, a notice,
+        a proxy's excuse.
+        """
         if response.headers.get("Content-Type", "").lower().startswith("text/html"):
-            raise UserError(f"{self._part.url}: must be a file, but the server sends a web page; {ELSEWHERE}")
+            raise UserError(
+                f"{self._part.url}: must be a file, but the server sends a web page; {ELSEWHERE}"
+            )
         if (coding := response.headers.get("Content-Encoding", "identity")) != "identity":
-            raise UserError(f"{self._part.url}: must be sent as it is, but comes as {coding[:40]!r}; {ELSEWHERE}")
+            raise UserError(
+                f"{self._part.url}: must be sent as it is, but comes as {coding[:40]!r}; "
+                f"{ELSEWHERE}"
+            )
 
 
 def redirect_target(url: str, location: str, asked: str) -> str:
-    """Return the URL that a redirect leads to: another host is fine, but nothing less safe than before.
+    """Return the URL that a redirect leads to: another host is fine,
+    but nothing less safe than before.
 
     `asked` is the URL of the part, for the error.
     """
@@ -379,7 +429,9 @@ def redirect_target(url: str, location: str, asked: str) -> str:
 
 
 def _chunks(response: requests.Response) -> Iterator[bytes]:
-    """Yield the body as it comes and as it is; read1 does not wait for a whole chunk, so that a stall loses nothing."""
+    """Yield the body as it comes and as it is; read1 does not wait for a whole chunk,
+    so that a stall loses nothing.
+    """
     while True:
         try:
             chunk: bytes = response.raw.read1(CHUNK, decode_content=False)
@@ -393,7 +445,11 @@ def _chunks(response: requests.Response) -> Iterator[bytes]:
 def _length(response: requests.Response) -> int | None:
     """Return the body's length, if the server says it."""
     text = response.headers.get("Content-Length", "")
-    return int(text) if re.fullmatch(r"\d{1,15}", text) and "Transfer-Encoding" not in response.headers else None
+    return (
+        int(text)
+        if re.fullmatch(r"\d{1,15}", text) and "Transfer-Encoding" not in response.headers
+        else None
+    )
 
 
 def _retry_after(response: requests.Response) -> float:
@@ -403,7 +459,7 @@ def _retry_after(response: requests.Response) -> float:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the innermost cause in a few words: requests wraps a refused connection three times."""
+    """Return the innermost cause in words: requests wraps a refused connection three times."""
     while error.__context__ is not None:
         error = error.__context__
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]

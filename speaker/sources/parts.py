@@ -1,4 +1,6 @@
-"""The parts of the homework's archive: their names, URLs and order, as a manifest, a list of URLs or a folder says."""
+"""The parts of the homework's archive: their names, URLs and order, as a manifest,
+a list of URLs or a folder says.
+"""
 
 import re
 import shlex
@@ -39,14 +41,18 @@ HOMEWORK = tuple(
 
 
 def read_manifest(path: Path) -> tuple[Part, ...]:
-    """Read `{"parts": [{"url": ..., "size": ..., "sha256": ...}, ...]}`; size and sha256 may be left out.
+    """Read `{"parts": [{"url": ..., "size": ..., "sha256": ...}, ...]}`;
+    size and sha256 may be left out.
 
     Raises UserError, which names the file, the key and the rule.
     """
     value = parse_json(read_bounded(path, LARGEST_MANIFEST), path)
     entries = _object(value, "parts", (), str(path))["parts"]
     if not isinstance(entries, list):
-        raise UserError(f"{path}: parts must be a list, but is {type(entries).__name__}; list the parts' URLs in it")
+        raise UserError(
+            f"{path}: parts must be a list, but is {type(entries).__name__}; list the parts' URLs "
+            "in it"
+        )
     parts = tuple(_read_entry(entry, f"{path}: parts[{i}]") for i, entry in enumerate(entries))
     _check_order([part.name for part in parts], f"{path}: parts")
     return parts
@@ -140,12 +146,17 @@ def _nothing_in(folder: Path) -> str:
 def _object(value: object, needed: str, others: Sequence[str], where: str) -> dict[str, Any]:
     """Return a JSON object that has the key `needed`, and none but that and `others`."""
     if not isinstance(value, dict):
-        raise UserError(f"{where} must be an object, but is {type(value).__name__}; see the README for the format")
+        raise UserError(
+            f"{where} must be an object, but is {type(value).__name__}; see the README for the "
+            "format"
+        )
     if needed not in value:
         raise UserError(f"{where}: the key {needed!r} is missing; add it")
     if unknown := sorted(set(value) - {needed, *others}):
         names = ", ".join((needed, *others))
-        raise UserError(f"{where}: the keys must be of {names}, but one is {unknown[0][:80]!r}; remove it")
+        raise UserError(
+            f"{where}: the keys must be of {names}, but one is {unknown[0][:80]!r}; remove it"
+        )
     return value
 
 
@@ -156,10 +167,15 @@ def _read_entry(value: object, where: str) -> Part:
         raise UserError(f"{where}.url must be text, but is {type(url).__name__}; fix it")
     if size is not None and not (type(size) is int and 1 <= size <= LARGEST_PART):
         raise UserError(
-            f"{where}.size must be a whole number from 1 to {LARGEST_PART}, but is {str(size)[:20]}; fix it"
+            f"{where}.size must be a whole number from 1 to {LARGEST_PART}, but is "
+            f"{str(size)[:20]}; fix it"
         )
-    if sha256 is not None and not (isinstance(sha256, str) and re.fullmatch("[0-9A-Fa-f]{64}", sha256)):
-        raise UserError(f"{where}.sha256 must be 64 hex digits, but is {str(sha256)[:80]!r}; fix it")
+    if sha256 is not None and not (
+        isinstance(sha256, str) and re.fullmatch("[0-9A-Fa-f]{64}", sha256)
+    ):
+        raise UserError(
+            f"{where}.sha256 must be 64 hex digits, but is {str(sha256)[:80]!r}; fix it"
+        )
     return Part(url, _name(url, f"{where}.url"), size, sha256.lower() if sha256 else None)
 
 
@@ -168,7 +184,10 @@ def _name(url: str, where: str) -> str:
     check_url(url, where)
     name = urlsplit(url).path.rpartition("/")[2]
     if not PLAIN_NAME.fullmatch(name):
-        raise UserError(f"{where} must end in a plain file name, but ends in {name[:80]!r}; give the URL of a part")
+        raise UserError(
+            f"{where} must end in a plain file name, but ends in {name[:80]!r}; give the URL of a "
+            "part"
+        )
     return name
 
 
@@ -181,21 +200,30 @@ def check_url(url: str, where: str) -> None:
         web = False
     if not web or not re.fullmatch("[!-~]{1,4000}", url):
         shown = re.sub("//.*@", "//***@", url)[:200]
-        raise UserError(f"{where} must be http://HOST/... or https://HOST/..., but is {shown!r}; give another")
+        raise UserError(
+            f"{where} must be http://HOST/... or https://HOST/..., but is {shown!r}; give another"
+        )
     if split.username is not None:
-        raise UserError(f"{where} must hold no user name or password, but does; put them into ~/.netrc")
+        raise UserError(
+            f"{where} must hold no user name or password, but does; put them into ~/.netrc"
+        )
 
 
 def _check_order(names: Sequence[str], where: str) -> None:
-    """Raise UserError unless names in partaa, partab, ... are of one archive and in order, each once."""
+    """Raise UserError unless names in partaa, partab,
+    ... are of one archive and in order, each once.
+    """
     if not names:
-        raise UserError(f"{where}: there must be at least one part, Dataset.tar.gz.partaa, but there is none; add it")
+        raise UserError(
+            f"{where}: there must be at least one part, Dataset.tar.gz.partaa, but there is none; "
+            "add it"
+        )
     stems = [found[1] for name in names if (found := PART_NAME.fullmatch(name))]
     wanted = [stems[0] + suffix for suffix in SUFFIXES] if stems else list(dict.fromkeys(names))
     for number, name in enumerate(names):
         if number >= len(wanted) or name != wanted[number]:
             right = repr(wanted[number]) if number < len(wanted) else "no more"
             raise UserError(
-                f"{where}: part {number + 1} must be {right}, but is {name[:80]!r}; give the parts of one archive, "
-                "partaa, partab and so on, each once and in this order"
+                f"{where}: part {number + 1} must be {right}, but is {name[:80]!r}; give the parts "
+                "of one archive, partaa, partab and so on, each once and in this order"
             )

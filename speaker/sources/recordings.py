@@ -1,4 +1,6 @@
-"""A folder of audio to a corpus in the homework's layout: several processes, resumable, the same files every time."""
+"""A folder of audio to a corpus in the homework's layout: several processes, resumable,
+the same files every time.
+"""
 
 import hashlib
 import io
@@ -58,7 +60,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Recording:
-    """An audio file: its path below the folder, its speaker, and what tells a changed file from the same."""
+    """An audio file: its path below the folder, its speaker,
+    and what tells a changed file from the same.
+    """
 
     path: str
     speaker: str
@@ -68,7 +72,8 @@ class Recording:
     @property
     def feature_path(self) -> str:
         """The name of its features: the same for the same path."""
-        return f"uttr-{hashlib.md5(self.path.encode('utf-8', 'surrogateescape'), usedforsecurity=False).hexdigest()}.pt"
+        path = self.path.encode("utf-8", "surrogateescape")
+        return f"uttr-{hashlib.md5(path, usedforsecurity=False).hexdigest()}.pt"
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,8 @@ class RecordingsError(UserError):
 
 
 def prepare(audio: Path, out: Path, plan: Plan) -> Prepared:
-    """Make the corpus `out` from a folder with a folder of recordings for each speaker, at whatever depth.
+    """Make the corpus `out` from a folder with a folder of recordings for each speaker,
+    at whatever depth.
 
     The folders in `audio` are taken for the speakers, unless there is only one, all are named like
     parts of a data set, or most recordings lie more than one folder below them: then the call is
@@ -126,7 +132,9 @@ def prepare(audio: Path, out: Path, plan: Plan) -> Prepared:
     cannot be used and are not to be skipped, and UserError for what makes no corpus.
     """
     if out.exists() or out.is_symlink():
-        raise UserError(f"--out must be a new folder, but {out} is there; remove it or choose another")
+        raise UserError(
+            f"--out must be a new folder, but {out} is there; remove it or choose another"
+        )
     root = Path(os.path.realpath(audio))  # resolve() knows no end to a link to itself
     found = find_recordings(root, plan.level or 1)
     if plan.level is None:
@@ -141,7 +149,9 @@ def prepare(audio: Path, out: Path, plan: Plan) -> Prepared:
 
     create_once(out, create, resumable=True)
     if not result:
-        raise UserError(f"--out must be a new folder, but another process has just made {out}; choose another")
+        raise UserError(
+            f"--out must be a new folder, but another process has just made {out}; choose another"
+        )
     return replace(result[0], corpus=read_corpus(out))
 
 
@@ -306,7 +316,9 @@ def _command(audio: Path, out: Path, plan: Plan) -> str:
 
 
 def _refuse(error: OSError) -> None:
-    raise UserError(f"{error.filename}: every folder must be readable, but this is not ({error.strerror})") from error
+    raise UserError(
+        f"{error.filename}: every folder must be readable, but this is not ({error.strerror})"
+    ) from error
 
 
 def _choose(found: Found, plan: Plan, audio: Path) -> list[Recording]:
@@ -314,34 +326,48 @@ def _choose(found: Found, plan: Plan, audio: Path) -> list[Recording]:
     recordings = found.recordings
     names = sorted({recording.speaker for recording in recordings})
     if odd := [name for name in names if not name.isprintable()]:
-        raise UserError(f"a speaker's folder must have a name of printable characters, but got {odd[0]!r}; rename it")
+        raise UserError(
+            f"a speaker's folder must have a name of printable characters, but got {odd[0]!r}; "
+            "rename it"
+        )
     wanted = len(names) if plan.speakers is None else plan.speakers
     if not 2 <= wanted <= len(names):
         raise UserError(
-            f"a corpus needs at least 2 speakers and no more than there are, but got {wanted}, and {audio} has "
-            f"{len(names)} folders with recordings, and {len(found.ignored):,} other files "
-            f"({_count_endings(found.ignored) or 'none'}); check --audio and --speakers; what is "
-            f"read ends in {', '.join(DEMUXERS)}"
+            f"a corpus needs at least 2 speakers and no more than there are, but got {wanted}, and "
+            f"{audio} has {len(names)} folders with recordings, and {len(found.ignored):,} other "
+            f"files ({_count_endings(found.ignored) or 'none'}); check --audio and --speakers; "
+            f"what is read ends in {', '.join(DEMUXERS)}"
         )
     order = permutation(len(names), plan.seed, "speakers").tolist()
     sampled = {names[index] for index in order[:wanted]}
     return [recording for recording in recordings if recording.speaker in sampled]
 
 
-def _extract_all(audio: Path, folder: Path, recordings: list[Recording], workers: int) -> dict[Recording, Outcome]:
-    """Write the features of all recordings into `folder`; return what became of each, in their order."""
+def _extract_all(
+    audio: Path, folder: Path, recordings: list[Recording], workers: int
+) -> dict[Recording, Outcome]:
+    """Write the features of all recordings into `folder`; return what became of each,
+    in their order.
+    """
     done = _read_journal(folder, recordings)
     missing = [recording for recording in recordings if recording not in done]
     with (
         (folder / JOURNAL).open("a", buffering=1, encoding="utf-8") as journal,
         tqdm(
-            total=len(recordings), initial=len(done), desc="preparing", unit="recording", disable=None, smoothing=0
+            total=len(recordings),
+            initial=len(done),
+            desc="preparing",
+            unit="recording",
+            disable=None,
+            smoothing=0,
         ) as bar,
     ):
         for recording, outcome in _extracted(audio, folder, missing, workers):
             done[recording] = outcome
             if not outcome.error:  # what failed is tried again
-                journal.write(json.dumps({"recording": asdict(recording), "outcome": asdict(outcome)}) + "\n")
+                journal.write(
+                    json.dumps({"recording": asdict(recording), "outcome": asdict(outcome)}) + "\n"
+                )
             bar.update()
     return {recording: done[recording] for recording in recordings}
 
@@ -353,11 +379,15 @@ def _extracted(
     waiting = iter(recordings)
     running: dict[Future[list[Outcome]], list[Recording]] = {}
     with shielded_from_interrupts():
-        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin_worker)
+        pool = ProcessPoolExecutor(
+            workers, multiprocessing.get_context("spawn"), initializer=_begin_worker
+        )
     try:
         while True:
             while len(running) < 2 * workers and (some := list(islice(waiting, AT_ONCE))):
-                paths = [(audio / recording.path, folder / recording.feature_path) for recording in some]
+                paths = [
+                    (audio / recording.path, folder / recording.feature_path) for recording in some
+                ]
                 with shielded_from_interrupts():
                     running[pool.submit(_extract_some, paths)] = some
             if not running:
@@ -368,8 +398,9 @@ def _extracted(
     except BrokenProcessPool as error:
         names = ", ".join(recording.path for some in running.values() for recording in some)
         raise UserError(
-            f"a process must outlive what it reads, but one died, of memory or of one of these: {names[:900]}; remove "
-            "the culprit, or try --workers 1, and run the same command to go on"
+            "a process must outlive what it reads, but one died, of memory or of one of these: "
+            f"{names[:900]}; remove the culprit, or try --workers 1, and run the same command to "
+            "go on"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -385,7 +416,9 @@ def _extract(source: Path, target: Path) -> Outcome:
         sound = read_sound(source)
         kept = trim_silence(normalize_peak(sound.waveform))
         if not len(kept):
-            raise UserError(f"{source}: a recording must be louder than 1 % for 0.1 s, but is not; remove it")
+            raise UserError(
+                f"{source}: a recording must be louder than 1 % for 0.1 s, but is not; remove it"
+            )
         mels = log_mel(kept)
     except UserError as error:
         return Outcome(error=str(error))
@@ -412,7 +445,9 @@ def _begin_worker() -> None:
 
 
 def _read_journal(folder: Path, recordings: list[Recording]) -> dict[Recording, Outcome]:
-    """Return what an interrupted call has finished of these recordings: unchanged sources, whole feature files."""
+    """Return what an interrupted call has finished of these recordings: unchanged sources,
+    whole feature files.
+    """
     wanted = set(recordings)
     done = {}
     path = folder / JOURNAL
@@ -422,13 +457,19 @@ def _read_journal(folder: Path, recordings: list[Recording]) -> dict[Recording, 
         entry = json.loads(line)
         recording, outcome = Recording(**entry["recording"]), Outcome(**entry["outcome"])
         target = folder / recording.feature_path
-        if recording in wanted and target.is_file() and zlib.crc32(target.read_bytes()) == outcome.crc:
+        if (
+            recording in wanted
+            and target.is_file()
+            and zlib.crc32(target.read_bytes()) == outcome.crc
+        ):
             done[recording] = outcome
     return done
 
 
 def _finish(folder: Path, outcomes: dict[Recording, Outcome], plan: Plan, found: Found) -> Prepared:
-    """Write the manifests and the labels of the held-out part, and remove what belongs to no utterance."""
+    """Write the manifests and the labels of the held-out part,
+    and remove what belongs to no utterance.
+    """
     bad = tuple(outcome.error for outcome in outcomes.values() if outcome.error)
     if bad and not plan.skip_bad:
         raise RecordingsError(bad, len(outcomes))
@@ -438,24 +479,35 @@ def _finish(folder: Path, outcomes: dict[Recording, Outcome], plan: Plan, found:
             by_speaker[recording.speaker].append(recording)
     if len(by_speaker) < 2:
         raise UserError(
-            f"a corpus needs at least 2 speakers, but of only {len(by_speaker)} a recording can be used; the first "
-            f"that cannot: {bad[0]}"
+            f"a corpus needs at least 2 speakers, but of only {len(by_speaker)} a recording can be "
+            f"used; the first that cannot: {bad[0]}"
         )
-    held_out = {recording for theirs in by_speaker.values() for recording in _hold_out(theirs, plan)}
+    held_out = {
+        recording for theirs in by_speaker.values() for recording in _hold_out(theirs, plan)
+    }
     labelled = {
         speaker: [
-            (recording.feature_path, outcomes[recording].frames) for recording in theirs if recording not in held_out
+            (recording.feature_path, outcomes[recording].frames)
+            for recording in theirs
+            if recording not in held_out
         ]
         for speaker, theirs in sorted(by_speaker.items())
     }
     test = sorted(held_out, key=lambda recording: recording.feature_path)
     write_manifests(
-        folder, N_MELS, labelled, [(recording.feature_path, outcomes[recording].frames) for recording in test]
+        folder,
+        N_MELS,
+        labelled,
+        [(recording.feature_path, outcomes[recording].frames) for recording in test],
     )
     corpus = read_corpus(folder)
     if test:
         write_csv(folder / TEST_LABELS, corpus, [recording.speaker for recording in test])
-    kept = {*MANIFESTS, TEST_LABELS, *(utterance.feature_path for utterance in (*corpus.utterances, *corpus.test))}
+    kept = {
+        *MANIFESTS,
+        TEST_LABELS,
+        *(utterance.feature_path for utterance in (*corpus.utterances, *corpus.test)),
+    }
     for path in folder.iterdir():
         if path.name not in kept:
             path.unlink()
@@ -511,7 +563,9 @@ def _compare_rates(outcomes: dict[Recording, Outcome]) -> list[str]:
 
 
 def _hold_out(recordings: list[Recording], plan: Plan) -> list[Recording]:
-    """Return the share of one speaker's recordings that is to be in the test set; one at least stays out of it."""
+    """Return the share of one speaker's recordings that is to be in the test set;
+    one at least stays out of it.
+    """
     order = permutation(len(recordings), plan.seed, "test", recordings[0].speaker).tolist()
     count = min(round(plan.test_share * len(recordings)), len(recordings) - 1)
     return [recordings[index] for index in order[:count]]

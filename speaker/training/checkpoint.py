@@ -1,4 +1,6 @@
-"""Checkpoints: a training's whole state on disk, so that it resumes after any kill and reaches the same end, bit for bit."""
+"""Checkpoints: a training's whole state on disk,
+so that it resumes after any kill and reaches the same end, bit for bit.
+"""
 
 import dataclasses
 import hashlib
@@ -23,7 +25,8 @@ from speaker.training.metrics import OBJECTIVE, Metrics
 MIN_INTERVAL_S = 1.0  # between two checkpoints
 MAX_TIME_FRACTION = 0.02  # of a training's time that writing them may take
 PACKAGE = Path(__file__).parents[1]
-DECIDING = ("config.py", "common/devices.py", "common/seeding.py", "data", "model", "training")  # files and folders
+# Files and folders.
+DECIDING = ("config.py", "common/devices.py", "common/seeding.py", "data", "model", "training")
 MAX_BYTES = 16 << 30
 ABOUT = "about"  # the tensor that holds what is not a tensor, as JSON
 
@@ -49,7 +52,10 @@ class TrainingState:
         return dict(self.rows).get(self.best_step, {})
 
     def add(self, metrics: Metrics, copy_weights: Callable[[], dict[str, Tensor]]) -> None:
-        """Add an evaluation after the last step. The weights of the best, the first of equals, are kept."""
+        """Add an evaluation after the last step.
+
+        The weights of the best, the first of equals, are kept.
+        """
         if not self.rows or metrics[OBJECTIVE] > self.best[OBJECTIVE]:
             self.best_step, self.weights = self.step, copy_weights()
         self.rows.append((self.step, metrics))
@@ -74,7 +80,9 @@ class Checkpoint:
         self._due_at = clock() + MIN_INTERVAL_S
 
     def due(self) -> bool:
-        """Tell whether it is time to save: so seldom that writing takes MAX_TIME_FRACTION of the time at most."""
+        """Tell whether it is time to save: so seldom that writing takes MAX_TIME_FRACTION
+        of the time at most.
+        """
         return self._path is not None and self._clock() >= self._due_at
 
     def save(self, state: TrainingState, learner: dict[str, Tensor]) -> None:
@@ -102,11 +110,15 @@ class Checkpoint:
         """
         if self._path is None or not self._path.exists():
             return None
-        damaged = UserError(f"{self._path} must be a whole checkpoint, but is damaged; delete it to start over")
+        damaged = UserError(
+            f"{self._path} must be a whole checkpoint, but is damaged; delete it to start over"
+        )
         try:
             about, tensors = _read(self._path)
             if changes := describe_differences(about["identity"], self._identity):
-                raise OtherTrainingError(f"{self._path} must be of this training, but is of another: {changes}")
+                raise OtherTrainingError(
+                    f"{self._path} must be of this training, but is of another: {changes}"
+                )
             state = TrainingState(**about["state"], weights=_under("best/", tensors))
             state.rows = [(step, metrics) for step, metrics in state.rows]
         except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
@@ -121,7 +133,9 @@ class Checkpoint:
             path.unlink(missing_ok=True)
 
 
-def identity(config: TrialConfig, pack: Pack, protocol: Protocol, precision: torch.dtype) -> dict[str, str]:
+def identity(
+    config: TrialConfig, pack: Pack, protocol: Protocol, precision: torch.dtype
+) -> dict[str, str]:
     """Return what a training must have in common with its checkpoint, by name, in words."""
     return {
         **{f"config.{name}": str(value) for name, value in config.identity().items()},
@@ -134,7 +148,9 @@ def identity(config: TrialConfig, pack: Pack, protocol: Protocol, precision: tor
 
 
 def _code() -> str:
-    """Return the identity of the code that decides what a training learns: a change of it changes the result."""
+    """Return the identity of the code that decides what a training learns:
+    a change of it changes the result.
+    """
     digest = hashlib.sha256()
     for path in sorted(deciding_files()):
         digest.update(f"{path.relative_to(PACKAGE)}\n".encode() + path.read_bytes())
@@ -151,7 +167,10 @@ def deciding_files() -> list[Path]:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return what a checkpoint holds: its JSON, and its tensors by name. Raises ValueError for a damaged one."""
+    """Return what a checkpoint holds: its JSON, and its tensors by name.
+
+    Raises ValueError for a damaged one.
+    """
     data = read_bounded(path, MAX_BYTES)
     digest, data = data[:32], data[32:]
     if hashlib.sha256(data).digest() != digest:
@@ -161,4 +180,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }

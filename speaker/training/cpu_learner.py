@@ -14,7 +14,9 @@ from speaker.training.schedule import learning_rate
 class CpuLearner(Learner):
     """Learns on the CPU, with one replica for each thread of a pool."""
 
-    def __init__(self, config: TrialConfig, pack: Pack, rows: Tensor, compute: Compute, pool: ThreadPool) -> None:
+    def __init__(
+        self, config: TrialConfig, pack: Pack, rows: Tensor, compute: Compute, pool: ThreadPool
+    ) -> None:
         super().__init__(config, pack, rows, compute)
         self._pool = pool
         self._gradients = [torch.zeros_like(self._working) for _ in self._replicas]
@@ -48,8 +50,12 @@ class CpuLearner(Learner):
         self._average_buffers()
         self._totals += torch.stack(scores).sum(0)
 
-    def _learn(self, number: int, shard: int, rows: Tensor, offsets: Tensor, is_padded: bool) -> Tensor:
-        """Leave a shard's gradient behind; return its part of the batch's mean loss and accuracy, (2,)."""
+    def _learn(
+        self, number: int, shard: int, rows: Tensor, offsets: Tensor, is_padded: bool
+    ) -> Tensor:
+        """Leave a shard's gradient behind; return its part of the batch's mean loss
+        and accuracy, (2,).
+        """
         replica = self._replicas[shard]
         replica.model.dropout.reseed(derive_seed(self._config.seed, "dropout", number, shard))
         self._gradients[shard].zero_()
@@ -57,7 +63,9 @@ class CpuLearner(Learner):
         return learn(replica, batch, self._config.batch_size)
 
     def _average_buffers(self) -> None:
-        """Give all replicas the mean of their buffers; of whole numbers, such as counts, the first one's."""
+        """Give all replicas the mean of their buffers; of whole numbers, such as counts,
+        the first one's.
+        """
         if len(self._replicas) == 1:
             return
         for first, *others in zip(*(replica.buffers() for replica in self._replicas), strict=True):
@@ -69,7 +77,9 @@ class CpuLearner(Learner):
 
 
 def learn(replica: Replica, batch: tuple[Tensor, Tensor | None, Tensor], batch_size: int) -> Tensor:
-    """Add the gradient of a shard's part of the batch's mean loss; return that part and its hits', (2,)."""
+    """Add the gradient of a shard's part of the batch's mean loss;
+    return that part and its hits', (2,).
+    """
     mels, lengths, labels = batch
     logits, total = replica(mels, lengths, labels, "sum")
     loss = total / batch_size

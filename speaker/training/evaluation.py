@@ -1,4 +1,6 @@
-"""Accuracy under a protocol: whole utterances, which is what the user is scored on, and the homework's crops."""
+"""Accuracy under a protocol: whole utterances, which is what the user is scored on,
+and the homework's crops.
+"""
 
 import contextlib
 import time
@@ -13,10 +15,19 @@ from speaker.common.devices import ThreadPool
 from speaker.common.seeding import uniform
 from speaker.data.pack import Pack, length_buckets
 from speaker.data.protocol import Protocol
-from speaker.training.metrics import ACCURACY_CROPS, ACCURACY_WHOLE, CROPS_PER_S, LOSS_WHOLE, UTTERANCES_PER_S, Metrics
+from speaker.training.metrics import (
+    ACCURACY_CROPS,
+    ACCURACY_WHOLE,
+    CROPS_PER_S,
+    LOSS_WHOLE,
+    UTTERANCES_PER_S,
+    Metrics,
+)
 
-MAX_FRAMES = {"cpu": 4_096, "cuda": 131_072, "mps": 32_768}  # of a batch, padding included; the CPU's caches are small
-MAX_UTTERANCES = 16_384  # of a batch: a GPU's kernels of attention can be started for at most 65,535
+# Of a batch, padding included; the CPU's caches are small.
+MAX_FRAMES = {"cpu": 4_096, "cuda": 131_072, "mps": 32_768}
+# Of a batch: a GPU's kernels of attention can be started for at most 65,535.
+MAX_UTTERANCES = 16_384
 
 
 class Batch(NamedTuple):
@@ -31,8 +42,8 @@ class Batch(NamedTuple):
 class Evaluator:
     """Measures a model on the validation part of a pack.
 
-    Everything that does not depend on the model is done once. Where memory is too short for a batch all
-    batches are halved, for later evaluations too.
+    Everything that does not depend on the model is done once. Where memory is too short for a batch
+    all batches are halved, for later evaluations too.
     """
 
     def __init__(
@@ -77,13 +88,16 @@ class Evaluator:
                 self._measure(model, loss, [longest, largest])  # what needs the most memory
             for batches in (self._wholes, self._crops):
                 middle = batches[len(batches) // 2 :][: self._pool.size]
-                fraction = len(middle) / len(batches)  # before they are halved where memory is short
+                # Before they are halved where memory is short.
+                fraction = len(middle) / len(batches)
                 for _ in range(1 if on_cpu else 2):  # libraries settle on their kernels first
                     _, _, rate = self._measure(model, loss, middle)
                 seconds += self._count / rate / fraction
         return seconds
 
-    def _measure(self, model: nn.Module, loss: nn.Module, batches: list[Batch]) -> tuple[float, float, float]:
+    def _measure(
+        self, model: nn.Module, loss: nn.Module, batches: list[Batch]
+    ) -> tuple[float, float, float]:
         """Return the sums of loss and hits over some batches, and utterances a second."""
         while True:
             began = self._clock()
@@ -152,4 +166,6 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
 def _halve(batch: Batch) -> list[Batch]:
     """Cut a batch in two, where it has more than one utterance."""
     halves = zip(batch.rows.tensor_split(2), batch.starts.tensor_split(2), strict=True)
-    return [Batch(rows, starts, batch.width, batch.is_padded) for rows, starts in halves if len(rows)]
+    return [
+        Batch(rows, starts, batch.width, batch.is_padded) for rows, starts in halves if len(rows)
+    ]

@@ -1,4 +1,6 @@
-"""A step on a GPU: data, order and schedule lie there, and the host only starts one captured CUDA graph."""
+"""A step on a GPU: data, order and schedule lie there,
+and the host only starts one captured CUDA graph.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -22,7 +24,8 @@ from speaker.training.schedule import learning_rate
 class EpochPlan:
     """What each step of an epoch reads, on the device: a step's number selects its row of each."""
 
-    frames: Tensor  # (steps, B * T), int32 or int64: the pack's frames in its crops, none past an utterance's end
+    # (steps, B * T), int32 or int64: the pack's frames in its crops, none past an utterance's end.
+    frames: Tensor
     lengths: Tensor  # (steps, B), int64: how many of a crop's frames are not padding
     labels: Tensor  # (steps, B), int64
     rates: Tensor  # (steps,), float32: learning rates
@@ -42,13 +45,18 @@ class GpuLearner(Learner):
         self._slots = self._views(self._gradient)
         self._epoch, self._drawn = 0, self._batches.draw_epoch(0)
         self._plan = self._plan_epoch(0, self._drawn)
-        self._number = torch.zeros(1, dtype=torch.int64, device=compute.device)  # of the step to do, in its epoch
+        # Of the step to do, in its epoch.
+        self._number = torch.zeros(1, dtype=torch.int64, device=compute.device)
         self._rate = torch.zeros(1, device=compute.device)
         self._one = torch.ones((), device=compute.device)
-        self._hits = torch.zeros(config.batch_size, device=compute.device)  # 1 where a step's answer was right
+        # 1 where a step's answer was right.
+        self._hits = torch.zeros(config.batch_size, device=compute.device)
         self._adamw = self._optimizer(self._rate.view(()))
-        self._loss_scale = LossScale(self._adamw, self._gradient) if compute.precision == torch.float16 else None
-        self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}  # by whether a batch is padded, and needs masks
+        self._loss_scale = (
+            LossScale(self._adamw, self._gradient) if compute.precision == torch.float16 else None
+        )
+        # By whether a batch is padded, and needs masks.
+        self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}
         self.fallback = self._capture() if compute.graph else ""
 
     def step(self, number: int) -> None:
@@ -63,10 +71,15 @@ class GpuLearner(Learner):
             self._work(is_padded)
 
     def diagnostics(self, steps: int) -> dict[str, float]:
-        """Return the loss scale, and how many of `steps` steps were skipped since they overflowed, in float16."""
+        """Return the loss scale, and how many of `steps` steps were skipped since they overflowed,
+        in float16.
+        """
         if self._loss_scale is None:
             return {}
-        return {LOSS_SCALE: float(self._loss_scale.scale), SKIPPED_STEPS: steps - float(self._count)}
+        return {
+            LOSS_SCALE: float(self._loss_scale.scale),
+            SKIPPED_STEPS: steps - float(self._count),
+        }
 
     def state(self) -> dict[str, Tensor]:
         """Return all that the steps to come depend on, besides their numbers, on the CPU."""
@@ -76,7 +89,8 @@ class GpuLearner(Learner):
     def load(self, state: dict[str, Tensor], steps: int) -> None:
         """Resume from what `state` returned after `steps` steps.
 
-        What a learner on another kind of device returned lacks some of it: its masks of dropout cannot be drawn here.
+        What a learner on another kind of device returned lacks some of it: its masks of dropout
+        cannot be drawn here.
         """
         super().load(state, steps)
         for name, tensor in self._own_state().items():
@@ -96,7 +110,10 @@ class GpuLearner(Learner):
         return {"count": self._count, **scale}
 
     def _work(self, is_padded: bool) -> None:
-        """Do the step whose number the device holds. Nothing here reads a value back, or has a shape made of values."""
+        """Do the step whose number the device holds.
+
+        Nothing here reads a value back, or has a shape made of values.
+        """
         plan, number, size = self._plan, self._number, self._config.batch_size
         frames = plan.frames.index_select(0, number).view(-1)
         mels = self._pack.frames.index_select(0, frames).view(size, -1, self._pack.n_mels)
@@ -106,7 +123,8 @@ class GpuLearner(Learner):
         logits, loss = self._replicas[0](mels, lengths, labels, "mean")
         factor = self._loss_scale.scale if self._loss_scale else self._one
         gradients = torch.autograd.grad(loss, self._parameters, factor)
-        torch._foreach_copy_(self._slots, gradients)  # one kernel, where adding them to zeros takes one each
+        # One kernel, where adding them to zeros takes one each.
+        torch._foreach_copy_(self._slots, gradients)
         with torch.no_grad():
             torch.eq(logits.argmax(1), labels, out=self._hits)
             torch._foreach_add_([self._totals[0], self._totals[1]], [loss, self._hits.mean()])
@@ -118,8 +136,16 @@ class GpuLearner(Learner):
 
     def _plan_epoch(self, epoch: int, drawn: Epoch) -> EpochPlan:
         """Turn an epoch's crops into what each step reads."""
-        steps, size, width = self._batches.steps_per_epoch, self._config.batch_size, self._batches.width
-        pack, rows, offsets = self._pack, drawn.rows[: steps * size], drawn.crop_offsets[: steps * size]
+        steps, size, width = (
+            self._batches.steps_per_epoch,
+            self._config.batch_size,
+            self._batches.width,
+        )
+        pack, rows, offsets = (
+            self._pack,
+            drawn.rows[: steps * size],
+            drawn.crop_offsets[: steps * size],
+        )
         starts = pack.crop_starts(rows, offsets, width)
         lengths = (pack.lengths[rows] - starts).clamp(max=width)
         within = torch.minimum(torch.arange(width, device=rows.device), lengths[:, None] - 1)
@@ -134,7 +160,10 @@ class GpuLearner(Learner):
         )
 
     def _open_epoch(self, epoch: int, index: int) -> None:
-        """Put what an epoch's steps read where the graphs look for it. Its `index`th step is the next."""
+        """Put what an epoch's steps read where the graphs look for it.
+
+        Its `index`th step is the next.
+        """
         if epoch != self._epoch:
             self._epoch, self._drawn = epoch, self._batches.draw_epoch(epoch)
             plan = self._plan_epoch(epoch, self._drawn)
@@ -143,7 +172,10 @@ class GpuLearner(Learner):
         self._number.fill_(index)
 
     def _capture(self) -> str:
-        """Capture a step for each kind of batch; return why that failed, or nothing. What it trained is undone."""
+        """Capture a step for each kind of batch; return why that failed, or nothing.
+
+        What it trained is undone.
+        """
         before = self.state()
         try:
             for is_padded in sorted(self._batches.kinds):
@@ -170,13 +202,19 @@ class GpuLearner(Learner):
 
     @property
     def _random_key(self) -> str:
-        """Under which name a state holds the device's random numbers: those of another kind of device are of no use."""
+        """Under which name a state holds the device's random numbers:
+        those of another kind of device are of no use.
+        """
         return f"random.{self._device.type}"
 
     def _random_state(self) -> Tensor:
         if self._device.type == "cuda":
             return torch.cuda.get_rng_state(self._device)
-        return torch.mps.get_rng_state() if self._device.type == "mps" else torch.random.get_rng_state()
+        return (
+            torch.mps.get_rng_state()
+            if self._device.type == "mps"
+            else torch.random.get_rng_state()
+        )
 
     def _set_random_state(self, state: Tensor) -> None:
         if self._device.type == "cuda":

@@ -1,4 +1,7 @@
-"""Learner: what one training changes, its weights and AdamW's moments. One call of `step` is one step."""
+"""Learner: what one training changes, its weights and AdamW's moments.
+
+One call of `step` is one step.
+"""
 
 import copy
 from abc import ABC, abstractmethod
@@ -29,8 +32,12 @@ class Replica(nn.Module):
         self.model = SpeakerClassifier(config, pack.n_mels, len(pack.speakers))
         self.loss = LOSS_LAYERS[config.loss](config, len(pack.speakers))
 
-    def forward(self, mels: Tensor, lengths: Tensor | None, labels: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
-        """Return float32 logits (B, n_speakers) and their loss; the arguments are the model's and the loss's."""
+    def forward(
+        self, mels: Tensor, lengths: Tensor | None, labels: Tensor, reduction: str
+    ) -> tuple[Tensor, Tensor]:
+        """Return float32 logits (B, n_speakers) and their loss;
+        the arguments are the model's and the loss's.
+        """
         logits = self.model(mels, lengths).float()
         return logits, self.loss(logits, labels, reduction)
 
@@ -38,9 +45,10 @@ class Replica(nn.Module):
 class Learner(ABC):
     """A model that learns.
 
-    Weights and moments are float32, each one flat tensor. Replicas compute with a copy of the weights in
-    the precision of matrix multiplications. Buffers, such as running statistics, are kept in that precision.
-    `fallback` says why a training computes in a slower way than its device offers.
+    Weights and moments are float32, each one flat tensor. Replicas compute with a copy of the
+    weights in the precision of matrix multiplications. Buffers, such as running statistics, are
+    kept in that precision. `fallback` says why a training computes in a slower way than its device
+    offers.
     """
 
     fallback = ""
@@ -95,7 +103,8 @@ class Learner(ABC):
         return bool(self.weights.isfinite().all())
 
     def model_state(self) -> dict[str, Tensor]:
-        """Return a copy of the model's weights and buffers by name, on the CPU: what is saved of it.
+        """Return a copy of the model's weights and buffers by name, on the CPU:
+        what is saved of it.
 
         Those that are floats are float32.
         """
@@ -126,7 +135,9 @@ class Learner(ABC):
                 tensor.copy_(state[name])
             self._count.fill_(steps)
             for replica in self._replicas[1:]:
-                for buffer, source in zip(replica.buffers(), self._replicas[0].buffers(), strict=True):
+                for buffer, source in zip(
+                    replica.buffers(), self._replicas[0].buffers(), strict=True
+                ):
                     buffer.copy_(source)
         self._refresh()
 
@@ -176,7 +187,9 @@ def _slots(shapes: Iterable[torch.Size]) -> Iterator[slice]:
 
 
 def _flatten(module: nn.Module) -> Tensor:
-    """Return a module's parameters in one float32 tensor; the gaps between them hold zeros and stay so."""
+    """Return a module's parameters in one float32 tensor;
+    the gaps between them hold zeros and stay so.
+    """
     slots = list(_slots(value.shape for value in module.parameters()))
     flat = torch.zeros(-(-slots[-1].stop // ALIGNMENT) * ALIGNMENT)
     for slot, value in zip(slots, module.parameters(), strict=True):

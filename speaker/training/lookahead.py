@@ -1,4 +1,6 @@
-"""A look ahead: what points cost on a device before a search begins, and what to fall back to where they fail."""
+"""A look ahead: what points cost on a device before a search begins,
+and what to fall back to where they fail.
+"""
 
 import resource
 import time
@@ -33,11 +35,15 @@ class Cost:
 
     def seconds(self) -> float:
         """Return the time of the training, were it not stopped."""
-        return self.config.steps * self.step + -(-self.config.steps // self.config.valid_every) * self.evaluation
+        return (
+            self.config.steps * self.step
+            + -(-self.config.steps // self.config.valid_every) * self.evaluation
+        )
 
 
 def measure(config: TrialConfig, pack: Pack, protocol: Protocol, compute: Compute) -> Cost:
-    """Do some steps of a point and score some batches, the longest among them on a GPU, and forget what was learnt.
+    """Do some steps of a point and score some batches, the longest among them on a GPU,
+    and forget what was learnt.
 
     The pack lies on the device. Raises what a training would.
     """
@@ -57,12 +63,17 @@ def measure(config: TrialConfig, pack: Pack, protocol: Protocol, compute: Comput
 
 
 def find_working_compute(
-    points: Sequence[TrialConfig], put: Callable[[Compute], Pack], protocol: Protocol, compute: Compute
+    points: Sequence[TrialConfig],
+    put: Callable[[Compute], Pack],
+    protocol: Protocol,
+    compute: Compute,
 ) -> tuple[Compute, Pack, list[Cost]]:
-    """Find out what to compute with, from what was asked for down to what works, and what points cost there.
+    """Find out what to compute with, from what was asked for down to what works,
+    and what points cost there.
 
-    `put` puts the pack on a device. A point that does not fit into memory has no cost in the list. Raises UserError
-    when nothing works or no point fits, and DeviceLostError. What failed stands among the result's fallbacks.
+    `put` puts the pack on a device. A point that does not fit into memory has no cost in the list.
+    Raises UserError when nothing works or no point fits, and DeviceLostError. What failed stands
+    among the result's fallbacks.
     """
     reasons = list(compute.fallbacks)
     for candidate in (compute, *compute.lesser()):
@@ -72,19 +83,29 @@ def find_working_compute(
             with noticing_loss(tried.device):
                 return tried, *_attempt(points, put, protocol, tried)
         except DeviceLostError as error:
-            # PyTorch asks the card even for what it computes on the CPU, so this process can do nothing more.
+            # PyTorch asks the card even for what it computes on the CPU, so this process can do
+            # nothing more.
             tried_before = "".join(f"; {reason}" for reason in reasons)
-            raise DeviceLostError(f"{error} before the first trial{tried_before}; try --device cpu") from error
+            raise DeviceLostError(
+                f"{error} before the first trial{tried_before}; try --device cpu"
+            ) from error
         except (RuntimeError, UserError) as error:
             if tried.device.type == "cpu":
                 raise
             steps = "captured" if tried.graph else "plain"
-            reasons.append(f"{tried.device}, {tried.precision_name}, {steps} steps failed: {first_line(error)}")
-    raise UserError(f"--device {compute.device} must do a step, but: {'; '.join(reasons)}; use --device cpu")
+            reasons.append(
+                f"{tried.device}, {tried.precision_name}, {steps} steps failed: {first_line(error)}"
+            )
+    raise UserError(
+        f"--device {compute.device} must do a step, but: {'; '.join(reasons)}; use --device cpu"
+    )
 
 
 def _attempt(
-    points: Sequence[TrialConfig], put: Callable[[Compute], Pack], protocol: Protocol, compute: Compute
+    points: Sequence[TrialConfig],
+    put: Callable[[Compute], Pack],
+    protocol: Protocol,
+    compute: Compute,
 ) -> tuple[Pack, list[Cost]]:
     configure_process(compute)
     pack = put(compute)
@@ -95,19 +116,32 @@ def _attempt(
             raise RuntimeError(cost.fallback)
         costs += [cost] if cost else []
     if not costs:
-        raise UserError(f"the smallest point must fit into the memory of {compute.device}, but does not; free some")
+        raise UserError(
+            f"the smallest point must fit into the memory of {compute.device}, but does not; free "
+            "some"
+        )
     return pack, costs
 
 
 def forecast(points: Sequence[TrialConfig], costs: Sequence[Cost]) -> float:
-    """Return the seconds of a training of one of many points on average, between what few of them cost."""
+    """Return the seconds of a training of one of many points on average,
+    between what few of them cost.
+    """
     few = sorted((count_operations(cost.config), cost.seconds()) for cost in costs)
     (least, shortest), (most, longest) = few[0], few[-1]
     slope = (longest - shortest) / max(most - least, 1.0)
-    return sum(shortest + slope * (count_operations(point) - least) for point in points) / len(points)
+    return sum(shortest + slope * (count_operations(point) - least) for point in points) / len(
+        points
+    )
 
 
-def describe(points: Sequence[TrialConfig], costs: Sequence[Cost], trials: int, compute: Compute, jobs: int = 1) -> str:
+def describe(
+    points: Sequence[TrialConfig],
+    costs: Sequence[Cost],
+    trials: int,
+    compute: Compute,
+    jobs: int = 1,
+) -> str:
     """Return in a line what training so many of some points is to cost, `jobs` at once.
 
     `points` are in the order of their size, and the largest of them may have no cost.
@@ -116,12 +150,16 @@ def describe(points: Sequence[TrialConfig], costs: Sequence[Cost], trials: int, 
     step = f"{1000 * smallest.step:.3g} ms ({smallest.config.label()})"
     if largest is not smallest:
         step += f" to {1000 * largest.step:.3g} ms ({largest.config.label()})"
-    at_once = jobs if compute.device.type == "cpu" else 1  # jobs have a CPU's cores to themselves, and share a GPU
+    # Jobs have a CPU's cores to themselves, and share a GPU.
+    at_once = jobs if compute.device.type == "cpu" else 1
     seconds = trials * forecast(points, costs) / at_once
     steps = f"A step takes {step}{', captured as one CUDA graph' * compute.graph}"
-    memory = f"{largest.memory / 2**30:.1f} GiB of memory{' for each job, of which they share the data' * (jobs > 1)}"
+    of_each = " for each job, of which they share the data" * (jobs > 1)
+    memory = f"{largest.memory / 2**30:.1f} GiB of memory{of_each}"
     count = f"{trials} trials take" if trials > 1 else "1 trial takes"
-    line = f"{steps}; {count} about {_in_words(seconds)}, where none is stopped early, and {memory}."
+    line = (
+        f"{steps}; {count} about {_in_words(seconds)}, where none is stopped early, and {memory}."
+    )
     if largest.config != points[-1]:
         line += f" {points[-1].label()} does not fit into the memory, and such trials will fail."
     return line
@@ -134,7 +172,9 @@ def _in_words(seconds: float) -> str:
     return f"{seconds:.0f} seconds"
 
 
-def _measure_if_it_fits(config: TrialConfig, pack: Pack, protocol: Protocol, compute: Compute) -> Cost | None:
+def _measure_if_it_fits(
+    config: TrialConfig, pack: Pack, protocol: Protocol, compute: Compute
+) -> Cost | None:
     try:
         return measure(config, pack, protocol, compute)
     except (RuntimeError, MemoryError) as error:

@@ -1,4 +1,5 @@
-"""What a training measures, by name. These are the names in MLflow, too: what stands before the slash groups the charts.
+"""What a training measures, by name. These are the names in MLflow, too:
+what stands before the slash groups the charts.
 
 Accuracies are in [0, 1], losses in nats.
 """

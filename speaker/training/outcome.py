@@ -4,7 +4,10 @@ from enum import StrEnum
 
 
 class Outcome(StrEnum):
-    """How a trial ends. A training ends in one of the first three; the last is a run's that can be resumed."""
+    """How a trial ends.
+
+    A training ends in one of the first three; the last is a run's that can be resumed.
+    """
 
     COMPLETE = "complete"
     PRUNED = "pruned"  # stopped by the search

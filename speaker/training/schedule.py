@@ -6,7 +6,8 @@ from speaker.config import TrialConfig
 
 
 def learning_rate(config: TrialConfig, step: int) -> float:
-    """Return the learning rate of a step, counted from 0: linear warm-up from 0, then a cosine to 0 at config.steps.
+    """Return the learning rate of a step, counted from 0: linear warm-up from 0,
+    then a cosine to 0 at config.steps.
 
     Source: transformers' get_cosine_schedule_with_warmup with half a cycle, as in the homework.
     """

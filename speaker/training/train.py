@@ -1,4 +1,7 @@
-"""The one training function: a point and a pack in, a result out. It knows nothing of studies and runs."""
+"""The one training function: a point and a pack in, a result out.
+
+It knows nothing of studies and runs.
+"""
 
 import math
 import time
@@ -62,8 +65,8 @@ def validate_batch_size(config: TrialConfig, pack: Pack, protocol: Protocol) -> 
     rows, _ = protocol.split(pack)
     if len(rows) < config.batch_size:
         raise UserError(
-            f"batch_size must be at most the number of training utterances, {len(rows)}, but got {config.batch_size}; "
-            f"use --batch-size {len(rows)} or less, or a larger corpus"
+            f"batch_size must be at most the number of training utterances, {len(rows)}, but got "
+            f"{config.batch_size}; use --batch-size {len(rows)} or less, or a larger corpus"
         )
 
 
@@ -77,18 +80,20 @@ def train(
     bar: "tqdm[int] | None" = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> TrialResult:
-    """Train one point on the device its pack lies on, and return the best of its evaluations by OBJECTIVE.
+    """Train one point on the device its pack lies on,
+    and return the best of its evaluations by OBJECTIVE.
 
-    `report(step, metrics)` is called after every evaluation, that is every `config.valid_every` steps and after
-    the last. It returns whether to stop; before the last step the trial is then pruned. A training that diverges,
-    runs out of memory or cannot be done by a GPU has failed, with a reason.
+    `report(step, metrics)` is called after every evaluation, that is every `config.valid_every`
+    steps and after the last. It returns whether to stop; before the last step the trial is then
+    pruned. A training that diverges, runs out of memory or cannot be done by a GPU has failed, with
+    a reason.
 
-    A training that was killed resumes from its `checkpoint`: `report` is called once more with the evaluations that
-    the checkpoint holds. On a CPU with the same number of threads the result is the same to the last bit.
-    `bar` counts steps.
+    A training that was killed resumes from its `checkpoint`: `report` is called once more with the
+    evaluations that the checkpoint holds. On a CPU with the same number of threads the result is
+    the same to the last bit. `bar` counts steps.
 
-    Raises UserError for a pack that is too small and for a checkpoint of another training, and DeviceLostError
-    when a GPU no longer answers; any other exception passes through.
+    Raises UserError for a pack that is too small and for a checkpoint of another training, and
+    DeviceLostError when a GPU no longer answers; any other exception passes through.
     """
     validate_batch_size(config, pack, protocol)
     bar = tqdm(disable=True) if bar is None else bar
@@ -134,7 +139,8 @@ def _train(
         while state.step < config.steps and not (stopped or reason):
             learner.step(state.step)
             state.step += 1
-            if bar.update():  # true a few times a second: the only wait for a device between evaluations
+            # True a few times a second: the only wait for a device between evaluations.
+            if bar.update():
                 _show(bar, state, learner)
             evaluated = state.step % config.valid_every == 0 or state.step == config.steps
             if evaluated:
@@ -142,7 +148,9 @@ def _train(
                 metrics[STEPS_PER_S] = (state.step - first) / max(clock() - since, 1e-9)
                 metrics |= evaluate(learner.model, learner.loss)
                 if not (_is_finite(metrics) and learner.is_finite()):
-                    reason = f"diverged: a loss or a weight is not finite any more at step {state.step}"
+                    reason = (
+                        f"diverged: a loss or a weight is not finite any more at step {state.step}"
+                    )
                     break
                 state.add(metrics, learner.model_state)
             if checkpoint.due():
@@ -156,12 +164,21 @@ def _train(
         if stopped and state.step < config.steps:
             outcome, reason = Outcome.PRUNED, f"stopped by the search at step {state.step}"
         return TrialResult(
-            outcome, reason, state.step, state.best_step, state.best, state.weights, count_parameters(learner.model),
-            clock() - began, learner.fallback,
-        )  # fmt: skip
+            outcome,
+            reason,
+            steps=state.step,
+            best_step=state.best_step,
+            best=state.best,
+            weights=state.weights,
+            parameters=count_parameters(learner.model),
+            seconds=clock() - began,
+            fallback=learner.fallback,
+        )
 
 
-def open_learner(config: TrialConfig, pack: Pack, rows: Tensor, compute: Compute, pool: ThreadPool) -> Learner:
+def open_learner(
+    config: TrialConfig, pack: Pack, rows: Tensor, compute: Compute, pool: ThreadPool
+) -> Learner:
     """Return what does the steps on a device."""
     if compute.device.type == "cpu":
         return CpuLearner(config, pack, rows, compute, pool)

@@ -8,13 +8,21 @@ import pytest
 
 from speaker.common import signals
 from speaker.common.cli import printable
-from speaker.common.signals import Interrupted, install_signal_handlers, interruptible, uninterrupted
+from speaker.common.signals import (
+    Interrupted,
+    install_signal_handlers,
+    interruptible,
+    uninterrupted,
+)
 
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
     """Install the program's handlers, as run_cli does, and put the others back."""
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    before = {
+        signum: signal.getsignal(signum)
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    }
     hook = sys.unraisablehook
     install_signal_handlers()
     yield

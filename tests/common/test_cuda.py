@@ -1,4 +1,6 @@
-"""What is asked of CUDA, checked by PyTorch's own Python side: only the calls of the driver itself are replaced."""
+"""What is asked of CUDA, checked by PyTorch's own Python side:
+only the calls of the driver itself are replaced.
+"""
 
 import subprocess
 import sys
@@ -9,7 +11,13 @@ import pytest
 import torch
 
 from speaker.common import cuda
-from speaker.common.devices import Compute, configure_process, find_compute, find_device, find_precision
+from speaker.common.devices import (
+    Compute,
+    configure_process,
+    find_compute,
+    find_device,
+    find_precision,
+)
 from speaker.common.errors import DeviceLostError, UserError
 from speaker.data.pack import Pack
 from speaker.data.protocol import Protocol
@@ -17,7 +25,8 @@ from speaker.training.train import train
 from tests.helpers import ROOT, TINY
 
 GIB = 1 << 30
-WHEEL = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]  # torch 2.13 with CUDA 13.0
+# Torch 2.13 with CUDA 13.0.
+WHEEL = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
 OLD_WHEEL = ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"]  # with CUDA 12.6
 
 
@@ -33,7 +42,12 @@ class Driver:
         self.answers("mem_get_info", lambda _device: (self.free, self.total))
         self.wheel(WHEEL)
         patch.setattr(torch.version, "cuda", "13.0")
-        patch.setattr(torch._C, "_cuda_setDevice", lambda index: self.told.append(("device", index)), raising=False)
+        patch.setattr(
+            torch._C,
+            "_cuda_setDevice",
+            lambda index: self.told.append(("device", index)),
+            raising=False,
+        )
         patch.setattr(torch._C, "_cuda_setMemoryFraction", lambda *given: self.told.append(("memory", *given)),
                       raising=False)  # fmt: skip
         patch.setattr("torch.cuda.memory._lazy_init", lambda: None)
@@ -61,8 +75,9 @@ class Driver:
     def is_too_old(self) -> None:
         def init() -> None:
             raise RuntimeError(
-                "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver by "
-                "downloading and installing a new version from the URL: http://www.nvidia.com/Download/index.aspx"
+                "The NVIDIA driver on your system is too old (found version 11040). Please update "
+                "your GPU driver by downloading and installing a new version from the URL: "
+                "http://www.nvidia.com/Download/index.aspx"
             )
 
         self.answers("init", init)
@@ -109,7 +124,9 @@ def test_each_card_computes_in_the_fastest_precision_it_has(
 def test_the_card_that_is_asked_about_is_the_one_that_is_used(driver: Driver) -> None:
     driver.has("card", (8, 0), (7, 5))
     assert find_compute("cuda:1", "auto").precision == torch.float16
-    with pytest.raises(UserError, match=r"--precision bf16 needs a card .* but cuda:1 has 7.5; use fp16 or fp32"):
+    with pytest.raises(
+        UserError, match=r"--precision bf16 needs a card .* but cuda:1 has 7.5; use fp16 or fp32"
+    ):
         find_compute("cuda:1", "bf16")
     with pytest.raises(UserError, match=r"there is no card 2; this machine has 2, counted from 0"):
         find_device("cuda:2")
@@ -118,11 +135,15 @@ def test_the_card_that_is_asked_about_is_the_one_that_is_used(driver: Driver) ->
 @pytest.mark.usefixtures("driver")
 def test_float16_is_for_cards() -> None:
     assert find_precision("fp16", torch.device("cuda", 0)) == torch.float16
-    with pytest.raises(UserError, match="--precision fp16 is for CUDA devices, but the device is cpu; use bf16 or"):
+    with pytest.raises(
+        UserError, match="--precision fp16 is for CUDA devices, but the device is cpu; use bf16 or"
+    ):
         find_precision("fp16", torch.device("cpu"))
 
 
-@pytest.mark.parametrize(("capability", "old"), [((6, 0), True), ((7, 0), True), ((7, 5), False), ((12, 1), False)])
+@pytest.mark.parametrize(
+    ("capability", "old"), [((6, 0), True), ((7, 0), True), ((7, 5), False), ((12, 1), False)]
+)
 def test_a_card_that_the_wheel_has_no_kernels_for_is_named_with_the_wheel_to_install(
     driver: Driver, capability: tuple[int, int], old: bool
 ) -> None:
@@ -132,9 +153,10 @@ def test_a_card_that_the_wheel_has_no_kernels_for_is_named_with_the_wheel_to_ins
     if old:
         version = torch.__version__.partition("+")[0]
         assert fault == (
-            f"Tesla P100 is of compute capability {capability[0]}.{capability[1]}, for which torch {torch.__version__} "
-            "has no kernels (sm_75, sm_80, sm_86, sm_90, sm_100, sm_120, compute_120); pip install --force-reinstall "
-            f"torch=={version} --index-url https://download.pytorch.org/whl/cu126"
+            f"Tesla P100 is of compute capability {capability[0]}.{capability[1]}, for which torch "
+            f"{torch.__version__} has no kernels (sm_75, sm_80, sm_86, sm_90, sm_100, sm_120, "
+            f"compute_120); pip install --force-reinstall torch=={version} --index-url "
+            "https://download.pytorch.org/whl/cu126"
         )
         with pytest.raises(UserError, match="Tesla P100"):
             find_device("cuda")
@@ -151,14 +173,18 @@ def test_a_card_that_the_wheel_has_no_kernels_for_is_named_with_the_wheel_to_ins
      ("sm_100", (10, 3), True), ("compute_90", (12, 0), True), ("compute_120", (9, 0), False),
      ("gfx90a", (9, 0), False)],
 )  # fmt: skip
-def test_kernels_suit_a_card_of_their_generation(kernel: str, capability: tuple[int, int], suits: bool) -> None:
+def test_kernels_suit_a_card_of_their_generation(
+    kernel: str, capability: tuple[int, int], suits: bool
+) -> None:
     assert cuda._suits(kernel, capability) is suits
 
 
 def test_a_driver_that_is_too_old_is_said_and_auto_takes_the_cpu(driver: Driver) -> None:
     driver.is_too_old()
     fault = cuda.find_fault(0)
-    assert fault.startswith("The NVIDIA driver on your system is too old (found version 11040); update the driver, or ")
+    assert fault.startswith(
+        "The NVIDIA driver on your system is too old (found version 11040); update the driver, or "
+    )
     with pytest.raises(UserError, match="is too old"):
         find_device("cuda")
     compute = find_compute("auto", "fp32")
@@ -166,7 +192,9 @@ def test_a_driver_that_is_too_old_is_said_and_auto_takes_the_cpu(driver: Driver)
     assert compute.fallbacks == (f"the NVIDIA card is not used: {fault}",)
 
 
-def test_a_pytorch_without_cuda_is_said_where_there_is_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pytorch_without_cuda_is_said_where_there_is_a_card(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr("shutil.which", lambda _name: "/usr/bin/nvidia-smi")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -201,7 +229,10 @@ def test_jobs_share_what_the_pack_and_their_contexts_leave(
 
 def test_more_jobs_than_memory_are_refused(driver: Driver) -> None:
     driver.free = 4 * GIB
-    with pytest.raises(UserError, match=r"--jobs must leave each job 0.5 GiB .* 4 jobs share 4.0 GiB; use at most 3"):
+    with pytest.raises(
+        UserError,
+        match=r"--jobs must leave each job 0.5 GiB .* 4 jobs share 4.0 GiB; use at most 3",
+    ):
         cuda.share_memory(torch.device("cuda", 0), 4)
     assert cuda.share_memory(torch.device("cuda", 0), 3) > 0
     driver.free = GIB
@@ -220,10 +251,14 @@ def test_a_description_says_what_decides_the_numbers(driver: Driver) -> None:
 
 @pytest.mark.usefixtures("driver")
 def test_what_is_tried_next_asks_for_less_each_time() -> None:
-    names = [(c.device.type, c.precision_name, c.graph) for c in find_compute("auto", "auto").lesser()]
+    names = [
+        (c.device.type, c.precision_name, c.graph) for c in find_compute("auto", "auto").lesser()
+    ]
     assert names[:2] == [("cuda", "fp16", False), ("cuda", "fp32", False)]
     assert [name for name, _, _ in names[2:]] == ["cpu"]
-    assert [c.precision_name for c in find_compute("auto", "fp32").lesser()][-1] == "fp32", "what was asked for"
+    assert [c.precision_name for c in find_compute("auto", "fp32").lesser()][-1] == "fp32", (
+        "what was asked for"
+    )
     assert [c.device.type for c in find_compute("cuda", "fp32").lesser()] == ["cuda"]
     assert list(Compute().lesser()) == []
 
@@ -231,12 +266,22 @@ def test_what_is_tried_next_asks_for_less_each_time() -> None:
 @pytest.mark.parametrize(
     ("error", "is_lost"),
     [
-        (torch.AcceleratorError("CUDA error: device-side assert triggered\nCUDA kernel errors might be ..."), True),
+        (
+            torch.AcceleratorError(
+                "CUDA error: device-side assert triggered\nCUDA kernel errors might be ..."
+            ),
+            True,
+        ),
         (RuntimeError("CUDA error: unspecified launch failure"), True),
         (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), True),
         (torch.AcceleratorError("CUDA error: out of memory"), False),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), False),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), False),
+        (
+            RuntimeError(
+                "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+            ),
+            False,
+        ),
         (RuntimeError("shape mismatch"), False),
     ],
 )
@@ -260,7 +305,9 @@ def test_a_card_that_still_answers_is_not_lost(monkeypatch: pytest.MonkeyPatch) 
     assert cuda.is_device_error(error)
 
 
-def test_a_point_that_is_beyond_a_card_fails_alone(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_point_that_is_beyond_a_card_fails_alone(
+    pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_arguments: object) -> None:
         raise torch.AcceleratorError("CUDA error: invalid configuration argument\nCompile with ...")
 
@@ -276,7 +323,9 @@ def test_a_point_that_is_beyond_a_card_fails_alone(pack: Pack, monkeypatch: pyte
 def test_what_auto_could_not_use_is_said_with_what_the_cpu_lacks(driver: Driver) -> None:
     driver.is_too_old()
     for words in (("auto", "fp16"), ("auto", "fp32", 1000)):
-        with pytest.raises(UserError, match=r"^--(precision|jobs) .*; the NVIDIA card is not used: .* is too old"):
+        with pytest.raises(
+            UserError, match=r"^--(precision|jobs) .*; the NVIDIA card is not used: .* is too old"
+        ):
             find_compute(*words)  # type: ignore[arg-type]
 
 
@@ -288,9 +337,15 @@ def test_cards_that_the_user_hides_are_not_there(driver: Driver) -> None:
 
 
 def test_all_shapes_are_traced_as_a_card_runs_them_and_fit_into_12_gb() -> None:
-    """In a process of its own: traced tensors of a device that is not there can take a process down."""
+    """In a process of its own: traced tensors of a device
+    that is not there can take a process down.
+    """
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "tests.trace_cuda"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-W", "error", "-m", "tests.trace_cuda"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines()[-1].startswith("traced 120 shapes"), done.stdout

@@ -35,7 +35,9 @@ def test_cores_are_those_this_process_may_use_and_jobs_share_them() -> None:
         find_compute("cpu", "fp32", jobs=usable_cores() + 1)
 
 
-@pytest.mark.parametrize(("threads", "shards", "each"), [(1, 1, 1), (2, 2, 1), (4, 4, 1), (16, MAX_SHARDS, 4)])
+@pytest.mark.parametrize(
+    ("threads", "shards", "each"), [(1, 1, 1), (2, 2, 1), (4, 4, 1), (16, MAX_SHARDS, 4)]
+)
 def test_shards_share_the_threads(threads: int, shards: int, each: int) -> None:
     before = torch.get_num_threads()
     compute = Compute(threads=threads)

@@ -26,7 +26,9 @@ def test_a_good_corpus_has_no_findings_and_right_numbers(corpus: Corpus) -> None
     assert f"frames      {sum(lengths):,}, " in text
     packed = 2 * 40 * sum(utterance.frames for utterance in corpus.utterances)
     assert f"packed {packed / 1e6:.1f} MB" in text
-    everything = torch.cat([read_mels(corpus, utterance) for utterance in (*corpus.utterances, *corpus.test)])
+    everything = torch.cat(
+        [read_mels(corpus, utterance) for utterance in (*corpus.utterances, *corpus.test)]
+    )
     mean, deviation = report.bands()
     assert torch.allclose(mean.float(), everything.mean(0), atol=1e-4)
     assert torch.allclose(deviation.float(), everything.std(0), atol=1e-2)
@@ -38,7 +40,9 @@ def test_the_share_at_the_floor(copy: Path) -> None:
         mels = read_mels(corpus, utterance)
         mels[:, :10] = -20.7233
         torch.save(mels, copy / utterance.feature_path)
-    torch.save(torch.full((corpus.test[0].frames, 40), -20.7233), copy / corpus.test[0].feature_path)
+    torch.save(
+        torch.full((corpus.test[0].frames, 40), -20.7233), copy / corpus.test[0].feature_path
+    )
     report = check(copy)
     assert sorted(report.floor_shares, reverse=True)[:4] == [1.0, 0.25, 0.25, 0.0]
     assert report.warnings.counts == {"utterance of nothing but silence": 1}
@@ -64,8 +68,16 @@ def test_each_class_of_problem_is_counted_with_its_first_cases(copy: Path) -> No
         entries["id00003"][1:] = []
 
     change(copy, "metadata.json", edit)
-    change(copy, "testdata.json", lambda m: m["utterances"][1].update(mel_len=corpus.utterances[20].frames))
-    change(copy, "testdata.json", lambda m: m["utterances"].append({"feature_path": paths[30].name, "mel_len": 9}))
+    change(
+        copy,
+        "testdata.json",
+        lambda m: m["utterances"][1].update(mel_len=corpus.utterances[20].frames),
+    )
+    change(
+        copy,
+        "testdata.json",
+        lambda m: m["utterances"].append({"feature_path": paths[30].name, "mel_len": 9}),
+    )
     (copy / "stray.txt").touch()
     (copy / "sox_effects.pt").touch()
     report = check(copy)
@@ -108,7 +120,9 @@ def test_files_that_are_read_but_should_be_saved_again_are_warned_of(copy: Path)
             f"{corpus.utterances[1].feature_path} has "
             f"{(copy / corpus.utterances[1].feature_path).stat().st_size:,} bytes"
         ],
-        "feature file without checksums, of PyTorch before 1.6; save it again": [corpus.utterances[2].feature_path],
+        "feature file without checksums, of PyTorch before 1.6; save it again": [
+            corpus.utterances[2].feature_path
+        ],
     }
 
 
@@ -116,7 +130,9 @@ def test_files_that_are_read_but_should_be_saved_again_are_warned_of(copy: Path)
     "names",
     [("Jos\u00e9", "Jose\u0301"), ("anna", "Anna"), ("anna", "anna "), ("\ufb01n", "fin")],
 )
-def test_two_speakers_whose_names_look_the_same_are_warned_of(copy: Path, names: tuple[str, str]) -> None:
+def test_two_speakers_whose_names_look_the_same_are_warned_of(
+    copy: Path, names: tuple[str, str]
+) -> None:
     for old, new in zip(("id00001", "id00003"), names, strict=True):
         change(copy, "mapping.json", lambda m, old=old, new=new: rename(m, old, new))
         change(
@@ -141,7 +157,9 @@ def test_the_figure(corpus: Corpus, tmp_path: Path) -> None:
     draw(report, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     draw(report, tmp_path / "a.svg")
-    assert all(word in (tmp_path / "a.svg").read_text() for word in ("<svg", "mel band", "share of values"))
+    assert all(
+        word in (tmp_path / "a.svg").read_text() for word in ("<svg", "mel band", "share of values")
+    )
 
 
 def test_an_empty_corpus_can_be_described_and_drawn(tmp_path: Path) -> None:
@@ -159,7 +177,8 @@ def test_the_quick_part_reads_no_features(copy: Path) -> None:
     (copy / corpus.utterances[5].feature_path).unlink()
     (copy / corpus.test[5].feature_path).unlink()
     with pytest.raises(
-        UserError, match=f"2 of 66 are missing, the first is {corpus.utterances[5].feature_path}; run python"
+        UserError,
+        match=f"2 of 66 are missing, the first is {corpus.utterances[5].feature_path}; run python",
     ):
         check_quickly(corpus)
 
@@ -207,7 +226,10 @@ def test_the_verb(copy: Path, tmp_path: Path) -> None:
     failed = run(tmp_path, "speaker", "check", "copy", "--figure", "a.svg")
     assert failed.returncode == 2
     assert "1 x feature file that is missing" in failed.stdout
-    assert failed.stderr == "error: a corpus must have no errors, but copy has 1 of 1 kinds; fix them as said above\n"
+    assert (
+        failed.stderr
+        == "error: a corpus must have no errors, but copy has 1 of 1 kinds; fix them as said above\n"
+    )
     below = run(copy / "..", "speaker", "check", ".")
     assert below.stderr == (
         "error: . must be a corpus, but holds none of mapping.json, metadata.json, testdata.json; "

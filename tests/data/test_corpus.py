@@ -40,7 +40,9 @@ def test_reads_what_was_written(corpus: Corpus) -> None:
     assert corpus.speakers == ("id00000", "id00001", "id00002", "id00003")
     assert len(corpus.utterances) == 60
     assert len(corpus.test) == 6
-    assert [utterance.speaker for utterance in corpus.utterances] == [i for i in range(4) for _ in range(15)]
+    assert [utterance.speaker for utterance in corpus.utterances] == [
+        i for i in range(4) for _ in range(15)
+    ]
     assert read_mels(corpus, corpus.utterances[0]).shape == (corpus.utterances[0].frames, 40)
 
 
@@ -103,7 +105,9 @@ def test_a_huge_manifest_is_not_read(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
-def test_a_manifest_that_is_no_file_is_not_waited_for(copy: Path, make: Callable[[Path], None]) -> None:
+def test_a_manifest_that_is_no_file_is_not_waited_for(
+    copy: Path, make: Callable[[Path], None]
+) -> None:
     (copy / "mapping.json").unlink()
     make(copy / "mapping.json")
     with pytest.raises(UserError, match="mapping.json: must be a (regular )?file"):
@@ -117,17 +121,45 @@ def test_a_manifest_that_is_no_file_is_not_waited_for(copy: Path, make: Callable
         ("mapping.json", lambda m: m["speaker2id"].update(id00001="1"), "must be 0 to 3"),
         ("mapping.json", lambda m: m["id2speaker"].update({"1": "id00002"}), "inverse"),
         ("mapping.json", lambda m: m.pop("id2speaker"), "'id2speaker' is missing"),
-        ("mapping.json", lambda m: m.update(speaker2id={"a": 0}, id2speaker={"0": "a"}), "at least 2 speakers"),
-        ("metadata.json", lambda m: m["speakers"].pop("id00001"), "lacks 1 of the 4 speakers of mapping.json"),
+        (
+            "mapping.json",
+            lambda m: m.update(speaker2id={"a": 0}, id2speaker={"0": "a"}),
+            "at least 2 speakers",
+        ),
+        (
+            "metadata.json",
+            lambda m: m["speakers"].pop("id00001"),
+            "lacks 1 of the 4 speakers of mapping.json",
+        ),
         ("metadata.json", lambda m: m.update(n_mels="40"), "n_mels must be int"),
         ("metadata.json", lambda m: m.update(n_mels=0), "n_mels must be at least 1"),
         ("metadata.json", lambda m: m["speakers"].update(id00001={}), "id00001 must be list"),
-        ("metadata.json", lambda m: m["speakers"]["id00001"][0].pop("mel_len"), "'mel_len' is missing"),
+        (
+            "metadata.json",
+            lambda m: m["speakers"]["id00001"][0].pop("mel_len"),
+            "'mel_len' is missing",
+        ),
         ("metadata.json", lambda m: m["speakers"]["id00001"][0].update(mel_len=0), "at least 1"),
-        ("metadata.json", lambda m: m["speakers"]["id00001"][0].update(mel_len=True), "must be int"),
-        ("metadata.json", lambda m: m["speakers"]["id00001"][0].update(feature_path="../x.pt"), "plain file name"),
-        ("metadata.json", lambda m: m["speakers"]["id00001"][0].update(feature_path="/etc/passwd"), "plain file name"),
-        ("metadata.json", lambda m: m["speakers"]["id00001"][0].update(mel_len=10**30), "at most 360000"),
+        (
+            "metadata.json",
+            lambda m: m["speakers"]["id00001"][0].update(mel_len=True),
+            "must be int",
+        ),
+        (
+            "metadata.json",
+            lambda m: m["speakers"]["id00001"][0].update(feature_path="../x.pt"),
+            "plain file name",
+        ),
+        (
+            "metadata.json",
+            lambda m: m["speakers"]["id00001"][0].update(feature_path="/etc/passwd"),
+            "plain file name",
+        ),
+        (
+            "metadata.json",
+            lambda m: m["speakers"]["id00001"][0].update(mel_len=10**30),
+            "at most 360000",
+        ),
         (
             "metadata.json",
             lambda m: m["speakers"]["id00001"].append(m["speakers"]["id00000"][0]),
@@ -172,11 +204,15 @@ def test_a_manifest_that_breaks_a_rule_is_refused(
 @pytest.mark.parametrize("name", ["metadata.json", "testdata.json"])
 def test_a_feature_path_that_is_no_plain_name_is_refused(copy: Path, name: str, path: str) -> None:
     def edit(manifest: Any) -> None:
-        entries = manifest["utterances"] if name == "testdata.json" else manifest["speakers"]["id00002"]
+        entries = (
+            manifest["utterances"] if name == "testdata.json" else manifest["speakers"]["id00002"]
+        )
         entries[4]["feature_path"] = path
 
     change(copy, name, edit)
-    with pytest.raises(UserError, match=rf"{name}: .*\[4\].feature_path must be a plain file name") as caught:
+    with pytest.raises(
+        UserError, match=rf"{name}: .*\[4\].feature_path must be a plain file name"
+    ) as caught:
         read_corpus(copy)
     assert len(str(caught.value)) < 500
     assert str(caught.value).isprintable()
@@ -260,22 +296,37 @@ class Payload:
         (lambda path: os.truncate(path, MOST_FEATURE_BYTES + 1), "must have at most"),
         (lambda path: path.write_bytes(b"<html>quota"), "but is a web page; open it in a browser"),
         (lambda path: path.write_bytes(LFS_POINTER), "but is a Git LFS pointer; run git lfs pull"),
-        (lambda path: path.write_bytes(b"\x93NUMPY\1\0"), "but is a NumPy array; save it as a tensor"),
-        (lambda path: path.write_bytes(gzip.compress(path.read_bytes())), "but is a gzip file; unpack"),
+        (
+            lambda path: path.write_bytes(b"\x93NUMPY\1\0"),
+            "but is a NumPy array; save it as a tensor",
+        ),
+        (
+            lambda path: path.write_bytes(gzip.compress(path.read_bytes())),
+            "but is a gzip file; unpack",
+        ),
         (lambda path: path.write_bytes(_flip(path.read_bytes())), "checksum"),
         (lambda path: rewrite(path, zipfile.ZIP_DEFLATED), "is compressed"),
-        (lambda path: rewrite(path, zipfile.ZIP_STORED, lambda pickled: pickled[:-20]), "cannot be read as one"),
+        (
+            lambda path: rewrite(path, zipfile.ZIP_STORED, lambda pickled: pickled[:-20]),
+            "cannot be read as one",
+        ),
         (save({"mels": 1}), "dense tensor alone, but holds 0 tensors"),
         (save({"mels": MELS}), "holds dict"),
         (save([MELS]), "holds list"),
         (save([MELS, MELS + 1]), "holds 2 tensors"),
         (save([print]), "holds '__builtin__.print'"),
         (save(Payload()), "holds 'posix.system'"),
-        (save(torch.zeros(50, 40, device="meta")), "holds 'torch._utils._rebuild_meta_tensor_no_storage'"),
+        (
+            save(torch.zeros(50, 40, device="meta")),
+            "holds 'torch._utils._rebuild_meta_tensor_no_storage'",
+        ),
         (save(MELS.to_sparse()), "holds 'torch._utils._rebuild_sparse_tensor'"),
         (save(list(range(5_000))), "dense tensor alone, but holds more"),
         (lambda path: write_zip(path, {f"x/{i}": bytes(9_000) for i in range(120)}), "100 members"),
-        (lambda path: write_zip(path, {"x/data.pkl": b"", "y/data.pkl": b""}), "cannot be read as one"),
+        (
+            lambda path: write_zip(path, {"x/data.pkl": b"", "y/data.pkl": b""}),
+            "cannot be read as one",
+        ),
         (save(MELS.to(torch.complex64)), "must hold dense real numbers, .*complex64"),
         (save(MELS.int()), "must hold dense real numbers, .*int32"),
         (
@@ -288,7 +339,10 @@ class Payload:
         (save(torch.zeros(0, 40)), r"but is \(0, 40\)"),
         (save(MELS[:-1]), r"but is \(49, 40\)"),
         (save(torch.zeros([1] * 60)), "must be of shape"),
-        (save(torch.zeros(1).as_strided((1_000_000_000, 40), (0, 0))), r"but is \(1000000000, 40\)"),
+        (
+            save(torch.zeros(1).as_strided((1_000_000_000, 40), (0, 0))),
+            r"but is \(1000000000, 40\)",
+        ),
         (save(torch.zeros(1).as_strided((50, 40), (0, 0))), "repeats a few"),
         (save(MELS.where(MELS != 3, float("nan"))), "must lie within"),
         (save(MELS.where(MELS != 3, float("inf"))), "must lie within"),
@@ -335,7 +389,9 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(copy: Path) -> None:
         flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(flipped)
         try:
-            assert torch.equal(read_mels(corpus, corpus.utterances[3]), mels), f"bit {bit} was not noticed"
+            assert torch.equal(read_mels(corpus, corpus.utterances[3]), mels), (
+                f"bit {bit} was not noticed"
+            )
         except UtteranceError:
             refused += 1
     assert refused > 400
@@ -360,7 +416,9 @@ def old_format(tensor: object) -> bytes:
 @pytest.mark.parametrize("rows", [3, 3_000])
 @pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
-def test_a_slice_of_a_larger_tensor_is_read(copy: Path, rows: int, old: bool, dtype: torch.dtype) -> None:
+def test_a_slice_of_a_larger_tensor_is_read(
+    copy: Path, rows: int, old: bool, dtype: torch.dtype
+) -> None:
     """torch saves all that a slice was cut from: 3,000 rows are more than the entry warrants."""
     corpus = read_corpus(copy)
     utterance = corpus.utterances[3]
@@ -429,12 +487,16 @@ def test_a_zip_may_not_take_memory_that_no_data_fill(copy: Path) -> None:
         read_mels(corpus, corpus.utterances[3])
 
 
-def test_links_out_of_a_corpus_name_the_command_that_copies_them(copy: Path, tmp_path: Path) -> None:
+def test_links_out_of_a_corpus_name_the_command_that_copies_them(
+    copy: Path, tmp_path: Path
+) -> None:
     linked = tmp_path / "linked corpus"
     linked.mkdir()
     for path in copy.iterdir():
         (linked / path.name).symlink_to(path)
-    with pytest.raises(UserError, match="is a link out of it; copy the files themselves by cp") as caught:
+    with pytest.raises(
+        UserError, match="is a link out of it; copy the files themselves by cp"
+    ) as caught:
         read_corpus(linked)
     command = re.search("cp -rL .*(?= and give)", str(caught.value))
     assert command
@@ -450,9 +512,13 @@ def test_a_link_to_a_corpus_is_the_corpus(copy: Path, tmp_path: Path) -> None:
 
 def test_links_that_lead_nowhere_are_one_line(copy: Path, tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
-    assert "but " + str(tmp_path / "loop") + " is a link to itself" in refused(lambda: read_corpus(tmp_path / "loop"))
+    assert "but " + str(tmp_path / "loop") + " is a link to itself" in refused(
+        lambda: read_corpus(tmp_path / "loop")
+    )
     (tmp_path / "dead").symlink_to("gone")
-    assert "is a link to gone, which does not exist" in refused(lambda: read_corpus(tmp_path / "dead"))
+    assert "is a link to gone, which does not exist" in refused(
+        lambda: read_corpus(tmp_path / "dead")
+    )
     for target, rule in (("mapping.json", "is a link to itself"), ("gone", "which does not exist")):
         (copy / "mapping.json").unlink()
         (copy / "mapping.json").symlink_to(target)
@@ -466,7 +532,9 @@ def test_the_folder_above_or_below_is_named(copy: Path, tmp_path: Path) -> None:
     assert f"{tmp_path} must be a corpus, but holds none of mapping.json" in message
     assert f"the corpus is in {copy}: give that instead of {tmp_path}" in message
     assert f"the corpus is in {copy}: give that" in refused(lambda: read_corpus(inside))
-    assert f"the corpus is in {copy}: give that" in refused(lambda: read_corpus(copy / "metadata.json"))
+    assert f"the corpus is in {copy}: give that" in refused(
+        lambda: read_corpus(copy / "metadata.json")
+    )
     shutil.copytree(copy, tmp_path / "other copy")
     message = refused(lambda: read_corpus(tmp_path))
     assert f"corpora are in {copy} or '{tmp_path / 'other copy'}'" in message
@@ -478,7 +546,9 @@ def test_a_relative_folder_beside_a_corpus(copy: Path, monkeypatch: pytest.Monke
     assert "the corpus is in copy: give that instead of ." in refused(lambda: read_corpus(Path()))
     monkeypatch.chdir(copy / "inner")
     assert f"the corpus is in {copy}: give" in refused(lambda: read_corpus(Path()))
-    assert "the corpus is in ../../copy: give" in refused(lambda: read_corpus(Path("../../copy/inner")))
+    assert "the corpus is in ../../copy: give" in refused(
+        lambda: read_corpus(Path("../../copy/inner"))
+    )
 
 
 def test_no_corpus_near(tmp_path: Path) -> None:
@@ -502,11 +572,17 @@ def test_a_manifest_that_is_something_else_is_named(copy: Path) -> None:
 def test_a_subset_of_the_speakers_names_the_way_out(copy: Path) -> None:
     change(copy, "metadata.json", lambda m: m["speakers"].pop("id00001"))
     message = refused(lambda: read_corpus(copy))
-    assert "metadata.json lacks 1 of the 4 speakers of mapping.json (the first is 'id00001')" in message
+    assert (
+        "metadata.json lacks 1 of the 4 speakers of mapping.json (the first is 'id00001')"
+        in message
+    )
     change(copy, "mapping.json", lambda m: rename(m, "id00002", "another"))
     message = refused(lambda: read_corpus(copy))
     assert "lacks 2 of the 4 speakers of mapping.json (the first is 'another')" in message
-    assert "mapping.json lacks 1 of the 3 speakers of metadata.json (the first is 'id00002')" in message
+    assert (
+        "mapping.json lacks 1 of the 3 speakers of metadata.json (the first is 'id00002')"
+        in message
+    )
     command = message.partition("by: ")[2].replace("python ", f"{sys.executable} ", 1)
     subprocess.run(command, shell=True, check=True)  # noqa: S602  # as a user would
     assert read_corpus(copy).speakers == ("id00000", "id00002", "id00003")
@@ -516,7 +592,9 @@ def test_another_unicode_form_is_named(copy: Path) -> None:
     name = "Jos\N{LATIN SMALL LETTER E WITH ACUTE}"
     change(copy, "mapping.json", lambda m: rename(m, "id00001", name))
     other = unicodedata.normalize("NFD", name)
-    change(copy, "metadata.json", lambda m: m["speakers"].update({other: m["speakers"].pop("id00001")}))
+    change(
+        copy, "metadata.json", lambda m: m["speakers"].update({other: m["speakers"].pop("id00001")})
+    )
     assert f"writes {name!r} in another Unicode form" in refused(lambda: read_corpus(copy))
 
 

@@ -33,7 +33,9 @@ def test_silence_lies_on_the_floor() -> None:
 
 def test_a_tone_sounds_in_its_band() -> None:
     low, high = (2595 * math.log10(1 + hertz / 700) for hertz in (50, 8_000))
-    centers = [700 * (10 ** (mel / 2595) - 1) for mel in torch.linspace(low, high, 42).tolist()[1:-1]]
+    centers = [
+        700 * (10 ** (mel / 2595) - 1) for mel in torch.linspace(low, high, 42).tolist()[1:-1]
+    ]
     for band in (5, 20, 35):
         assert log_mel(tone(centers[band]))[25].argmax() == band
 
@@ -52,14 +54,20 @@ def test_filters_are_triangles_of_height_one_at_most() -> None:
 
 
 def test_peak_is_three_decibels_below_full_scale() -> None:
-    assert math.isclose(20 * math.log10(normalize_peak(tone(300) * 0.01).abs().max()), -3.0, abs_tol=1e-4)
+    assert math.isclose(
+        20 * math.log10(normalize_peak(tone(300) * 0.01).abs().max()), -3.0, abs_tol=1e-4
+    )
     assert torch.equal(normalize_peak(torch.zeros(5)), torch.zeros(5))
 
 
 def reference_log_mel(waveform: np.ndarray) -> np.ndarray:
     """The same features by another library, in double precision."""
-    spectrum = librosa.stft(waveform.astype(np.float64), n_fft=400, hop_length=160, center=True, pad_mode="reflect")
-    filters = librosa.filters.mel(sr=16_000, n_fft=400, n_mels=40, fmin=50, fmax=8_000, htk=True, norm=None)
+    spectrum = librosa.stft(
+        waveform.astype(np.float64), n_fft=400, hop_length=160, center=True, pad_mode="reflect"
+    )
+    filters = librosa.filters.mel(
+        sr=16_000, n_fft=400, n_mels=40, fmin=50, fmax=8_000, htk=True, norm=None
+    )
     return np.log(np.maximum(filters @ np.abs(spectrum) ** 2, 1e-9)).T
 
 
@@ -72,7 +80,9 @@ def test_equals_librosa(name: str) -> None:
 
 
 def reference_trim(waveform: list[float]) -> list[int]:
-    """The numbers of the samples that SoX's effect `silence 1 0.1 1% -1 0.1 1%` keeps, one sample at a time."""
+    """The numbers of the samples that SoX's effect `silence 1 0.1 1% -1 0.1 1%` keeps,
+    one sample at a time.
+    """
     kept: list[int] = []
     held: list[int] = []  # those that may yet turn out to be sound, or silence
     window = [0.0] * 320
@@ -98,7 +108,10 @@ def test_trims_as_sox_does(seed: int) -> None:
     draw = generator(seed, "trim")
     lengths = torch.randint(100, 4_000, (5,), generator=draw).tolist()
     levels = (10 ** (-3 + 2 * torch.rand(5, generator=draw))).tolist()
-    parts = [level * torch.randn(length, generator=draw) for level, length in zip(levels, lengths, strict=True)]
+    parts = [
+        level * torch.randn(length, generator=draw)
+        for level, length in zip(levels, lengths, strict=True)
+    ]
     waveform = torch.cat(parts)
     assert torch.equal(trim_silence(waveform), waveform[reference_trim(waveform.tolist())])
 
@@ -124,4 +137,6 @@ def test_a_silence_goes_and_a_pause_stays() -> None:
     sound = tone(300, 0.3)
     pause, silence = torch.zeros(1_500), torch.zeros(16_000)
     trimmed = trim_silence(torch.cat((silence, sound, pause, sound, silence, sound)))
-    assert 0 < len(trimmed) - (3 * len(sound) + len(pause)) < 700, "the window's memory alone remains"
+    assert 0 < len(trimmed) - (3 * len(sound) + len(pause)) < 700, (
+        "the window's memory alone remains"
+    )

@@ -49,7 +49,9 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
     path.write_bytes(b"")
     with pytest.raises(UserError):
         open_pack(broken, tmp_path / "packs")
-    assert not [entry for entry in (tmp_path / "packs").iterdir() if not entry.name.endswith(".lock")]
+    assert not [
+        entry for entry in (tmp_path / "packs").iterdir() if not entry.name.endswith(".lock")
+    ]
     path.write_bytes(whole)
     assert len(open_pack(broken, tmp_path / "packs")) == 60
 
@@ -82,7 +84,9 @@ def test_crops_start_anywhere_and_stay_inside(pack: Pack) -> None:
     starts = pack.crop_starts(rows, uniform(4_000, 0), 24)
     slack = pack.longest - 24
     assert set(starts.tolist()) == set(range(slack + 1))
-    assert (torch.bincount(starts).float() - 4_000 / (slack + 1)).abs().max() < 5 * (4_000 / (slack + 1)) ** 0.5
+    assert (torch.bincount(starts).float() - 4_000 / (slack + 1)).abs().max() < 5 * (
+        4_000 / (slack + 1)
+    ) ** 0.5
     assert pack.crop_starts(rows, torch.ones(4_000), 24).max() == slack
     assert pack.crop_starts(rows, uniform(4_000, 0), 1_000).max() == 0
 

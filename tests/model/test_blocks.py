@@ -5,10 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speaker.model.dropout import Dropout
-
-SHAPE = torch.Size((400, 257))
 from speaker.model.attention import attend
+from speaker.model.dropout import Dropout
 from speaker.model.feed_forward import feed_forward
 
 
@@ -29,7 +27,9 @@ def test_the_feed_forward_block_and_its_gradients_are_the_textbooks(p: float) ->
     plain = second(F.relu(first(x)) * mask * dropout.scale)
     assert torch.allclose(ours, plain, atol=1e-5)
     of = (x, *first.parameters(), *second.parameters())
-    for got, wanted in zip(*(torch.autograd.grad(y, of, gradient) for y in (ours, plain)), strict=True):
+    for got, wanted in zip(
+        *(torch.autograd.grad(y, of, gradient) for y in (ours, plain)), strict=True
+    ):
         assert torch.allclose(got, wanted, atol=1e-4)
 
 
@@ -43,7 +43,10 @@ def test_in_bf16_blocks_are_as_near_as_bf16_is(training: bool) -> None:
         other.load_state_dict(one.state_dict())
     dropout, plain = Dropout(0.0).train(training), Dropout(0.0).eval()
     with torch.no_grad():
-        near = feed_forward(x.bfloat16(), *low, dropout).float(), attend(qkv.bfloat16(), None, dropout).float()
+        near = (
+            feed_forward(x.bfloat16(), *low, dropout).float(),
+            attend(qkv.bfloat16(), None, dropout).float(),
+        )
         exact = feed_forward(x, first, second, plain), attend(qkv, None, plain)
     for one, other in zip(near, exact, strict=True):
         assert torch.allclose(one, other, atol=0.03)
@@ -52,7 +55,8 @@ def test_in_bf16_blocks_are_as_near_as_bf16_is(training: bool) -> None:
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("p", [0.0, 0.3])
-@pytest.mark.parametrize("at_once", [1, 3, 10])  # of ten heads' scores: together, in parts, one by one
+# Of ten heads' scores: together, in parts, one by one.
+@pytest.mark.parametrize("at_once", [1, 3, 10])
 def test_attention_and_its_gradients_are_the_textbooks(
     p: float, masked: bool, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,7 +72,11 @@ def test_attention_and_its_gradients_are_the_textbooks(
     weights = (query @ key.mT / 2 + (0 if bias is None else bias)).softmax(-1)
     dropout = seeded(p)
     rows = torch.arange(10).split(at_once)
-    drawn = [dropout.draw_mask(torch.Size((len(part), 9, 9)), torch.float32) for part in rows] if p else []
+    drawn = (
+        [dropout.draw_mask(torch.Size((len(part), 9, 9)), torch.float32) for part in rows]
+        if p
+        else []
+    )
     mask = (torch.cat(drawn) != 0).view(2, 5, 9, 9) if p else 1
     plain = ((weights * mask * dropout.scale) @ value).transpose(1, 2).flatten(2)
     assert torch.allclose(context, plain, atol=1e-6)

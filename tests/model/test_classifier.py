@@ -87,7 +87,9 @@ def test_gradients_equal_pytorchs_too() -> None:
     mels = random_mels(4, 50)
     model(mels).square().mean().backward()
     reference(mels).square().mean().backward()
-    assert torch.allclose(model.project.weight.grad, reference.prenet.weight.grad, atol=1e-5, rtol=1e-4)
+    assert torch.allclose(
+        model.project.weight.grad, reference.prenet.weight.grad, atol=1e-5, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 6])

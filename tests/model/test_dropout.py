@@ -22,13 +22,19 @@ def numbers(dropout: Dropout, dtype: torch.dtype) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("p", "dropped"), [(0.1, 26 / 256), (0.5, 0.5), (1e-9, 1 / 256), (0.9999, 255 / 256)])
+@pytest.mark.parametrize(
+    ("p", "dropped"), [(0.1, 26 / 256), (0.5, 0.5), (1e-9, 1 / 256), (0.9999, 255 / 256)]
+)
 def test_drops_its_share_and_keeps_the_mean(p: float, dropped: float, dtype: torch.dtype) -> None:
     result = seeded(p).add(torch.zeros(SHAPE, dtype=dtype), torch.ones(SHAPE, dtype=dtype)).double()
     count = SHAPE.numel()
     assert result.unique().tolist() == pytest.approx([0, 1 / (1 - dropped)], rel=0.004)
-    assert float((result == 0).double().mean()) == pytest.approx(dropped, abs=5 * math.sqrt(dropped / count))
-    assert float(result.mean()) == pytest.approx(1, abs=5 * math.sqrt(dropped / (1 - dropped) / count) + 0.004)
+    assert float((result == 0).double().mean()) == pytest.approx(
+        dropped, abs=5 * math.sqrt(dropped / count)
+    )
+    assert float(result.mean()) == pytest.approx(
+        1, abs=5 * math.sqrt(dropped / (1 - dropped) / count) + 0.004
+    )
 
 
 def test_masks_do_not_repeat_within_or_between_calls() -> None:
@@ -37,8 +43,12 @@ def test_masks_do_not_repeat_within_or_between_calls() -> None:
     assert abs(float((one * other).mean())) < 5 * 0.25 / math.sqrt(len(one))
     for lag in (1, 2, 4, 7, 8, 16, 64, 257):
         assert abs(float((one[lag:] * one[:-lag]).mean())) < 5 * 0.25 / math.sqrt(len(one)), lag
-    assert torch.equal(numbers(seeded(0.5, 3), torch.float32), numbers(seeded(0.5, 3), torch.float32))
-    assert not torch.equal(numbers(seeded(0.5, 3), torch.float32), numbers(seeded(0.5, 4), torch.float32))
+    assert torch.equal(
+        numbers(seeded(0.5, 3), torch.float32), numbers(seeded(0.5, 3), torch.float32)
+    )
+    assert not torch.equal(
+        numbers(seeded(0.5, 3), torch.float32), numbers(seeded(0.5, 4), torch.float32)
+    )
 
 
 def test_has_the_statistics_of_pytorchs() -> None:

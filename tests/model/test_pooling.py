@@ -38,7 +38,10 @@ def test_masked_frames_change_nothing(name: str) -> None:
 
 def test_attentive_pooling_adds_one_weight_for_each_number_of_a_frame() -> None:
     attentive = HOMEWORK_BASELINE.replace(pooling="attentive")
-    sizes = [count_parameters(SpeakerClassifier(config, 40, 600)) for config in (HOMEWORK_BASELINE, attentive)]
+    sizes = [
+        count_parameters(SpeakerClassifier(config, 40, 600))
+        for config in (HOMEWORK_BASELINE, attentive)
+    ]
     assert sizes == [125_896, 125_896 + 80]
 
 

@@ -24,7 +24,12 @@ def saved(tmp_path: Path) -> tuple[Path, SpeakerClassifier]:
 def test_comes_back_as_it_was(saved: tuple[Path, SpeakerClassifier]) -> None:
     folder, model = saved
     trained = load_model(folder)
-    assert (trained.config, trained.n_mels, trained.speakers, trained.corpus_digest) == (TINY, 40, SPEAKERS, "digest")
+    assert (trained.config, trained.n_mels, trained.speakers, trained.corpus_digest) == (
+        TINY,
+        40,
+        SPEAKERS,
+        "digest",
+    )
     mels = torch.randn(2, 30, 40)
     assert torch.equal(trained.model(mels), model(mels))
     assert not trained.model.training
@@ -32,7 +37,9 @@ def test_comes_back_as_it_was(saved: tuple[Path, SpeakerClassifier]) -> None:
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, CONFIG, CARD])
-def test_a_missing_or_broken_file_is_refused(saved: tuple[Path, SpeakerClassifier], name: str) -> None:
+def test_a_missing_or_broken_file_is_refused(
+    saved: tuple[Path, SpeakerClassifier], name: str
+) -> None:
     folder, _ = saved
     whole = (folder / name).read_bytes()
     for broken in (b"", whole[:-3], b"{}", b"[1]"):
@@ -56,7 +63,13 @@ def test_other_weights_are_refused(saved: tuple[Path, SpeakerClassifier]) -> Non
 
 @pytest.mark.parametrize(
     "changes",
-    [{"num_layers": 2}, {"activation": "tanh"}, {"d_model": 16_384}, {"num_layers": 10_000_000}, {"nhead": 4}],
+    [
+        {"num_layers": 2},
+        {"activation": "tanh"},
+        {"d_model": 16_384},
+        {"num_layers": 10_000_000},
+        {"nhead": 4},
+    ],
 )
 def test_another_config_is_refused_without_building_it(
     saved: tuple[Path, SpeakerClassifier], changes: dict[str, object]
@@ -66,7 +79,8 @@ def test_another_config_is_refused_without_building_it(
     (folder / CONFIG).write_text(config.to_json())
     with pytest.raises(UserError, match=f"{CONFIG} must be the config that"):
         load_model(folder)
-    if changes not in ({"activation": "tanh"}, {"nhead": 4}):  # these have weights of the same shapes
+    # These have weights of the same shapes.
+    if changes not in ({"activation": "tanh"}, {"nhead": 4}):
         edit(folder / CARD, config=config.fingerprint())
         with pytest.raises(UserError, match="cannot be read|must hold the weights"):
             load_model(folder)
@@ -82,7 +96,9 @@ def edit(path: Path, **changes: object) -> None:
      {"speakers": {"id0": 1}}, {"speakers": [1, 2, 3]}, {"speakers": ["id0"]}, {"weights_sha256": None},
      {"config": None}],
 )  # fmt: skip
-def test_a_card_that_lies_is_refused(saved: tuple[Path, SpeakerClassifier], changes: dict[str, object]) -> None:
+def test_a_card_that_lies_is_refused(
+    saved: tuple[Path, SpeakerClassifier], changes: dict[str, object]
+) -> None:
     folder, _ = saved
     edit(folder / CARD, **changes)
     with pytest.raises(UserError):
@@ -90,7 +106,9 @@ def test_a_card_that_lies_is_refused(saved: tuple[Path, SpeakerClassifier], chan
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_are_refused(saved: tuple[Path, SpeakerClassifier], value: float) -> None:
+def test_weights_that_are_no_numbers_are_refused(
+    saved: tuple[Path, SpeakerClassifier], value: float
+) -> None:
     folder, model = saved
     weights = model.state_dict()
     weights["hidden.bias"][0] = value
@@ -101,15 +119,30 @@ def test_weights_that_are_no_numbers_are_refused(saved: tuple[Path, SpeakerClass
 
 def test_weights_of_another_precision_are_refused(saved: tuple[Path, SpeakerClassifier]) -> None:
     folder, model = saved
-    save_model(folder, {key: value.double() for key, value in model.state_dict().items()}, TINY, 40, SPEAKERS, "digest")
-    with pytest.raises(UserError, match="project.weight must be torch.float32, but is torch.float64"):
+    save_model(
+        folder,
+        {key: value.double() for key, value in model.state_dict().items()},
+        TINY,
+        40,
+        SPEAKERS,
+        "digest",
+    )
+    with pytest.raises(
+        UserError, match="project.weight must be torch.float32, but is torch.float64"
+    ):
         load_model(folder)
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, CONFIG, CARD, SOURCE])
-def test_a_file_that_is_none_is_not_waited_for(saved: tuple[Path, SpeakerClassifier], name: str) -> None:
+def test_a_file_that_is_none_is_not_waited_for(
+    saved: tuple[Path, SpeakerClassifier], name: str
+) -> None:
     folder, _ = saved
-    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.write_text("null")):
+    for make in (
+        os.mkfifo,
+        lambda path: path.symlink_to("/dev/zero"),
+        lambda path: path.write_text("null"),
+    ):
         (folder / name).unlink(missing_ok=True)
         make(folder / name)
         with pytest.raises(UserError):

@@ -20,7 +20,9 @@ CPU = torch.device("cpu")
 
 def untrained(corpus: Corpus, digest: str = "digest", seed: int = 0) -> TrainedModel:
     torch.manual_seed(seed)
-    return TrainedModel(SpeakerClassifier(TINY, 40, 4).eval(), TINY, 40, corpus.speakers, digest, "sha256", {})
+    return TrainedModel(
+        SpeakerClassifier(TINY, 40, 4).eval(), TINY, 40, corpus.speakers, digest, "sha256", {}
+    )
 
 
 @pytest.fixture
@@ -31,7 +33,11 @@ def trained(corpus: Corpus) -> TrainedModel:
 @pytest.mark.parametrize("batch_size", [None, 1, 4, 64])
 @pytest.mark.parametrize("max_frames", [MAX_FRAMES["cpu"], 1, 90])
 def test_equals_one_utterance_at_a_time_in_the_manifests_order(
-    corpus: Corpus, trained: TrainedModel, monkeypatch: pytest.MonkeyPatch, batch_size: int | None, max_frames: int
+    corpus: Corpus,
+    trained: TrainedModel,
+    monkeypatch: pytest.MonkeyPatch,
+    batch_size: int | None,
+    max_frames: int,
 ) -> None:
     monkeypatch.setitem(MAX_FRAMES, "cpu", max_frames)
     (probabilities,) = predict_probabilities([trained], corpus, corpus.test, CPU, batch_size)
@@ -45,7 +51,9 @@ def test_each_model_of_several_has_its_own_answer(corpus: Corpus) -> None:
     models = [untrained(corpus, seed=seed) for seed in range(3)]
     together = predict_probabilities(models, corpus, corpus.test, CPU)
     for model, probabilities in zip(models, together, strict=True):
-        assert torch.equal(predict_probabilities([model], corpus, corpus.test, CPU)[0], probabilities)
+        assert torch.equal(
+            predict_probabilities([model], corpus, corpus.test, CPU)[0], probabilities
+        )
 
 
 def test_the_gain_of_a_vote(corpus: Corpus, pack: Pack) -> None:
@@ -107,8 +115,12 @@ def test_where_memory_is_short_a_batch_is_halved(
 
     monkeypatch.setattr(SpeakerClassifier, "forward", hungry)
     most = 120
-    assert torch.allclose(predict_probabilities([trained], corpus, corpus.test, CPU), expected, atol=1e-6)
+    assert torch.allclose(
+        predict_probabilities([trained], corpus, corpus.test, CPU), expected, atol=1e-6
+    )
     assert len(sizes) > 1
     most = 20
-    with pytest.raises(UserError, match=r"an utterance of \d+ frames must fit into the memory of cpu, but does not"):
+    with pytest.raises(
+        UserError, match=r"an utterance of \d+ frames must fit into the memory of cpu, but does not"
+    ):
         predict_probabilities([trained], corpus, corpus.test, CPU)

@@ -35,7 +35,9 @@ def test_writes_the_homeworks_csv(corpus: Corpus, tmp_path: Path) -> None:
         write_csv(tmp_path / "none" / "x.csv", corpus, SPEAKERS)
 
 
-def test_what_the_corpus_does_not_know_is_not_written_silently(corpus: Corpus, tmp_path: Path) -> None:
+def test_what_the_corpus_does_not_know_is_not_written_silently(
+    corpus: Corpus, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match="must name speakers of the corpus, but names 'nobody'"):
         write_csv(tmp_path / "x.csv", corpus, [*SPEAKERS[:5], "nobody"])
     with pytest.raises(ValueError, match="shorter"):
@@ -51,7 +53,9 @@ def test_what_the_corpus_does_not_know_is_not_written_silently(corpus: Corpus, t
         (lambda text: text.replace("id00003", "id00003,3"), "two columns"),
         (lambda text: "".join(text.splitlines(keepends=True)[:-1]), "must list the 6 utterances"),
         (
-            lambda text: "".join([*text.splitlines(keepends=True)[:1], *text.splitlines(keepends=True)[:0:-1]]),
+            lambda text: "".join(
+                [*text.splitlines(keepends=True)[:1], *text.splitlines(keepends=True)[:0:-1]]
+            ),
             "in order",
         ),
         (lambda text: text.replace("id00003", "id00009"), "but names 'id00009'"),
@@ -81,7 +85,9 @@ SPREADSHEETS: list[Callable[[str], bytes]] = [
 
 
 @pytest.mark.parametrize("save", SPREADSHEETS, ids=range(len(SPREADSHEETS)))
-def test_what_a_spreadsheet_saves_is_read(corpus: Corpus, tmp_path: Path, save: Callable[[str], bytes]) -> None:
+def test_what_a_spreadsheet_saves_is_read(
+    corpus: Corpus, tmp_path: Path, save: Callable[[str], bytes]
+) -> None:
     path = tmp_path / "labels.csv"
     write_csv(path, corpus, SPEAKERS)
     path.write_bytes(save(path.read_text()))
@@ -168,7 +174,9 @@ def test_where_no_file_can_be_made_is_said_first(tmp_path: Path) -> None:
             validate_output_path(path)
 
 
-def test_what_is_no_regular_file_or_the_corpuss_own_is_not_replaced(corpus: Corpus, tmp_path: Path) -> None:
+def test_what_is_no_regular_file_or_the_corpuss_own_is_not_replaced(
+    corpus: Corpus, tmp_path: Path
+) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "link").symlink_to("nowhere")
     (tmp_path / "loop").symlink_to("loop")

@@ -23,7 +23,11 @@ Member = tuple[tarfile.TarInfo, bytes]
 
 def tree(folder: Path) -> dict[str, bytes]:
     """Return the files below a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def pack_folder(folder: Path, tar_format: int = tarfile.USTAR_FORMAT) -> bytes:
@@ -37,7 +41,10 @@ def pack_folder(folder: Path, tar_format: int = tarfile.USTAR_FORMAT) -> bytes:
 def split(data: bytes, count: int) -> dict[str, bytes]:
     """Cut an archive into parts, by their names."""
     size = -(-len(data) // count)
-    return {f"Dataset.tar.gz.parta{'abcdefgh'[i]}": data[i * size : (i + 1) * size] for i in range(count)}
+    return {
+        f"Dataset.tar.gz.parta{'abcdefgh'[i]}": data[i * size : (i + 1) * size]
+        for i in range(count)
+    }
 
 
 def write_parts(folder: Path, files: dict[str, bytes]) -> list[Path]:
@@ -71,7 +78,10 @@ def raw(header: bytes, data: bytes = b"") -> bytes:
 
 
 def tar(members: Iterable[Member | bytes], end: bytes = bytes(1024)) -> bytes:
-    pieces = [one if isinstance(one, bytes) else raw(one[0].tobuf(tarfile.USTAR_FORMAT), one[1]) for one in members]
+    pieces = [
+        one if isinstance(one, bytes) else raw(one[0].tobuf(tarfile.USTAR_FORMAT), one[1])
+        for one in members
+    ]
     return b"".join(pieces) + end
 
 
@@ -92,7 +102,9 @@ def refused(tmp_path: Path, files: dict[str, bytes]) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize(
+    "tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
+)
 @pytest.mark.parametrize("parts", [1, 4])
 def test_unpacks_what_tar_packs(dataset: Path, tmp_path: Path, tar_format: int, parts: int) -> None:
     paths = write_parts(tmp_path / "parts", split(pack_folder(dataset, tar_format), parts))
@@ -120,8 +132,12 @@ def test_known_extras_and_harmless_headers_are_passed_over(dataset: Path, tmp_pa
         member("pax", b"12 comment=\n", type=b"g"),
     ]
     dotted = [member(f"./{info.name}", data) for info, data in whole(dataset)]
-    old = [raw(b"\0".join((info.tobuf()[:156], info.tobuf()[157:])), data) for info, data in dotted[:1]]
-    paths = write_parts(tmp_path / "parts", split(gzip.compress(tar([*extras, *old, *dotted[1:]])), 2))
+    old = [
+        raw(b"\0".join((info.tobuf()[:156], info.tobuf()[157:])), data) for info, data in dotted[:1]
+    ]
+    paths = write_parts(
+        tmp_path / "parts", split(gzip.compress(tar([*extras, *old, *dotted[1:]])), 2)
+    )
     unpack(paths, tmp_path / "corpus")
     assert tree(tmp_path / "corpus") == tree(dataset)
 
@@ -133,7 +149,10 @@ SHADOWS = [
 
 
 def test_what_a_mac_adds_is_left_out(dataset: Path, tmp_path: Path) -> None:
-    folders = [member(name, type=tarfile.DIRTYPE) for name in ("Dataset/", "__MACOSX/", "__MACOSX/Dataset/")]
+    folders = [
+        member(name, type=tarfile.DIRTYPE)
+        for name in ("Dataset/", "__MACOSX/", "__MACOSX/Dataset/")
+    ]
     shadows = [member(name, b"\0\5\x16\7") for name in SHADOWS]
     (tmp_path / "parts").mkdir()
     data = gzip.compress(tar([*folders, *shadows[:4], *whole(dataset), *shadows[4:]]))
@@ -143,7 +162,9 @@ def test_what_a_mac_adds_is_left_out(dataset: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("top", ["hw4/", "ml2023springhw4/Dataset/", ""])
-def test_a_repacked_archive_may_have_another_folder(dataset: Path, tmp_path: Path, top: str) -> None:
+def test_a_repacked_archive_may_have_another_folder(
+    dataset: Path, tmp_path: Path, top: str
+) -> None:
     folders = [member(name, type=tarfile.DIRTYPE) for name in (["./"] if not top else [top])]
     members = [member(f"{top or './'}{name}", data) for name, data in tree(dataset).items()]
     paths = write_parts(tmp_path / "parts", {"x.tar.gz": gzip.compress(tar([*folders, *members]))})
@@ -160,10 +181,19 @@ def test_a_corpus_is_in_one_folder(dataset: Path, tmp_path: Path) -> None:
 NOT_GZIP: list[tuple[Callable[[list[Member]], bytes], str]] = [
     (tar, "but this is a tar; unpack it with tar -xf, then use the folder"),
     (lambda _: b"", "but this is an empty file; fetch it again"),
-    (lambda _: b"<!doctype html><title>Sign in</title>", "but this is a web page; open it in a browser"),
-    (lambda _: b"version https://git-lfs.github.com/spec/v1\noid", "is a Git LFS pointer; run git lfs pull"),
+    (
+        lambda _: b"<!doctype html><title>Sign in</title>",
+        "but this is a web page; open it in a browser",
+    ),
+    (
+        lambda _: b"version https://git-lfs.github.com/spec/v1\noid",
+        "is a Git LFS pointer; run git lfs pull",
+    ),
     (lambda _: b"Rar!\x1a\7\1\0", "but this is a rar archive; unpack it with unrar x, then use"),
-    (lambda members: gzip.compress(tar(members)) + bytes(1 << 16), "its last 65,536 bytes are zeros"),
+    (
+        lambda members: gzip.compress(tar(members)) + bytes(1 << 16),
+        "its last 65,536 bytes are zeros",
+    ),
 ]
 
 
@@ -183,7 +213,9 @@ def test_a_part_with_room_reserved_is_refused_at_once(dataset: Path, tmp_path: P
         unpack([path], tmp_path / "corpus")
 
 
-def zipped(members: Iterable[tuple[str | zipfile.ZipInfo, bytes]], packed: int = zipfile.ZIP_DEFLATED) -> bytes:
+def zipped(
+    members: Iterable[tuple[str | zipfile.ZipInfo, bytes]], packed: int = zipfile.ZIP_DEFLATED
+) -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", packed) as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of names that stand twice
@@ -206,7 +238,11 @@ def in_zip(dataset: Path, top: str = "Dataset/") -> list[tuple[str | zipfile.Zip
 @pytest.mark.parametrize("packed", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_unpacks_a_zip(dataset: Path, tmp_path: Path, top: str, packed: int) -> None:
     others = [(name, b"mac") for name in SHADOWS]
-    others += [(f"{top}log_melspectrogram.pt", b"x"), ("sample_submission.csv", b"Id"), ("more/", b"")]
+    others += [
+        (f"{top}log_melspectrogram.pt", b"x"),
+        ("sample_submission.csv", b"Id"),
+        ("more/", b""),
+    ]
     data = zipped([*others, *in_zip(dataset, top)], packed)
     paths = write_parts(tmp_path / "parts", {"hw4.zip": data})
     assert unpack(paths, tmp_path / "corpus") == 8
@@ -235,7 +271,9 @@ def test_a_zips_member_that_breaks_a_rule_is_refused(
     assert rule in refused(tmp_path, {"x.zip": zipped([*in_zip(dataset), (name, data)])})
 
 
-def without(members: list[tuple[str | zipfile.ZipInfo, bytes]], word: str) -> list[tuple[str | zipfile.ZipInfo, bytes]]:
+def without(
+    members: list[tuple[str | zipfile.ZipInfo, bytes]], word: str
+) -> list[tuple[str | zipfile.ZipInfo, bytes]]:
     return [(name, data) for name, data in members if word not in str(name)]
 
 
@@ -255,7 +293,10 @@ BAD_ZIPS: list[tuple[Callable[[Path], bytes], str]] = [
         lambda dataset: zipped(without(in_zip(dataset), "mapping")),
         "'Dataset/mapping.json' must be there, but is missing",
     ),
-    (lambda _: zipped([("Dataset.tar.gz.partaa", b"x")]), "the zip holds an archive, not its files; unzip"),
+    (
+        lambda _: zipped([("Dataset.tar.gz.partaa", b"x")]),
+        "the zip holds an archive, not its files; unzip",
+    ),
     (lambda _: zipped([("a.txt", b"x")]), "but has no metadata.json among its 1 members"),
     (
         lambda dataset: zipped([*in_zip(dataset), *[(f"{i}", bytes(40 << 20)) for i in range(3)]]),
@@ -292,7 +333,9 @@ def test_a_zip_in_parts_is_joined_by_the_user(dataset: Path, tmp_path: Path) -> 
     assert unpack([tmp_path / "parts" / "Dataset.zip"], tmp_path / "corpus") == 8
 
 
-def test_the_members_of_a_zip_are_counted(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_members_of_a_zip_are_counted(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = zipped([*in_zip(dataset), *[(f"{number}", b"") for number in range(20)]])
     with monkeypatch.context() as patch:
         patch.setattr(archive, "MOST_MEMBERS", 20)
@@ -318,7 +361,11 @@ def name_field(name: bytes) -> bytes:
 GOOD = "Dataset/uttr-good.pt"
 NEITHER = "must be a manifest or uttr-NAME.pt"
 BAD_MEMBERS: list[tuple[Member | bytes, str, str]] = [
-    (member(GOOD, type=tarfile.SYMTYPE, linkname="/etc/passwd"), GOOD, "regular file or a folder, but is of type b'2'"),
+    (
+        member(GOOD, type=tarfile.SYMTYPE, linkname="/etc/passwd"),
+        GOOD,
+        "regular file or a folder, but is of type b'2'",
+    ),
     (member(GOOD, type=tarfile.LNKTYPE, linkname="Dataset/mapping.json"), GOOD, "type b'1'"),
     (member("Dataset", type=tarfile.SYMTYPE, linkname="/etc"), "Dataset", "type b'2'"),
     (member(GOOD, type=tarfile.CHRTYPE), GOOD, "type b'3'"),
@@ -326,8 +373,16 @@ BAD_MEMBERS: list[tuple[Member | bytes, str, str]] = [
     (member(GOOD, type=tarfile.FIFOTYPE), GOOD, "type b'6'"),
     (member(GOOD, type=tarfile.CONTTYPE), GOOD, "type b'7'"),
     (member(GOOD, type=tarfile.GNUTYPE_SPARSE), GOOD, "type b'S'"),
-    (member("././@LongLink", b"Dataset/x\0", type=tarfile.GNUTYPE_LONGNAME), "@LongLink", "type b'L'"),
-    (member("././@LongLink", b"Dataset/x\0", type=tarfile.GNUTYPE_LONGLINK), "@LongLink", "type b'K'"),
+    (
+        member("././@LongLink", b"Dataset/x\0", type=tarfile.GNUTYPE_LONGNAME),
+        "@LongLink",
+        "type b'L'",
+    ),
+    (
+        member("././@LongLink", b"Dataset/x\0", type=tarfile.GNUTYPE_LONGLINK),
+        "@LongLink",
+        "type b'K'",
+    ),
     (member(GOOD, type=b"M"), GOOD, "type b'M'"),
     (member("pax", b"17 path=/etc/no\n\n", type=b"x"), "pax", "'path'"),
     (member("pax", b"19 linkpath=/etc/x\n", type=b"x"), "pax", "'linkpath'"),
@@ -345,8 +400,16 @@ BAD_MEMBERS: list[tuple[Member | bytes, str, str]] = [
     (size_field(GOOD, b"\xff" * 12), GOOD, "1 to 268,435,456 bytes, but has -1"),
     (size_field(GOOD, b"-1"), GOOD, "1 to 268,435,456 bytes, but has -1"),
     (size_field(GOOD, b"2000000001"), GOOD, "1 to 268,435,456 bytes, but has 268435457"),
-    (size_field("Dataset/mapping.json", b"400000001"), "Dataset/mapping.json", "1 to 67,108,864 bytes"),
-    (size_field("Dataset/sox_effects.pt", b"\x80" + b"\xff" * 11), "Dataset/sox_effects.pt", "0 to 268,435,456 bytes"),
+    (
+        size_field("Dataset/mapping.json", b"400000001"),
+        "Dataset/mapping.json",
+        "1 to 67,108,864 bytes",
+    ),
+    (
+        size_field("Dataset/sox_effects.pt", b"\x80" + b"\xff" * 11),
+        "Dataset/sox_effects.pt",
+        "0 to 268,435,456 bytes",
+    ),
     (member("Dataset/", type=tarfile.DIRTYPE, size=512), "Dataset", "no folder other than"),
     (member("Dataset/more/", type=tarfile.DIRTYPE), "Dataset/more", "no folder other than"),
     (member("Dataset/uttr-good.pt/", type=tarfile.DIRTYPE), GOOD, "no folder other than"),
@@ -402,7 +465,9 @@ def test_a_member_that_breaks_a_rule_is_refused(
 @pytest.mark.parametrize("name", ["Dataset/", "Dataset/._Dataset"])
 def test_folders_and_extras_stand_once_too(dataset: Path, tmp_path: Path, name: str) -> None:
     kind = tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE
-    message = refused(tmp_path, split(gzip.compress(tar([*[member(name, type=kind)] * 2, *whole(dataset)])), 1))
+    message = refused(
+        tmp_path, split(gzip.compress(tar([*[member(name, type=kind)] * 2, *whole(dataset)])), 1)
+    )
     assert "stands twice" in message
 
 
@@ -414,12 +479,16 @@ def test_a_long_name_is_shown_in_part(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_a_manifest_must_be_there(dataset: Path, tmp_path: Path, name: str) -> None:
     members = [one for one in whole(dataset) if one[0].name != f"Dataset/{name}"]
-    assert f"'Dataset/{name}' must be there" in refused(tmp_path, split(gzip.compress(tar(members)), 1))
+    assert f"'Dataset/{name}' must be there" in refused(
+        tmp_path, split(gzip.compress(tar(members)), 1)
+    )
 
 
 @pytest.mark.parametrize("listed", ["labelled", "test"])
 def test_a_listed_file_must_be_there(dataset: Path, tmp_path: Path, listed: str) -> None:
-    manifest = (dataset / ("metadata.json" if listed == "labelled" else "testdata.json")).read_text()
+    manifest = (
+        dataset / ("metadata.json" if listed == "labelled" else "testdata.json")
+    ).read_text()
     gone = next(one for one in whole(dataset) if one[0].name.removeprefix("Dataset/") in manifest)
     members = [one for one in whole(dataset) if one[0].name != gone[0].name]
     message = refused(tmp_path, split(gzip.compress(tar(members)), 1))
@@ -428,8 +497,12 @@ def test_a_listed_file_must_be_there(dataset: Path, tmp_path: Path, listed: str)
 
 
 def test_the_manifests_are_checked(dataset: Path, tmp_path: Path) -> None:
-    members = [(info, data) for info, data in whole(dataset) if not info.name.endswith("mapping.json")]
-    message = refused(tmp_path, split(gzip.compress(tar([*members, member("Dataset/mapping.json", b"{}")])), 1))
+    members = [
+        (info, data) for info, data in whole(dataset) if not info.name.endswith("mapping.json")
+    ]
+    message = refused(
+        tmp_path, split(gzip.compress(tar([*members, member("Dataset/mapping.json", b"{}")])), 1)
+    )
     assert "holds no corpus" in message
     assert "speaker2id" in message
 
@@ -442,9 +515,18 @@ def cut(data: bytes, share: float) -> bytes:
     ("spoil", "rule"),
     [
         (lambda members: gzip.compress(tar(members, end=b"")), "without the blocks of zeros"),
-        (lambda members: gzip.compress(tar(members, end=bytes(511))), "without the blocks of zeros"),
-        (lambda members: gzip.compress(tar(members, end=bytes(512) + b"more" * 128)), "something follows"),
-        (lambda members: gzip.compress(tar(members, end=bytes(3_000_000) + b"!")), "something follows"),
+        (
+            lambda members: gzip.compress(tar(members, end=bytes(511))),
+            "without the blocks of zeros",
+        ),
+        (
+            lambda members: gzip.compress(tar(members, end=bytes(512) + b"more" * 128)),
+            "something follows",
+        ),
+        (
+            lambda members: gzip.compress(tar(members, end=bytes(3_000_000) + b"!")),
+            "something follows",
+        ),
         (lambda members: gzip.compress(tar(members)[:-2048]), "ends within a member"),
         (lambda members: gzip.compress(tar([*members, b"x" * 512])), "header of a member"),
         (lambda members: gzip.compress(tar(members)) + b"garbage", "Not a gzipped file"),
@@ -472,11 +554,15 @@ def test_a_flipped_bit_never_changes_a_file(dataset: Path, tmp_path: Path) -> No
     noticed = 0
     for number in range(40):
         position = 10 + number * (len(data) - 10) // 40
-        flipped = data[:position] + bytes([data[position] ^ (1 << number % 8)]) + data[position + 1 :]
+        flipped = (
+            data[:position] + bytes([data[position] ^ (1 << number % 8)]) + data[position + 1 :]
+        )
         paths = write_parts(tmp_path / f"parts-{number}", split(flipped, 2))
         try:
             unpack(paths, tmp_path / f"corpus-{number}")
-            assert tree(tmp_path / f"corpus-{number}") == tree(dataset), "it may stand for the same run of zeros"
+            assert tree(tmp_path / f"corpus-{number}") == tree(dataset), (
+                "it may stand for the same run of zeros"
+            )
         except UserError:
             noticed += 1
     assert noticed > 30
@@ -498,7 +584,10 @@ def test_the_part_where_reading_failed_is_named(
     tmp_path: Path, spoil: Callable[[dict[str, bytes]], object], culprit: str
 ) -> None:
     write_corpus(tmp_path / "source" / "Dataset")
-    files = {name[-6:]: data for name, data in split(pack_folder(tmp_path / "source" / "Dataset"), 3).items()}
+    files = {
+        name[-6:]: data
+        for name, data in split(pack_folder(tmp_path / "source" / "Dataset"), 3).items()
+    }
     spoil(files)
     (tmp_path / "target").mkdir()
     message = refused(tmp_path / "target", files)
@@ -507,7 +596,9 @@ def test_the_part_where_reading_failed_is_named(
 
 def test_a_bomb_is_stopped_by_its_ratio(dataset: Path, tmp_path: Path) -> None:
     bombs = [member(f"Dataset/uttr-{i}.pt", bytes(40 << 20)) for i in range(3)]
-    assert "at most 50 times its size" in refused(tmp_path, split(gzip.compress(tar([*whole(dataset), *bombs])), 2))
+    assert "at most 50 times its size" in refused(
+        tmp_path, split(gzip.compress(tar([*whole(dataset), *bombs])), 2)
+    )
 
 
 def test_a_bomb_behind_the_archives_end_is_stopped(dataset: Path, tmp_path: Path) -> None:
@@ -515,10 +606,14 @@ def test_a_bomb_behind_the_archives_end_is_stopped(dataset: Path, tmp_path: Path
     assert "at most 50 times its size" in refused(tmp_path, split(data, 2))
 
 
-def test_members_are_counted(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_members_are_counted(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(archive, "MOST_MEMBERS", 20)
     headers = [member("pax", type=b"x")] * 20
-    assert "fewer than 20 members" in refused(tmp_path, split(gzip.compress(tar([*headers, *whole(dataset)])), 1))
+    assert "fewer than 20 members" in refused(
+        tmp_path, split(gzip.compress(tar([*headers, *whole(dataset)])), 1)
+    )
 
 
 def test_bytes_are_counted(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -527,7 +622,9 @@ def test_bytes_are_counted(dataset: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert "bytes, but goes beyond" in refused(tmp_path, split(data, 1))
 
 
-def test_contents_are_copied_in_pieces(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contents_are_copied_in_pieces(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(archive, "CHUNK", 100)
     unpack(write_parts(tmp_path / "parts", split(pack_folder(dataset), 3)), tmp_path / "corpus")
     assert tree(tmp_path / "corpus") == tree(dataset)

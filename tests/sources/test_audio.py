@@ -136,7 +136,9 @@ def test_any_rate_becomes_16_khz(tmp_path: Path, rate: int) -> None:
     assert (waveform - expected)[200:-200].abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("waveform", [np.zeros(16_000), np.clip(20 * VOICE, -1, 1), np.full(1, 0.5)])
+@pytest.mark.parametrize(
+    "waveform", [np.zeros(16_000), np.clip(20 * VOICE, -1, 1), np.full(1, 0.5)]
+)
 def test_silence_clipping_and_one_sample_are_sound(tmp_path: Path, waveform: np.ndarray) -> None:
     assert len(read_audio(write(tmp_path / "a.wav", waveform))) == len(waveform)
 
@@ -178,7 +180,11 @@ def test_an_mp3_without_a_length_is_refused_when_its_last_frame_is_cut(tmp_path:
     path.write_bytes(data[second:])
     whole = len(read_audio(path))
     assert abs(whole - len(VOICE)) < 3_000
-    ends = [place for place in range(second, len(data)) if data[place : place + 2] == data[second : second + 2]]
+    ends = [
+        place
+        for place in range(second, len(data))
+        if data[place : place + 2] == data[second : second + 2]
+    ]
     for cut in range(len(data) // 2, len(data) - 1, 31):
         path.write_bytes(data[second:cut])
         if cut not in ends:
@@ -195,7 +201,9 @@ def test_samples_beyond_all_bounds_raise_no_warning(tmp_path: Path, value: float
 
 
 def special(value: float) -> Callable[[Path], object]:
-    return lambda path: soundfile.write(path, np.where(np.arange(VOICE.size) == 99, value, VOICE), 16_000, "FLOAT")
+    return lambda path: soundfile.write(
+        path, np.where(np.arange(VOICE.size) == 99, value, VOICE), 16_000, "FLOAT"
+    )
 
 
 @pytest.mark.parametrize(
@@ -207,17 +215,33 @@ def special(value: float) -> Callable[[Path], object]:
         ("a.mp3", lambda path: path.write_bytes(bytes(99_999)), "decodable"),
         ("a.flac", lambda path: path.write_bytes(bytes(99_999)), "hold sound|decodable"),
         ("a.ogg", lambda path: path.write_bytes(b"OggS" * 999), "whole|decodable"),
-        ("a.wav", lambda path: path.write_text(f"#EXTM3U\n#EXTINF:1,\n{path.parent}/b.wav\n"), "decodable"),
-        ("a.mp3", lambda path: path.write_text(f"ffconcat version 1.0\nfile {path.parent}/b.wav\n"), "decodable"),
+        (
+            "a.wav",
+            lambda path: path.write_text(f"#EXTM3U\n#EXTINF:1,\n{path.parent}/b.wav\n"),
+            "decodable",
+        ),
+        (
+            "a.mp3",
+            lambda path: path.write_text(f"ffconcat version 1.0\nfile {path.parent}/b.wav\n"),
+            "decodable",
+        ),
         ("a.m4a", lambda path: path.write_bytes(b"PK\x03\x04" * 99), "a zip archive; unpack it"),
         ("a.wav", lambda path: path.write_text("<html>404"), "a web page; fetch the recording"),
         ("a.flac", lambda path: path.write_text("version https://git-lfs"), "run git lfs pull"),
         ("a.opus", lambda path: path.write_bytes(b"wvpk" * 99), "is WavPack; convert it to wav or"),
         ("a.wav", lambda path: path.write_text("no sound"), "begins with b'no sound', as no"),
         ("a.wav", Path.touch, "is empty; fetch it again"),
-        ("a.wav", lambda path: soundfile.write(path, np.zeros((9, 65)), 16_000), "at most 64 channels"),
+        (
+            "a.wav",
+            lambda path: soundfile.write(path, np.zeros((9, 65)), 16_000),
+            "at most 64 channels",
+        ),
         ("a.wav", lambda path: soundfile.write(path, np.zeros(0), 16_000), "decodable|hold sound"),
-        ("a.flac", lambda path: soundfile.write(path, np.zeros(8_000 * LONGEST + 8_000), 8_000), "at most 600 s"),
+        (
+            "a.flac",
+            lambda path: soundfile.write(path, np.zeros(8_000 * LONGEST + 8_000), 8_000),
+            "at most 600 s",
+        ),
         ("a.wav", lambda path: soundfile.write(path, np.ones(1), 192_000), "too little"),
         ("a.wav", lambda path: soundfile.write(path, np.ones(9), 2**31 - 1), "too little"),
         ("a.wav", special(np.nan), "finite"),
@@ -228,7 +252,9 @@ def special(value: float) -> Callable[[Path], object]:
         ("a.wav", lambda path: path.symlink_to("/dev/zero"), "regular file"),
     ],
 )
-def test_what_is_no_recording_is_refused(tmp_path: Path, name: str, make: Callable[[Path], object], rule: str) -> None:
+def test_what_is_no_recording_is_refused(
+    tmp_path: Path, name: str, make: Callable[[Path], object], rule: str
+) -> None:
     write(tmp_path / "b.wav")
     make(tmp_path / name)
     with pytest.raises(UserError, match=rule) as caught:
@@ -383,7 +409,8 @@ def test_an_mp3_of_changing_bit_rate_without_a_length_is_read(tmp_path: Path) ->
     ("data", "rule"),
     [
         (wav(len(SAMPLES) + 2, 0, SAMPLES), "whole, but this WAV file is cut off"),
-        (wav(len(SAMPLES), 0, SAMPLES[:4_096]), "whole, but this WAV file is cut off"),  # where a packet ends
+        # Where a packet ends.
+        (wav(len(SAMPLES), 0, SAMPLES[:4_096]), "whole, but this WAV file is cut off"),
         (wav(100_000_000, 0, SAMPLES), "whole, but this WAV file is cut off"),
         (wav(0), "holds no sample; remove it"),
         (wav(0, 0, NOTE), "holds no sample; remove it"),
@@ -455,7 +482,11 @@ def test_no_name_makes_a_playlist_lead_to_another_file(
     junk: str,
 ) -> None:
     other = write(tmp_path / "b.wav")
-    lists = ("#EXTM3U\n#EXTINF:1,\n{}\n", "ffconcat version 1.0\nfile {}\n", "[playlist]\nFile1={}\n")
+    lists = (
+        "#EXTM3U\n#EXTINF:1,\n{}\n",
+        "ffconcat version 1.0\nfile {}\n",
+        "[playlist]\nFile1={}\n",
+    )
     for text in lists:
         path = tmp_path / f"a{ending}"
         path.write_text(junk + text.format(other))

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from speaker.data.corpus import Corpus, read_corpus, read_mels
-from speaker.sources.demo import SPEAKERS, TEST_PER_SPEAKER, TRAIN_PER_SPEAKER, build_demo, draw_voice, synthesize
+from speaker.sources.demo import (
+    SPEAKERS,
+    TEST_PER_SPEAKER,
+    TRAIN_PER_SPEAKER,
+    build_demo,
+    draw_voice,
+    synthesize,
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +43,18 @@ def test_the_order_of_test_utterances_does_not_give_their_speaker_away(demo: Cor
 
 
 def test_a_simple_classifier_tells_some_but_not_all_speakers(demo: Corpus) -> None:
-    """Mean and deviation of a speaker's frames, nearest class mean: far above chance, far below the best encoder."""
+    """Mean and deviation of a speaker's frames, nearest class mean: far above chance,
+    far below the best encoder.
+    """
     train: dict[int, list[torch.Tensor]] = {}
     held: list[tuple[int, torch.Tensor]] = []
     for number, utterance in enumerate(demo.utterances):
         mels = read_mels(demo, utterance)
         speaker = utterance.speaker or 0
         summary = torch.cat((mels.mean(0), mels.std(0)))
-        held.append((speaker, summary)) if number % 10 == 0 else train.setdefault(speaker, []).append(summary)
+        held.append((speaker, summary)) if number % 10 == 0 else train.setdefault(
+            speaker, []
+        ).append(summary)
     means = torch.stack([torch.stack(train[speaker]).mean(0) for speaker in range(SPEAKERS)])
     hits = [int((means - summary).square().sum(1).argmin()) == speaker for speaker, summary in held]
     accuracy = sum(hits) / len(hits)

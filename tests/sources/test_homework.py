@@ -80,11 +80,17 @@ def in_place(out: Path) -> bool:
 
 
 def kept(out: Path) -> dict[str, int]:
-    """Return the sizes of the parts, whole or not, that are kept for a later call, and see that nothing else is."""
-    assert {path.name for path in out.parent.iterdir()} <= {f".{out.name}.lock", f".{out.name}.parts"}
+    """Return the sizes of the parts, whole or not, that are kept for a later call,
+    and see that nothing else is.
+    """
+    assert {path.name for path in out.parent.iterdir()} <= {
+        f".{out.name}.lock",
+        f".{out.name}.parts",
+    }
     sizes = {}
     for path in out.with_name(f".{out.name}.parts").glob("*"):
-        with contextlib.suppress(FileNotFoundError):  # the threads of other parts may still be at work
+        # The threads of other parts may still be at work.
+        with contextlib.suppress(FileNotFoundError):
             sizes[path.name] = path.stat().st_size
     return {name: size for name, size in sizes.items() if not name.endswith(".json")}
 
@@ -104,11 +110,18 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 @contextlib.contextmanager
-def started(out: Path, urls: Sequence[str], timeout: float = 3600.0) -> Iterator["subprocess.Popen[str]"]:
+def started(
+    out: Path, urls: Sequence[str], timeout: float = 3600.0
+) -> Iterator["subprocess.Popen[str]"]:
     """Run a download in a process of its own, which the end of the `with` block kills."""
     command = [sys.executable, "-c", DOWNLOAD, str(out), str(timeout), *urls]
     with subprocess.Popen(
-        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         try:
             yield process
@@ -116,12 +129,16 @@ def started(out: Path, urls: Sequence[str], timeout: float = 3600.0) -> Iterator
             process.kill()
 
 
-def test_fetches_and_unpacks(server: FaultServer, out: Path, dataset: Path, files: dict[str, bytes]) -> None:
+def test_fetches_and_unpacks(
+    server: FaultServer, out: Path, dataset: Path, files: dict[str, bytes]
+) -> None:
     assert fetch(server, out)
     assert tree(out) == tree(dataset)
     assert in_place(out)
     assert sorted(request.path for request in server.requests) == [f"/{name}" for name in files]
-    assert {(request.range, request.encoding) for request in server.requests} == {(None, "identity")}
+    assert {(request.range, request.encoding) for request in server.requests} == {
+        (None, "identity")
+    }
 
 
 def test_a_corpus_that_is_there_is_left_alone(server: FaultServer, out: Path) -> None:
@@ -134,7 +151,9 @@ def test_a_corpus_that_is_there_is_left_alone(server: FaultServer, out: Path) ->
     assert (out / "note").read_text() == "mine"
 
 
-@pytest.mark.parametrize("make", [Path.mkdir, Path.touch, lambda path: (path / "mapping.json").mkdir(parents=True)])
+@pytest.mark.parametrize(
+    "make", [Path.mkdir, Path.touch, lambda path: (path / "mapping.json").mkdir(parents=True)]
+)
 def test_something_else_that_is_there_is_left_alone(
     server: FaultServer, out: Path, make: Callable[[Path], None]
 ) -> None:
@@ -150,7 +169,12 @@ def test_something_else_that_is_there_is_left_alone(
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("tenths", range(11))
 def test_a_cut_connection_is_gone_on_from(
-    server: FaultServer, out: Path, dataset: Path, files: dict[str, bytes], tenths: int, chunked: bool
+    server: FaultServer,
+    out: Path,
+    dataset: Path,
+    files: dict[str, bytes],
+    tenths: int,
+    chunked: bool,
 ) -> None:
     server.faults[AB] = [Fault(cut=tenths / 10, chunked=chunked)]
     fetch(server, out)
@@ -160,10 +184,14 @@ def test_a_cut_connection_is_gone_on_from(
     again = [] if complete else [f"bytes={position}-" if position else None]
     assert server.asked(AB) == [None, *again]
     assert server.sent(AB) == len(files[AB])
-    assert all(request.if_range == f'"{digest(files[AB])}"' for request in server.requests if request.range)
+    assert all(
+        request.if_range == f'"{digest(files[AB])}"' for request in server.requests if request.range
+    )
 
 
-def test_cut_again_and_again_by_each_server_in_turn(server: FaultServer, out: Path, dataset: Path) -> None:
+def test_cut_again_and_again_by_each_server_in_turn(
+    server: FaultServer, out: Path, dataset: Path
+) -> None:
     for name in server.files:
         server.faults[name] = [Fault(cut=0.3, chunked=i % 2 == 0) for i in range(12)]
     fetch(server, out)
@@ -178,9 +206,13 @@ def test_a_server_without_ranges_starts_over(server: FaultServer, out: Path, dat
     assert [bool(wanted) for wanted in server.asked(AB)] == [False, True]
 
 
-def test_a_server_without_ranges_that_always_cuts_is_given_up(server: FaultServer, out: Path) -> None:
+def test_a_server_without_ranges_that_always_cuts_is_given_up(
+    server: FaultServer, out: Path
+) -> None:
     server.always[AB] = Fault(cut=0.5, no_range=True)
-    assert "6 attempts in a row brought nothing new (IncompleteRead" in refused(lambda: fetch(server, out))
+    assert "6 attempts in a row brought nothing new (IncompleteRead" in refused(
+        lambda: fetch(server, out)
+    )
     assert len(server.asked(AB)) == 7
 
 
@@ -190,7 +222,9 @@ def test_a_part_that_changed_meanwhile_starts_over(
     server: FaultServer, out: Path, tmp_path: Path, longer: bool, ignored: bool
 ) -> None:
     server.faults[AB] = [Fault(cut=0.5), *[Fault(once_kept(out, AA, AC, AD), 503)] * 6]
-    assert "what has arrived is kept, and the same command resumes" in refused(lambda: fetch(server, out))
+    assert "what has arrived is kept, and the same command resumes" in refused(
+        lambda: fetch(server, out)
+    )
     write_corpus(tmp_path / "new" / "Dataset", per_speaker=16 if longer else 15, seed=1)
     server.files = split(pack_folder(tmp_path / "new" / "Dataset"), 4)
     server.always[AB] = Fault(no_if_range=ignored)
@@ -198,7 +232,9 @@ def test_a_part_that_changed_meanwhile_starts_over(
         (out.parent / f".{out.name}.parts" / name).unlink()
     fetch(server, out)
     assert tree(out) == tree(tmp_path / "new" / "Dataset")
-    assert [bool(wanted) for wanted in server.asked(AB)[7:]] == ([True, False] if ignored else [True])
+    assert [bool(wanted) for wanted in server.asked(AB)[7:]] == (
+        [True, False] if ignored else [True]
+    )
 
 
 @pytest.mark.parametrize(
@@ -222,7 +258,10 @@ def test_a_web_page_is_no_part(server: FaultServer, out: Path, page: Fault) -> N
 def test_a_web_page_costs_nothing_that_had_arrived(
     server: FaultServer, out: Path, dataset: Path, files: dict[str, bytes]
 ) -> None:
-    server.faults[AB] = [Fault(cut=0.5), Fault(body=b"pay", headers={"Content-Type": "text/html"}, no_range=True)]
+    server.faults[AB] = [
+        Fault(cut=0.5),
+        Fault(body=b"pay", headers={"Content-Type": "text/html"}, no_range=True),
+    ]
     assert "web page" in refused(lambda: fetch(server, out))
     fetch(server, out)
     assert tree(out) == tree(dataset)
@@ -243,7 +282,10 @@ def test_a_server_that_stays_unwell_is_given_up_and_gone_on_from(
 ) -> None:
     server.always[AB] = Fault(once_kept(out, AA, AC, AD), 500)
     message = refused(lambda: fetch(server, out))
-    assert f"{server.url(AB)}: must be reachable, but 6 attempts in a row brought nothing new" in message
+    assert (
+        f"{server.url(AB)}: must be reachable, but 6 attempts in a row brought nothing new"
+        in message
+    )
     assert "the server answered 500" in message
     assert "the same command resumes" in message
     assert len(server.asked(AB)) == 6
@@ -255,7 +297,12 @@ def test_a_server_that_stays_unwell_is_given_up_and_gone_on_from(
 
 
 def test_only_failures_in_a_row_are_counted(server: FaultServer, out: Path, dataset: Path) -> None:
-    server.faults[AB] = [*[Fault(status=500)] * 5, Fault(cut=0.2), *[Fault(status=500)] * 5, Fault(cut=0.2)]
+    server.faults[AB] = [
+        *[Fault(status=500)] * 5,
+        Fault(cut=0.2),
+        *[Fault(status=500)] * 5,
+        Fault(cut=0.2),
+    ]
     server.faults[AB] += [Fault(status=500)] * 5
     fetch(server, out)
     assert tree(out) == tree(dataset)
@@ -285,7 +332,11 @@ def test_redirects_to_another_host_are_followed(
 ) -> None:
     with FaultServer({}) as front:
         for name in files:
-            target = f"http://localhost:{server.port}/{name}?token=1#x" if name == AA else server.url(name)
+            target = (
+                f"http://localhost:{server.port}/{name}?token=1#x"
+                if name == AA
+                else server.url(name)
+            )
             front.always[name] = Fault(status=302, headers={"Location": target})
         server.files[f"{AA}?token=1"] = server.files[AA]
         server.faults[AB] = [Fault(cut=0.5)]
@@ -303,7 +354,9 @@ def test_a_relative_redirect_is_followed(server: FaultServer, out: Path, dataset
 
 
 def test_a_redirects_own_body_is_not_read(server: FaultServer, out: Path, dataset: Path) -> None:
-    server.always[AB] = Fault(status=302, headers={"Location": "/moved"}, body=bytes(100_000), stall=0.5)
+    server.always[AB] = Fault(
+        status=302, headers={"Location": "/moved"}, body=bytes(100_000), stall=0.5
+    )
     server.files["moved"] = server.files[AB]
     download(parts_of_urls([server.url(name) for name in (AA, AB, AC, AD)]), out)
     assert tree(out) == tree(dataset)
@@ -321,7 +374,9 @@ def test_a_redirects_own_body_is_not_read(server: FaultServer, out: Path, datase
         (AB, "at most 5 redirects"),
     ],
 )
-def test_redirects_to_elsewhere_are_refused(server: FaultServer, out: Path, location: str, rule: str) -> None:
+def test_redirects_to_elsewhere_are_refused(
+    server: FaultServer, out: Path, location: str, rule: str
+) -> None:
     server.always[AB] = Fault(status=302, headers={"Location": location})
     message = refused(lambda: fetch(server, out))
     assert rule in message
@@ -343,7 +398,9 @@ def test_a_part_in_a_coding_is_refused(server: FaultServer, out: Path) -> None:
 def test_https_does_not_redirect_to_http() -> None:
     asked = "https://host/x"
     assert redirect_target(asked, "https://other/y", asked) == "https://other/y"
-    assert "must not redirect to http" in refused(lambda: redirect_target(asked, "http://b/y", asked))
+    assert "must not redirect to http" in refused(
+        lambda: redirect_target(asked, "http://b/y", asked)
+    )
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 410, 301, 204, 505])
@@ -372,11 +429,22 @@ def test_a_dead_link_is_not_tried_again(server: FaultServer, out: Path, status: 
     ],
 )
 def test_a_range_that_lies_starts_over(
-    server: FaultServer, out: Path, dataset: Path, files: dict[str, bytes], lie: dict[str, str | None]
+    server: FaultServer,
+    out: Path,
+    dataset: Path,
+    files: dict[str, bytes],
+    lie: dict[str, str | None],
 ) -> None:
     total = len(files[AB])
     half = total // 2
-    numbers = {"before": half - 1, "half": half, "next": half + 1, "end": total - 2, "last": total - 1, "total": total}
+    numbers = {
+        "before": half - 1,
+        "half": half,
+        "next": half + 1,
+        "end": total - 2,
+        "last": total - 1,
+        "total": total,
+    }
     headers = {key: value and value.format(**numbers) for key, value in lie.items()}
     server.faults[AB] = [Fault(cut=0.5), Fault(headers=headers)]
     fetch(server, out)
@@ -384,8 +452,12 @@ def test_a_range_that_lies_starts_over(
     assert server.asked(AB) == [None, f"bytes={total // 2}-", None]
 
 
-def test_a_range_that_was_not_asked_for_is_not_taken(server: FaultServer, out: Path, dataset: Path) -> None:
-    server.faults[AB] = [Fault(status=206, headers={"Content-Range": "bytes 0-9/10"}, body=b"0123456789")]
+def test_a_range_that_was_not_asked_for_is_not_taken(
+    server: FaultServer, out: Path, dataset: Path
+) -> None:
+    server.faults[AB] = [
+        Fault(status=206, headers={"Content-Range": "bytes 0-9/10"}, body=b"0123456789")
+    ]
     fetch(server, out)
     assert tree(out) == tree(dataset)
     assert server.asked(AB) == [None, None]
@@ -403,9 +475,15 @@ def test_a_range_that_stops_short_is_gone_on_from(
     assert server.asked(AB) == [None, f"bytes={half}-", f"bytes={end}-"]
 
 
-@pytest.mark.parametrize("headers", [{}, {"Content-Range": "bytes */5"}, {"Content-Range": "bytes */*"}])
+@pytest.mark.parametrize(
+    "headers", [{}, {"Content-Range": "bytes */5"}, {"Content-Range": "bytes */*"}]
+)
 def test_a_range_that_is_refused_starts_over(
-    server: FaultServer, out: Path, dataset: Path, files: dict[str, bytes], headers: dict[str, str | None]
+    server: FaultServer,
+    out: Path,
+    dataset: Path,
+    files: dict[str, bytes],
+    headers: dict[str, str | None],
 ) -> None:
     server.faults[AB] = [Fault(cut=0.5), Fault(status=416, headers=headers)]
     fetch(server, out)
@@ -415,23 +493,35 @@ def test_a_range_that_is_refused_starts_over(
 
 @pytest.mark.parametrize("validator", ["ETag", "Last-Modified"])
 @pytest.mark.parametrize("weak", [False, True])
-def test_the_strongest_validator_is_sent(server: FaultServer, out: Path, validator: str, weak: bool) -> None:
+def test_the_strongest_validator_is_sent(
+    server: FaultServer, out: Path, validator: str, weak: bool
+) -> None:
     etag = 'W/"x"' if weak else f'"{digest(server.files[AB])}"'
     headers = {**BARE, "ETag": etag} if validator == "ETag" else {"ETag": 'W/"x"' if weak else None}
     server.faults[AB] = [Fault(cut=0.5, headers=headers)]
     fetch(server, out)
     expected = MODIFIED if validator == "Last-Modified" else None if weak else etag
-    assert [request.if_range for request in server.requests if request.path == f"/{AB}"] == [None, expected]
+    assert [request.if_range for request in server.requests if request.path == f"/{AB}"] == [
+        None,
+        expected,
+    ]
     assert [bool(wanted) for wanted in server.asked(AB)] == [False, expected is not None]
 
 
 @pytest.mark.parametrize("validator", [{}, {"ETag": '"a\u00e9"', "Last-Modified": "\u00e9"}])
 def test_without_a_validator_only_a_checksum_allows_to_go_on(
-    server: FaultServer, out: Path, dataset: Path, files: dict[str, bytes], validator: dict[str, str | None]
+    server: FaultServer,
+    out: Path,
+    dataset: Path,
+    files: dict[str, bytes],
+    validator: dict[str, str | None],
 ) -> None:
     for name in (AB, AC):
         server.faults[name] = [Fault(cut=0.5, headers={**BARE, **validator}), Fault(headers=BARE)]
-    checked = [Part(server.url(name), name, sha256=digest(files[name]) if name == AC else None) for name in files]
+    checked = [
+        Part(server.url(name), name, sha256=digest(files[name]) if name == AC else None)
+        for name in files
+    ]
     download(checked, out, pauses=QUICK)
     assert tree(out) == tree(dataset)
     assert server.asked(AB) == [None, None]
@@ -440,7 +530,9 @@ def test_without_a_validator_only_a_checksum_allows_to_go_on(
 
 
 @pytest.mark.parametrize(("chunked", "length"), [(False, None), (True, None), (True, "5")])
-def test_no_content_length(server: FaultServer, out: Path, dataset: Path, chunked: bool, length: str | None) -> None:
+def test_no_content_length(
+    server: FaultServer, out: Path, dataset: Path, chunked: bool, length: str | None
+) -> None:
     for name in server.files:
         server.always[name] = Fault(chunked=chunked, headers={"Content-Length": length})
     fetch(server, out)
@@ -449,20 +541,30 @@ def test_no_content_length(server: FaultServer, out: Path, dataset: Path, chunke
 
 def sized(server: FaultServer, more: int) -> list[Part]:
     """Return the parts with their sizes, the second one's wrong."""
-    return [Part(server.url(name), name, len(data) + more * (name == AB)) for name, data in server.files.items()]
+    return [
+        Part(server.url(name), name, len(data) + more * (name == AB))
+        for name, data in server.files.items()
+    ]
 
 
 @pytest.mark.parametrize("more", [-1, 1])
-def test_a_wrong_size_is_noticed_before_a_byte_comes(server: FaultServer, out: Path, more: int) -> None:
+def test_a_wrong_size_is_noticed_before_a_byte_comes(
+    server: FaultServer, out: Path, more: int
+) -> None:
     total = len(server.files[AB])
     message = refused(lambda: download(sized(server, more), out, pauses=QUICK))
-    assert f"{server.url(AB)}: must have {total + more:,} bytes, but the server has {total:,}" in message
+    assert (
+        f"{server.url(AB)}: must have {total + more:,} bytes, but the server has {total:,}"
+        in message
+    )
     assert not {name for name in kept(out) if AB in name}
     assert len(server.asked(AB)) == 1
 
 
 @pytest.mark.parametrize("more", [-1, 1])
-def test_a_size_that_is_told_late_is_compared_too(server: FaultServer, out: Path, more: int) -> None:
+def test_a_size_that_is_told_late_is_compared_too(
+    server: FaultServer, out: Path, more: int
+) -> None:
     server.faults[AB] = [Fault(cut=0.5), *[Fault(status=500)] * 6]
     refused(lambda: fetch(server, out))
     total = len(server.files[AB])
@@ -473,7 +575,9 @@ def test_a_size_that_is_told_late_is_compared_too(server: FaultServer, out: Path
 
 def test_a_body_longer_than_the_manifest_says_is_stopped(server: FaultServer, out: Path) -> None:
     server.always[AB] = Fault(chunked=True)
-    assert "but the server sends more" in refused(lambda: download(sized(server, -1), out, pauses=QUICK))
+    assert "but the server sends more" in refused(
+        lambda: download(sized(server, -1), out, pauses=QUICK)
+    )
     assert not {name for name in kept(out) if AB in name}
 
 
@@ -483,7 +587,9 @@ def test_a_body_shorter_than_the_manifest_says_is_not_whole(server: FaultServer,
     assert "6 attempts in a row brought nothing new (the connection was cut)" in message
 
 
-def test_what_follows_the_promised_length_is_not_taken(server: FaultServer, out: Path, dataset: Path) -> None:
+def test_what_follows_the_promised_length_is_not_taken(
+    server: FaultServer, out: Path, dataset: Path
+) -> None:
     longer = server.files[AB] + b"HTTP/1.1 200 OK\r\n\r\n" * 100
     server.always[AB] = Fault(body=longer, headers={"Content-Length": str(len(server.files[AB]))})
     fetch(server, out)
@@ -495,11 +601,15 @@ def test_a_huge_length_is_refused(server: FaultServer, out: Path) -> None:
     assert "must have at most 68,719,476,736 bytes" in refused(lambda: fetch(server, out))
 
 
-def test_checksums_are_compared(server: FaultServer, out: Path, dataset: Path, files: dict[str, bytes]) -> None:
+def test_checksums_are_compared(
+    server: FaultServer, out: Path, dataset: Path, files: dict[str, bytes]
+) -> None:
     right = [Part(server.url(name), name, len(data), digest(data)) for name, data in files.items()]
     wrong = [*right[:1], Part(server.url(AB), AB, None, digest(b"")), *right[2:]]
     message = refused(lambda: download(wrong, out, pauses=QUICK))
-    assert f"{server.url(AB)}: must have sha256 {digest(b'')}, but has {digest(files[AB])}" in message
+    assert (
+        f"{server.url(AB)}: must have sha256 {digest(b'')}, but has {digest(files[AB])}" in message
+    )
     assert not {name for name in kept(out) if AB in name}
     download(right, out, pauses=QUICK)
     assert tree(out) == tree(dataset)
@@ -523,23 +633,31 @@ def test_whole_parts_are_compared_with_what_is_wanted_now(out: Path, dataset: Pa
         wanted[flipped] = replace(wanted[flipped], sha256=digest(files[flipped]))
         wanted[moved] = replace(wanted[moved], url=server.url(f"new/{moved}"))
         download(list(wanted.values()), out, pauses=QUICK)
-        counts = [len(server.asked(name)) for name in (shorter, sized, flipped, moved, f"new/{moved}", same)]
+        counts = [
+            len(server.asked(name))
+            for name in (shorter, sized, flipped, moved, f"new/{moved}", same)
+        ]
     assert tree(out) == tree(dataset)
     assert counts == [2, 2, 2, 1, 1, 1]
 
 
-def test_a_part_whose_last_byte_came_is_not_asked_for_again(server: FaultServer, out: Path, dataset: Path) -> None:
+def test_a_part_whose_last_byte_came_is_not_asked_for_again(
+    server: FaultServer, out: Path, dataset: Path
+) -> None:
     server.always[AB] = Fault(once_kept(out, AA, AC, AD), 500)
     refused(lambda: fetch(server, out))
     folder = out.with_name(f".{out.name}.parts")
-    (folder / AA).rename(folder / f".{AA}.partial")  # as a process leaves it that is killed just then
+    # As a process leaves it that is killed just then.
+    (folder / AA).rename(folder / f".{AA}.partial")
     server.always.clear()
     fetch(server, out)
     assert tree(out) == tree(dataset)
     assert server.asked(AA) == [None]
 
 
-def test_an_archive_that_cannot_be_unpacked_says_how_to_go_on(server: FaultServer, out: Path) -> None:
+def test_an_archive_that_cannot_be_unpacked_says_how_to_go_on(
+    server: FaultServer, out: Path
+) -> None:
     server.files[AC] = server.files[AB]
     message = refused(lambda: fetch(server, out))
     assert f"{AC}: the archive cannot be read on here" in message
@@ -554,7 +672,9 @@ def test_an_error_in_one_part_does_not_wait_for_the_others(server: FaultServer, 
     assert "404" in refused(lambda: fetch(server, out, timeout=3600))
 
 
-def test_nothing_is_written_after_an_error(server: FaultServer, out: Path, files: dict[str, bytes]) -> None:
+def test_nothing_is_written_after_an_error(
+    server: FaultServer, out: Path, files: dict[str, bytes]
+) -> None:
     gate = threading.Event()
     server.always[AA] = Fault(gate.wait)
     server.always[AB] = Fault(once_kept(out, AC, AD), 404)
@@ -605,21 +725,31 @@ def test_a_signal_does_not_wait_for_a_stalled_server(
     assert tree(out) == tree(dataset)
 
 
-def test_a_server_that_dies_and_comes_back(out: Path, dataset: Path, files: dict[str, bytes]) -> None:
+def test_a_server_that_dies_and_comes_back(
+    out: Path, dataset: Path, files: dict[str, bytes]
+) -> None:
     with FaultServer(files) as first:
         for name in files:
             first.faults[name] = [Fault(stall=0.6)]
         with started(out, first.urls()) as process:
-            until(lambda: sum(kept(out).values()) == sum(int(0.6 * len(data)) for data in files.values()))
+            until(
+                lambda: (
+                    sum(kept(out).values()) == sum(int(0.6 * len(data)) for data in files.values())
+                )
+            )
             first.kill()
             with FaultServer(files, port=first.port) as second:
                 output = process.communicate(timeout=60)
     assert output == ("True\n", "")
     assert tree(out) == tree(dataset)
-    assert all(second.asked(name) == [f"bytes={int(0.6 * len(data))}-"] for name, data in files.items())
+    assert all(
+        second.asked(name) == [f"bytes={int(0.6 * len(data))}-"] for name, data in files.items()
+    )
 
 
-def test_two_processes_at_once(server: FaultServer, out: Path, dataset: Path, files: dict[str, bytes]) -> None:
+def test_two_processes_at_once(
+    server: FaultServer, out: Path, dataset: Path, files: dict[str, bytes]
+) -> None:
     with started(out, server.urls()) as one, started(out, server.urls()) as other:
         said = [one.communicate(timeout=60), other.communicate(timeout=60)]
     assert sorted(said) == [("False\n", ""), ("True\n", "")]
@@ -627,8 +757,16 @@ def test_two_processes_at_once(server: FaultServer, out: Path, dataset: Path, fi
     assert sorted(request.path for request in server.requests) == [f"/{name}" for name in files]
 
 
-def test_unpacks_a_folder_of_parts(tmp_path: Path, out: Path, dataset: Path, files: dict[str, bytes]) -> None:
-    others = {"SHA256SUMS": b"x", "README.md": b"", "._" + AA: b"mac", f"{AB}.crdownload": b"half", "Dataset.zip": b""}
+def test_unpacks_a_folder_of_parts(
+    tmp_path: Path, out: Path, dataset: Path, files: dict[str, bytes]
+) -> None:
+    others = {
+        "SHA256SUMS": b"x",
+        "README.md": b"",
+        "._" + AA: b"mac",
+        f"{AB}.crdownload": b"half",
+        "Dataset.zip": b"",
+    }
     paths = write_parts(tmp_path / "parts", {**files, **others})
     stamps = [path.stat().st_mtime_ns for path in paths]
     assert [path.name for path in find_parts(tmp_path / "parts")] == [AA, AB, AC, AD]
@@ -639,14 +777,18 @@ def test_unpacks_a_folder_of_parts(tmp_path: Path, out: Path, dataset: Path, fil
     assert in_place(out)
 
 
-def test_unpacks_a_single_file(tmp_path: Path, out: Path, dataset: Path, files: dict[str, bytes]) -> None:
+def test_unpacks_a_single_file(
+    tmp_path: Path, out: Path, dataset: Path, files: dict[str, bytes]
+) -> None:
     write_parts(tmp_path / "parts", {"Dataset.tar.gz": b"".join(files.values())})
     unpack_parts(find_parts(tmp_path / "parts"), out)
     assert tree(out) == tree(dataset)
 
 
 def test_unpacks_what_kaggle_gives(tmp_path: Path, dataset: Path) -> None:
-    archive = shutil.make_archive(str(tmp_path / "parts" / "ml2023springhw4"), "zip", dataset.parent, "Dataset")
+    archive = shutil.make_archive(
+        str(tmp_path / "parts" / "ml2023springhw4"), "zip", dataset.parent, "Dataset"
+    )
     done = run(tmp_path, "speaker", "download", "--parts", "parts", "--out", "from-folder")
     assert done.returncode == 0, done.stderr
     done = run(tmp_path, "speaker", "download", "--parts", archive, "--out", "from-file")
@@ -658,7 +800,9 @@ def test_unpacks_what_kaggle_gives(tmp_path: Path, dataset: Path) -> None:
     assert "the zip cannot be read" in done.stderr
 
 
-def test_an_out_that_is_a_link_to_itself_is_one_line(tmp_path: Path, files: dict[str, bytes]) -> None:
+def test_an_out_that_is_a_link_to_itself_is_one_line(
+    tmp_path: Path, files: dict[str, bytes]
+) -> None:
     paths = write_parts(tmp_path / "parts", files)
     (tmp_path / "loop").symlink_to("loop")
     assert "is a link to itself" in refused(lambda: unpack_parts(paths, tmp_path / "loop"))
@@ -681,7 +825,9 @@ def test_another_archives_part_is_named(tmp_path: Path, out: Path, files: dict[s
     assert kept(out) == {}
 
 
-def test_a_missing_last_part_shows_when_the_archive_ends(tmp_path: Path, out: Path, files: dict[str, bytes]) -> None:
+def test_a_missing_last_part_shows_when_the_archive_ends(
+    tmp_path: Path, out: Path, files: dict[str, bytes]
+) -> None:
     write_parts(tmp_path / "parts", {name: files[name] for name in (AA, AB, AC)})
     message = refused(lambda: unpack_parts(find_parts(tmp_path / "parts"), out))
     assert f"parts/{AC}: the archive cannot be read on here" in message
@@ -689,15 +835,24 @@ def test_a_missing_last_part_shows_when_the_archive_ends(tmp_path: Path, out: Pa
     assert kept(out) == {}
 
 
-def test_the_verb(server: FaultServer, tmp_path: Path, dataset: Path, files: dict[str, bytes]) -> None:
+def test_the_verb(
+    server: FaultServer, tmp_path: Path, dataset: Path, files: dict[str, bytes]
+) -> None:
     urls = [word for url in server.urls() for word in ("--url", url)]
     done = run(tmp_path, "speaker", "download", *urls, "--out", "from urls")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "The corpus is in from urls.\nNext:\n  python -m speaker check 'from urls'\n"
+    assert (
+        done.stdout == "The corpus is in from urls.\nNext:\n  python -m speaker check 'from urls'\n"
+    )
     again = run(tmp_path, "speaker", "download", *urls, "--out", "from urls")
     assert again.stdout.startswith("Nothing to do: the corpus is already in from urls.")
     (tmp_path / "m.json").write_text(json.dumps({"parts": [{"url": url} for url in server.urls()]}))
-    assert run(tmp_path, "speaker", "download", "--manifest", "m.json", "--out", "from-manifest").returncode == 0
+    assert (
+        run(
+            tmp_path, "speaker", "download", "--manifest", "m.json", "--out", "from-manifest"
+        ).returncode
+        == 0
+    )
     write_parts(tmp_path / "parts", files)
     assert run(tmp_path, "speaker", "download", "--parts", "parts").returncode == 0
     for name in ("from urls", "from-manifest", "Dataset"):

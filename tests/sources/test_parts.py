@@ -17,7 +17,9 @@ def test_the_homeworks_parts() -> None:
 
 @pytest.mark.parametrize("names", [[AA], [AA, AB], ["Dataset.tar.gz"], ["one.001", "one.002"]])
 def test_orders_that_are_right(names: list[str]) -> None:
-    assert [part.name for part in parts_of_urls([f"https://host/a/{name}?b=c/d" for name in names])] == names
+    assert [
+        part.name for part in parts_of_urls([f"https://host/a/{name}?b=c/d" for name in names])
+    ] == names
 
 
 ORDERS: list[tuple[list[str], str]] = [
@@ -61,7 +63,10 @@ def test_urls_that_are_none(url: str) -> None:
 
 
 def test_reads_a_manifest(tmp_path: Path) -> None:
-    entries = [{"url": f"http://host/{AA}", "size": 7, "sha256": "AB" * 32}, {"url": f"http://host/{AB}"}]
+    entries = [
+        {"url": f"http://host/{AA}", "size": 7, "sha256": "AB" * 32},
+        {"url": f"http://host/{AB}"},
+    ]
     (tmp_path / "m.json").write_text(json.dumps({"parts": entries}))
     first, second = read_manifest(tmp_path / "m.json")
     assert first == Part(f"http://host/{AA}", AA, 7, "ab" * 32)
@@ -84,19 +89,40 @@ def test_reads_a_manifest(tmp_path: Path) -> None:
         ('{"parts": [], "sha256": 1}', "the keys must be of parts, but one is 'sha256'"),
         ('{"parts": [3]}', "parts[0] must be an object, but is int"),
         ('{"parts": [{}]}', "parts[0]: the key 'url' is missing"),
-        ('{"parts": [{"url": "http://h/a", "sha": 1}]}', "parts[0]: the keys must be of url, size, sha256, but one is"),
+        (
+            '{"parts": [{"url": "http://h/a", "sha": 1}]}',
+            "parts[0]: the keys must be of url, size, sha256, but one is",
+        ),
         ('{"parts": [{"url": 3}]}', "parts[0].url must be text, but is int"),
         ('{"parts": [{"url": "file:///a"}]}', "parts[0].url must be http://HOST"),
         ('{"parts": [{"url": "http://h/"}]}', "parts[0].url must end in a plain file name"),
-        ('{"parts": [{"url": "http://h/a", "size": 0}]}', "parts[0].size must be a whole number from 1 to 68719476736"),
-        ('{"parts": [{"url": "http://h/a", "size": 68719476737}]}', "parts[0].size must be a whole number"),
+        (
+            '{"parts": [{"url": "http://h/a", "size": 0}]}',
+            "parts[0].size must be a whole number from 1 to 68719476736",
+        ),
+        (
+            '{"parts": [{"url": "http://h/a", "size": 68719476737}]}',
+            "parts[0].size must be a whole number",
+        ),
         ('{"parts": [{"url": "http://h/a", "size": 1.5}]}', "parts[0].size must be a whole number"),
-        ('{"parts": [{"url": "http://h/a", "size": true}]}', "parts[0].size must be a whole number"),
+        (
+            '{"parts": [{"url": "http://h/a", "size": true}]}',
+            "parts[0].size must be a whole number",
+        ),
         ('{"parts": [{"url": "http://h/a", "size": NaN}]}', "must be JSON"),
         ('{"parts": [{"url": "http://h/a", "size": "1"}]}', "parts[0].size must be a whole number"),
-        ('{"parts": [{"url": "http://h/a", "sha256": "00"}]}', "parts[0].sha256 must be 64 hex digits, but is '00'"),
-        ('{"parts": [{"url": "http://h/a", "sha256": 5}]}', "parts[0].sha256 must be 64 hex digits"),
-        ('{"parts": [{"url": "http://h/a", "sha256": "' + "g" * 64 + '"}]}', "parts[0].sha256 must be 64 hex digits"),
+        (
+            '{"parts": [{"url": "http://h/a", "sha256": "00"}]}',
+            "parts[0].sha256 must be 64 hex digits, but is '00'",
+        ),
+        (
+            '{"parts": [{"url": "http://h/a", "sha256": 5}]}',
+            "parts[0].sha256 must be 64 hex digits",
+        ),
+        (
+            '{"parts": [{"url": "http://h/a", "sha256": "' + "g" * 64 + '"}]}',
+            "parts[0].sha256 must be 64 hex digits",
+        ),
     ],
 )
 def test_a_manifest_that_breaks_a_rule_is_refused(tmp_path: Path, text: str, rule: str) -> None:
@@ -121,8 +147,14 @@ def test_a_manifest_is_a_small_file(tmp_path: Path) -> None:
         ([AA, AC], f"part 2 must be '{AB}', but is '{AC}'"),
         ([AA, AB, "Other.partaa"], "part 2 must be 'Dataset.tar.gz.partab', but is 'Other.partaa'"),
         ([AA, AB, "Copy of " + AB], f"part 2 must be '{AB}', but is 'Copy of {AB}'"),
-        ([AA, AB, "Dataset.tar.gz"], "the parts have 2 bytes in all and Dataset.tar.gz has 1; move Dataset.tar.gz"),
-        ([AA, AB, AC + ".crdownload", "Other.partab"], f"part 3 must be '{AC}', but is 'Other.partab'"),
+        (
+            [AA, AB, "Dataset.tar.gz"],
+            "the parts have 2 bytes in all and Dataset.tar.gz has 1; move Dataset.tar.gz",
+        ),
+        (
+            [AA, AB, AC + ".crdownload", "Other.partab"],
+            f"part 3 must be '{AC}', but is 'Other.partab'",
+        ),
         (["a.zip", "b.tar.gz"], "must hold one archive, but holds 2; give the right one: "),
         (["Dataset.tar"], "but there is 'Dataset.tar'; type gzip "),
         (["a", "b", "c", "d"], "but there is 'a', 'b', 'c' and 1 more; add it"),
@@ -139,7 +171,9 @@ def test_parts_are_files(tmp_path: Path) -> None:
     write_parts(tmp_path / "parts", {AA: b"x"})
     (tmp_path / "parts" / AB).mkdir()
     assert f"{AB}: a part must be a regular file" in refused(lambda: find_parts(tmp_path / "parts"))
-    assert f"is a file; give the folder that holds {AA}" in refused(lambda: find_parts(tmp_path / "parts" / AA))
+    assert f"is a file; give the folder that holds {AA}" in refused(
+        lambda: find_parts(tmp_path / "parts" / AA)
+    )
     assert "none does not exist; give another" in refused(lambda: find_parts(tmp_path / "none"))
     (tmp_path / "loop").symlink_to("loop")
     assert "loop is a link to itself" in refused(lambda: find_parts(tmp_path / "loop"))
@@ -149,19 +183,26 @@ def test_parts_are_files(tmp_path: Path) -> None:
     ("content", "rule"),
     [
         (b"<!doctype html><title>Sign in</title>", "but is a web page; open it in a browser"),
-        (b"version https://git-lfs.github.com/spec/v1\noid", "but is a Git LFS pointer; run git lfs pull"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid",
+            "but is a Git LFS pointer; run git lfs pull",
+        ),
         (b"", "but is an empty file; fetch it again"),
     ],
 )
 @pytest.mark.parametrize("name", [AB, "Dataset.tar.gz", "hw4.zip"])
-def test_a_part_that_is_something_else_is_named(tmp_path: Path, name: str, content: bytes, rule: str) -> None:
+def test_a_part_that_is_something_else_is_named(
+    tmp_path: Path, name: str, content: bytes, rule: str
+) -> None:
     others = {AA: b"x"} if name == AB else {}
     write_parts(tmp_path / "parts", {**others, name: content})
     message = refused(lambda: find_parts(tmp_path / "parts"))
     assert f"{name}: a part must be a piece of an archive, {rule}" in message
 
 
-@pytest.mark.parametrize("name", ["Dataset.tar.gz", "hw4.tgz", "ml2023springhw4.zip", "HW4 (1).ZIP"])
+@pytest.mark.parametrize(
+    "name", ["Dataset.tar.gz", "hw4.tgz", "ml2023springhw4.zip", "HW4 (1).ZIP"]
+)
 def test_a_whole_archive_is_found_or_given(tmp_path: Path, name: str) -> None:
     (path,) = write_parts(tmp_path / "parts", {name: b"x"})
     assert find_parts(tmp_path / "parts") == [path]
@@ -169,7 +210,9 @@ def test_a_whole_archive_is_found_or_given(tmp_path: Path, name: str) -> None:
 
 
 def test_parts_beside_the_merged_file(tmp_path: Path) -> None:
-    write_parts(tmp_path / "parts", {AA: b"123", AB: b"45", "Dataset.tar.gz": b"12345", "hw4.zip": b"x"})
+    write_parts(
+        tmp_path / "parts", {AA: b"123", AB: b"45", "Dataset.tar.gz": b"12345", "hw4.zip": b"x"}
+    )
     assert find_parts(tmp_path / "parts") == [tmp_path / "parts" / "Dataset.tar.gz"]
     (tmp_path / "parts" / "Dataset.tar.gz").write_bytes(b"123456")
     assert "has 6; move the parts away if cut" in refused(lambda: find_parts(tmp_path / "parts"))

@@ -42,7 +42,11 @@ def write_audio(folder: Path, speakers: int = 3, each: int = 5, depth: str = "")
         voice = draw_voice(f"prepare/{speaker}")
         for number in range(each):
             ending = ".flac" if number % 2 else ".wav"
-            soundfile.write(here / f"{number:05d}{ending}", synthesize(voice, f"{speaker}/{number}").numpy(), 16_000)
+            soundfile.write(
+                here / f"{number:05d}{ending}",
+                synthesize(voice, f"{speaker}/{number}").numpy(),
+                16_000,
+            )
     return folder
 
 
@@ -64,7 +68,11 @@ def many(audio: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(many: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of the corpus that nothing interrupted."""
-    return files(prepare(many, tmp_path_factory.mktemp("whole") / "corpus", Plan(test_share=0.1)).corpus.folder)
+    return files(
+        prepare(
+            many, tmp_path_factory.mktemp("whole") / "corpus", Plan(test_share=0.1)
+        ).corpus.folder
+    )
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -95,9 +103,14 @@ def test_a_share_is_held_out_with_its_labels_beside_it(audio: Path, tmp_path: Pa
     corpus = prepare(audio, tmp_path / "corpus", Plan(test_share=0.4)).corpus
     assert (len(corpus.utterances), len(corpus.test)) == (9, 6)
     everything = prepare(audio, tmp_path / "all", Plan()).corpus
-    speaker = {each.feature_path: everything.speakers[each.speaker or 0] for each in everything.utterances}
+    speaker = {
+        each.feature_path: everything.speakers[each.speaker or 0] for each in everything.utterances
+    }
     rows = list(csv.reader((corpus.folder / "testlabels.csv").read_text().splitlines()))
-    assert rows == [["Id", "Category"], *([each.feature_path, speaker[each.feature_path]] for each in corpus.test)]
+    assert rows == [
+        ["Id", "Category"],
+        *([each.feature_path, speaker[each.feature_path]] for each in corpus.test),
+    ]
     other = prepare(audio, tmp_path / "other", Plan(test_share=0.4, seed=1)).corpus
     assert {each.feature_path for each in other.test} != {each.feature_path for each in corpus.test}
 
@@ -106,7 +119,10 @@ def test_voxcelebs_tree_and_a_sample_of_its_speakers(tmp_path: Path) -> None:
     audio = write_audio(tmp_path / "audio", speakers=5, each=1, depth="video1")
     for speaker in sorted(audio.iterdir()):
         shutil.copytree(speaker / "video1", speaker / "video2")
-    names = [prepare(audio, tmp_path / f"{seed}", Plan(speakers=3, seed=seed)).corpus.speakers for seed in range(3)]
+    names = [
+        prepare(audio, tmp_path / f"{seed}", Plan(speakers=3, seed=seed)).corpus.speakers
+        for seed in range(3)
+    ]
     assert all(len(set(each)) == 3 for each in names)
     assert len(set(names)) > 1, "the seed must matter"
     corpus = prepare(audio, tmp_path / "again", Plan(speakers=3, seed=2)).corpus
@@ -114,19 +130,26 @@ def test_voxcelebs_tree_and_a_sample_of_its_speakers(tmp_path: Path) -> None:
     assert len(corpus.utterances) == 6, "both videos of each"
 
 
-def test_what_cannot_be_used_is_named_and_left_out_only_on_request(audio: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_used_is_named_and_left_out_only_on_request(
+    audio: Path, tmp_path: Path
+) -> None:
     spoilt = Path(shutil.copytree(audio, tmp_path / "spoilt"))
     (spoilt / "id00000" / "text.wav").write_text("no sound")
     (spoilt / "id00000" / "._00001.wav").write_text("a Mac's")
-    (spoilt / "id00001" / "00000.wav").write_bytes((audio / "id00001" / "00000.wav").read_bytes()[:9_000])
+    (spoilt / "id00001" / "00000.wav").write_bytes(
+        (audio / "id00001" / "00000.wav").read_bytes()[:9_000]
+    )
     (spoilt / "README.txt").touch()
     soundfile.write(spoilt / "id00001" / "silence.wav", np.zeros(16_000), 16_000)
     soundfile.write(spoilt / "id00001" / "one.wav", np.ones(1), 16_000)
-    soundfile.write(spoilt / "id00001" / "clipped.wav", np.sign(np.sin(np.arange(16_000) / 9)), 16_000)
+    soundfile.write(
+        spoilt / "id00001" / "clipped.wav", np.sign(np.sin(np.arange(16_000) / 9)), 16_000
+    )
     with pytest.raises(RecordingsError, match="4 of 19 are not.*--skip-bad") as caught:
         prepare(spoilt, tmp_path / "corpus", Plan())
     reasons = (
-        "id00000/text.wav.*decodable;id00001/00000.wav.*cut off;id00001/one.wav.*louder;id00001/silence.wav.*louder"
+        "id00000/text.wav.*decodable;id00001/00000.wav.*cut "
+        "off;id00001/one.wav.*louder;id00001/silence.wav.*louder"
     )
     for line, reason in zip(caught.value.lines, reasons.split(";"), strict=True):
         assert re.search(reason, line)
@@ -141,10 +164,18 @@ def test_what_cannot_be_used_is_named_and_left_out_only_on_request(audio: Path, 
     [
         (Plan(speakers=9), lambda _: None, "no more than there are, but got 9, and .* has 3"),
         (Plan(speakers=1), lambda _: None, "at least 2 speakers"),
-        (Plan(), lambda audio: [shutil.rmtree(audio / name) for name in ("id00000", "id00001")], "at least 2 speakers"),
+        (
+            Plan(),
+            lambda audio: [shutil.rmtree(audio / name) for name in ("id00000", "id00001")],
+            "at least 2 speakers",
+        ),
         (Plan(), shutil.rmtree, "--audio must be a folder"),
         (Plan(), lambda audio: (audio / "id00001").rename(audio / "a\nb"), "printable characters"),
-        (Plan(), lambda audio: (audio / "id00009").symlink_to(audio / "id00001"), "must not be a link"),
+        (
+            Plan(),
+            lambda audio: (audio / "id00009").symlink_to(audio / "id00001"),
+            "must not be a link",
+        ),
     ],
 )
 def test_what_makes_no_corpus_is_refused(
@@ -172,7 +203,18 @@ def test_what_is_there_stays(audio: Path, tmp_path: Path) -> None:
 def test_goes_on_where_it_was_stopped(
     many: Path, whole: dict[str, bytes], tmp_path: Path, signum: signal.Signals
 ) -> None:
-    words = ("speaker", "prepare", "--audio", many, "--out", "corpus", "--workers", "2", "--test-share", "0.1")
+    words = (
+        "speaker",
+        "prepare",
+        "--audio",
+        many,
+        "--out",
+        "corpus",
+        "--workers",
+        "2",
+        "--test-share",
+        "0.1",
+    )
     journal = tmp_path / ".corpus.partial" / JOURNAL
     with start(tmp_path, *words) as process:
         while not journal.exists() or not journal.read_bytes():
@@ -191,13 +233,17 @@ def test_goes_on_where_it_was_stopped(
     again = run(tmp_path, *words)
     assert again.returncode == 0, again.stderr
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "corpus").glob("uttr-*.pt")}
-    assert sum(before[name] == after[name] for name in before) >= finished, "what is done is not done again"
+    assert sum(before[name] == after[name] for name in before) >= finished, (
+        "what is done is not done again"
+    )
     assert files(tmp_path / "corpus") == whole
 
 
 def test_a_process_that_dies_is_one_clear_line(many: Path, tmp_path: Path) -> None:
     journal = tmp_path / ".corpus.partial" / JOURNAL
-    with start(tmp_path, "speaker", "prepare", "--audio", many, "--out", "corpus", "--workers", "1") as process:
+    with start(
+        tmp_path, "speaker", "prepare", "--audio", many, "--out", "corpus", "--workers", "1"
+    ) as process:
         while not journal.exists() or not journal.read_bytes():
             assert process.poll() is None, process.communicate()
             time.sleep(0.01)
@@ -205,12 +251,16 @@ def test_a_process_that_dies_is_one_clear_line(many: Path, tmp_path: Path) -> No
         os.kill(worker, signal.SIGKILL)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 2, errors
-    assert re.fullmatch(r"error: a process must outlive what it reads, but one died, .*id00000/.*\n", errors)
+    assert re.fullmatch(
+        r"error: a process must outlive what it reads, but one died, .*id00000/.*\n", errors
+    )
     assert journal.exists(), "what is done is kept"
 
 
 def _children(process: "subprocess.Popen[str]") -> list[int]:
-    found = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "spawn_main"], stdout=subprocess.PIPE, check=False)
+    found = subprocess.run(
+        ["pgrep", "-P", str(process.pid), "-f", "spawn_main"], stdout=subprocess.PIPE, check=False
+    )
     return [int(pid) for pid in found.stdout.split()]
 
 
@@ -267,12 +317,24 @@ def test_speakers_who_are_lost_are_named(audio: Path, tmp_path: Path) -> None:
     assert prepared.lost == ("id00001",)
     assert prepared.corpus.speakers == ("id00000", "id00002")
     shutil.rmtree(copy / "id00002")
-    with pytest.raises(UserError, match="of only 1 a recording can be used; the first that cannot: .*id00001"):
+    with pytest.raises(
+        UserError, match="of only 1 a recording can be used; the first that cannot: .*id00001"
+    ):
         prepare(copy, tmp_path / "none", Plan(skip_bad=True))
 
 
 def test_the_verb(audio: Path, tmp_path: Path) -> None:
-    done = run(tmp_path, "speaker", "prepare", "--audio", audio, "--out", "my corpus", "--test-share", "0.2")
+    done = run(
+        tmp_path,
+        "speaker",
+        "prepare",
+        "--audio",
+        audio,
+        "--out",
+        "my corpus",
+        "--test-share",
+        "0.2",
+    )
     assert done.returncode == 0, done.stderr
     assert "Prepared 12 labelled and 3 test utterances of 3 speakers" in done.stdout
     assert "python -m speaker check 'my corpus'" in done.stdout

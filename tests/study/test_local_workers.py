@@ -34,14 +34,26 @@ from tests.helpers import KILLS, TINY, assert_whole, run, start, write_corpus
 
 SEARCH = ("search.py", "--data", "corpus", "--steps", "5", "--jobs", "2", "--trials")
 ALL_LOSE = 13  # a seed
-PLAN = SearchSettings("s", HOMEWORK, TINY.replace(steps=4, warmup_steps=1, valid_every=2), 0, "random", "none", 4, None)
+PLAN = SearchSettings(
+    "s",
+    HOMEWORK,
+    TINY.replace(steps=4, warmup_steps=1, valid_every=2),
+    0,
+    "random",
+    "none",
+    4,
+    None,
+)
 
 pytestmark = pytest.mark.skipif(usable_cores() < 2, reason="two jobs need two cores")
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A folder with a corpus, where a user stands. Utterances are short, so that wide points train in seconds."""
+    """A folder with a corpus, where a user stands.
+
+    Utterances are short, so that wide points train in seconds.
+    """
     write_corpus(tmp_path / "corpus", speakers=3, per_speaker=14, test=5, frames=(4, 9))
     return tmp_path
 
@@ -52,7 +64,9 @@ def spec(state: Path, context: TrainingContext) -> WorkerSpec:
 
 
 def workers_of(process: "subprocess.Popen[str]", count: int = 2) -> list[int]:
-    """Return the process ids of a search's workers, once it has started so many; none when it ends without them."""
+    """Return the process ids of a search's workers, once it has started so many;
+    none when it ends without them.
+    """
     deadline = time.monotonic() + 60
     while process.poll() is None:
         assert time.monotonic() < deadline, f"it has no {count} workers"
@@ -75,7 +89,9 @@ def read_about(process_id: int | str, name: str) -> str:
 def blocked_signals(process_id: int) -> set[int]:
     """Return the signals that do not reach a process."""
     status = read_about(process_id, "status")
-    mask = int(next(line.split()[1] for line in status.splitlines() if line.startswith("SigBlk")), 16)
+    mask = int(
+        next(line.split()[1] for line in status.splitlines() if line.startswith("SigBlk")), 16
+    )
     return {number for number in range(1, 65) if mask >> (number - 1) & 1}
 
 
@@ -92,12 +108,16 @@ def test_two_at_once_finish_the_study_though_one_is_killed(home: Path) -> None:
     os.kill(workers_of(process)[0], signal.SIGKILL)
     output, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
-    assert re.search(r"^worker 1 was killed \(SIGKILL\); the other 1 go on$", output, re.MULTILINE), output
+    assert re.search(
+        r"^worker 1 was killed \(SIGKILL\); the other 1 go on$", output, re.MULTILINE
+    ), output
     assert len(re.findall(r"^ +\d+ +#\d", output, re.MULTILINE)) == 5
     assert_whole(home, 5)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda signum: signum.name)
+@pytest.mark.parametrize(
+    "signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda signum: signum.name
+)
 def test_stopped_they_stop_and_go_on(home: Path, signum: signal.Signals) -> None:
     """Ctrl-C goes to the workers, too, as a terminal sends it; it is for their parent alone."""
     wait = random.Random(int(signum))  # noqa: S311  # moments, not secrets
@@ -145,7 +165,9 @@ def test_a_bug_in_a_worker_stops_all_and_shows_where(spec: WorkerSpec) -> None:
 
 
 def lose_device(packed: bytes, connection: Connection) -> None:
-    """Be a worker whose card is lost in its first trial, if it is worker 1 or all are to lose theirs."""
+    """Be a worker whose card is lost in its first trial,
+    if it is worker 1 or all are to lose theirs.
+    """
 
     def lose(*_arguments: object) -> TrialResult:
         raise DeviceLostError("cuda:0 was lost (CUDA error: unspecified launch failure)")
@@ -208,9 +230,11 @@ def test_what_a_worker_cannot_mend_is_one_line(spec: WorkerSpec) -> None:
 
 
 def test_more_jobs_than_cores_are_refused(home: Path) -> None:
-    done = run(home, "search.py", "--data", "corpus", "--device", "cpu", "--jobs", usable_cores() + 1)
+    done = run(
+        home, "search.py", "--data", "corpus", "--device", "cpu", "--jobs", usable_cores() + 1
+    )
     assert done.returncode == 2
     assert done.stderr == (
-        f"error: --jobs must be at most the number of cores, {usable_cores()}, on a CPU, but got {usable_cores() + 1}; "
-        "use fewer\n"
+        f"error: --jobs must be at most the number of cores, {usable_cores()}, on a CPU, but got "
+        f"{usable_cores() + 1}; use fewer\n"
     )

@@ -21,7 +21,11 @@ time.sleep(60)
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(request.getfixturevalue("postgres")) if request.param == "postgresql" else f"sqlite:///{tmp_path}/o.db"
+    return (
+        str(request.getfixturevalue("postgres"))
+        if request.param == "postgresql"
+        else f"sqlite:///{tmp_path}/o.db"
+    )
 
 
 def test_one_holder_at_a_time(url: str) -> None:
@@ -29,7 +33,8 @@ def test_one_holder_at_a_time(url: str) -> None:
     release = first.try_take("a")
     assert release is not None
     assert second.try_take("a") is None
-    with second.holding("b"), open_locks(url, "other").holding("a"):  # other names and other studies are free
+    # Other names and other studies are free.
+    with second.holding("b"), open_locks(url, "other").holding("a"):
         pass
     release()
     with second.holding("a"):
@@ -39,20 +44,26 @@ def test_one_holder_at_a_time(url: str) -> None:
 
 
 def test_a_lock_dies_with_its_process(url: str) -> None:
-    with subprocess.Popen([sys.executable, "-c", HOLD, url], cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, url], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         locks = open_locks(url, "study")
         assert locks.try_take("trial-3") is None
         holder.send_signal(signal.SIGSTOP)
-        assert locks.try_take("trial-3") is None, "a stopped worker may go on, so its trial stays its own"
+        assert locks.try_take("trial-3") is None, (
+            "a stopped worker may go on, so its trial stays its own"
+        )
         holder.kill()
         holder.wait()
         with locks.holding("trial-3"):  # a server notices the cut connection in a moment
             assert locks.try_take("trial-3") is None
 
 
-@pytest.mark.parametrize("wrong", ["mysql://host/db", "sqlite://", "sqlite:///:memory:", "nonsense", ""])
+@pytest.mark.parametrize(
+    "wrong", ["mysql://host/db", "sqlite://", "sqlite:///:memory:", "nonsense", ""]
+)
 def test_only_storages_with_locks_are_taken(wrong: str) -> None:
     with pytest.raises(UserError, match="a storage must be|cannot be used"):
         open_locks(wrong, "study")

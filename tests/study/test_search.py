@@ -30,7 +30,16 @@ from speaker.training.outcome import Outcome
 from speaker.training.train import Report, TrialResult, train
 from tests.helpers import TINY
 
-PLAN = SearchSettings("s", HOMEWORK, TINY.replace(steps=4, warmup_steps=1, valid_every=2), 0, "random", "none", 4, None)
+PLAN = SearchSettings(
+    "s",
+    HOMEWORK,
+    TINY.replace(steps=4, warmup_steps=1, valid_every=2),
+    0,
+    "random",
+    "none",
+    4,
+    None,
+)
 
 
 @pytest.fixture
@@ -39,14 +48,18 @@ def open_search(state: Path, context: TrainingContext) -> Callable[[SearchSettin
 
     def opened(settings: SearchSettings) -> StudyWorker:
         store = TrackingStore(f"sqlite:///{state}/mlflow.db")
-        return StudyWorker(settings, open_storage(url), open_locks(url, settings.name), context, store, {})
+        return StudyWorker(
+            settings, open_storage(url), open_locks(url, settings.name), context, store, {}
+        )
 
     return opened
 
 
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train a narrow model whatever was sampled, so that a study takes seconds; all else stays real."""
+    """Train a narrow model whatever was sampled, so that a study takes seconds;
+    all else stays real.
+    """
 
     def train_narrow(config: TrialConfig, *rest: object) -> TrialResult:
         return train(config.replace(d_model=16, nhead=2, num_layers=1), *rest)  # type: ignore[arg-type]
@@ -75,7 +88,11 @@ def assert_books_agree(worker: StudyWorker, count: int) -> None:
         trial.user_attrs[RUN_ID]: trial.number for trial in trials
     }
     assert len(runs) == count
-    names = {"FINISHED": TrialState.COMPLETE, "KILLED": TrialState.PRUNED, "FAILED": TrialState.FAIL}
+    names = {
+        "FINISHED": TrialState.COMPLETE,
+        "KILLED": TrialState.PRUNED,
+        "FAILED": TrialState.FAIL,
+    }
     for run in runs:
         trial = trials[int(run.data.tags["trial"])]
         assert names[run.info.status] == trial.state
@@ -86,7 +103,9 @@ def assert_books_agree(worker: StudyWorker, count: int) -> None:
 
 
 @pytest.mark.usefixtures("fast")
-def test_trials_means_that_many_finished_trials(open_search: Callable[[SearchSettings], StudyWorker]) -> None:
+def test_trials_means_that_many_finished_trials(
+    open_search: Callable[[SearchSettings], StudyWorker],
+) -> None:
     assert work(open_search(replace(PLAN, trials=3))) == [0, 1, 2]
     assert work(open_search(replace(PLAN, trials=3))) == []
     worker = open_search(PLAN)
@@ -95,7 +114,12 @@ def test_trials_means_that_many_finished_trials(open_search: Callable[[SearchSet
     assert_books_agree(worker, 4)
     presets = [trial.user_attrs.get(PRESET) for trial in worker.study.trials]
     assert presets == ["homework-baseline", "homework-edited", None, None]
-    assert worker.study.trials[1].params == {"d_model": 512, "nhead": 16, "num_layers": 6, "activation": "relu"}
+    assert worker.study.trials[1].params == {
+        "d_model": 512,
+        "nhead": 16,
+        "num_layers": 6,
+        "activation": "relu",
+    }
     assert worker._store.client.get_run(worker.shared.parent).info.status == "FINISHED"
 
 
@@ -207,14 +231,20 @@ def test_a_bug_closes_the_run_as_failed_and_stops_the_search(
 def test_a_lost_device_costs_a_trial_only_the_second_time(
     open_search: Callable[[SearchSettings], StudyWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a card does it: an error in the third evaluation's step, whatever is computed afterwards in this process."""
+    """As a card does it: an error in the third evaluation's step,
+    whatever is computed afterwards in this process.
+    """
     original = trial_module.train
 
-    def lose(config: TrialConfig, pack: Pack, protocol: Protocol, report: Report, *rest: object) -> TrialResult:
+    def lose(
+        config: TrialConfig, pack: Pack, protocol: Protocol, report: Report, *rest: object
+    ) -> TrialResult:
         def heard(step: int, metrics: Metrics) -> bool:
             with noticing_loss(torch.device("cuda", 0)):
                 if step == 4:
-                    raise torch.AcceleratorError("CUDA error: device-side assert triggered\nCompile with ...")
+                    raise torch.AcceleratorError(
+                        "CUDA error: device-side assert triggered\nCompile with ..."
+                    )
             return report(step, metrics)
 
         return original(config, pack, protocol, heard, *rest)  # type: ignore[arg-type]
@@ -250,7 +280,11 @@ def test_points_that_fail_or_are_pruned_end_as_such_and_the_search_goes_on(
         if len(calls) == 1:
             return original(config.replace(lr=1e30, warmup_steps=0), *rest)  # type: ignore[arg-type]
         result = original(config, *rest)  # type: ignore[arg-type]
-        return replace(result, outcome=Outcome.PRUNED, reason="too slow") if len(calls) == 3 else result
+        return (
+            replace(result, outcome=Outcome.PRUNED, reason="too slow")
+            if len(calls) == 3
+            else result
+        )
 
     monkeypatch.setattr(trial_module, "train", train_some)
     worker = open_search(PLAN)
@@ -265,9 +299,13 @@ def test_points_that_fail_or_are_pruned_end_as_such_and_the_search_goes_on(
     assert runs[2].data.tags["state.reason"] == "too slow"
 
 
-def test_a_study_of_another_kind_is_refused_by_name(open_search: Callable[[SearchSettings], StudyWorker]) -> None:
+def test_a_study_of_another_kind_is_refused_by_name(
+    open_search: Callable[[SearchSettings], StudyWorker],
+) -> None:
     open_search(PLAN)
-    with pytest.raises(UserError, match="seed is 0 there and 1 here; choose another --study, such as s-2"):
+    with pytest.raises(
+        UserError, match="seed is 0 there and 1 here; choose another --study, such as s-2"
+    ):
         open_search(replace(PLAN, seed=1))
     with pytest.raises(UserError, match="space is homework there and wide here"):
         open_search(replace(PLAN, space=WIDE))
@@ -283,18 +321,27 @@ def test_a_study_of_another_corpus_or_objective_is_refused(
 ) -> None:
     open_search(PLAN)
     monkeypatch.setattr("experiments.study.search.OBJECTIVE", "valid/accuracy_crops")
-    with pytest.raises(UserError, match="objective is valid/accuracy_whole there and valid/accuracy_crops here"):
+    with pytest.raises(
+        UserError, match="objective is valid/accuracy_whole there and valid/accuracy_crops here"
+    ):
         open_search(PLAN)
     monkeypatch.undo()
     other = replace(context, pack=replace(context.pack, digest="other"))
     url = f"sqlite:///{state}/optuna.db"
     with pytest.raises(UserError, match="corpus is .* there and other here"):
         StudyWorker(
-            PLAN, open_storage(url), open_locks(url, "s"), other, TrackingStore(f"sqlite:///{state}/mlflow.db"), {}
+            PLAN,
+            open_storage(url),
+            open_locks(url, "s"),
+            other,
+            TrackingStore(f"sqlite:///{state}/mlflow.db"),
+            {},
         )
 
 
-def test_a_study_that_is_not_ours_is_refused(open_search: Callable[[SearchSettings], StudyWorker], state: Path) -> None:
+def test_a_study_that_is_not_ours_is_refused(
+    open_search: Callable[[SearchSettings], StudyWorker], state: Path
+) -> None:
     storage = open_storage(f"sqlite:///{state}/optuna.db")
     optuna.create_study(storage=storage, study_name="s", direction="maximize").add_trial(
         optuna.trial.create_trial(value=1.0)
@@ -328,9 +375,16 @@ def test_a_new_storage_does_not_take_over_the_runs_of_another(
 ) -> None:
     open_search(PLAN)
     url = f"sqlite:///{state}/second.db"
-    with pytest.raises(UserError, match="holds another study 's', of another --storage; choose another --study"):
+    with pytest.raises(
+        UserError, match="holds another study 's', of another --storage; choose another --study"
+    ):
         StudyWorker(
-            PLAN, open_storage(url), open_locks(url, "s"), context, TrackingStore(f"sqlite:///{state}/mlflow.db"), {}
+            PLAN,
+            open_storage(url),
+            open_locks(url, "s"),
+            context,
+            TrackingStore(f"sqlite:///{state}/mlflow.db"),
+            {},
         )
 
 
@@ -341,19 +395,30 @@ def test_lost_runs_are_noticed(
     url = f"sqlite:///{state}/optuna.db"
     with pytest.raises(UserError, match="must be in the tracking store"):
         StudyWorker(
-            PLAN, open_storage(url), open_locks(url, "s"), context, TrackingStore(f"sqlite:///{state}/other.db"), {}
+            PLAN,
+            open_storage(url),
+            open_locks(url, "s"),
+            context,
+            TrackingStore(f"sqlite:///{state}/other.db"),
+            {},
         )
 
 
 @pytest.mark.usefixtures("fast")
-def test_no_trial_starts_after_the_timeout(open_search: Callable[[SearchSettings], StudyWorker]) -> None:
+def test_no_trial_starts_after_the_timeout(
+    open_search: Callable[[SearchSettings], StudyWorker],
+) -> None:
     assert work(open_search(replace(PLAN, timeout=1e-9))) == []
 
 
 @pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("pruner", ["median", "hyperband"])
-def test_pruners_end_trials_within_the_rules(open_search: Callable[[SearchSettings], StudyWorker], pruner: str) -> None:
-    settings = replace(PLAN, pruner=pruner, trials=16, base=TINY.replace(steps=6, warmup_steps=1, valid_every=1))
+def test_pruners_end_trials_within_the_rules(
+    open_search: Callable[[SearchSettings], StudyWorker], pruner: str
+) -> None:
+    settings = replace(
+        PLAN, pruner=pruner, trials=16, base=TINY.replace(steps=6, warmup_steps=1, valid_every=1)
+    )
     worker = open_search(settings)
     work(worker)
     assert_books_agree(worker, 16)
@@ -382,7 +447,12 @@ def open_and_write(url: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["postgresql+none://u@h/d", "postgresql://u@h:port/d", "sqlite:////proc/none/x.db", "sqlite:///x.db?timeout=a"],
+    [
+        "postgresql+none://u@h/d",
+        "postgresql://u@h:port/d",
+        "sqlite:////proc/none/x.db",
+        "sqlite:///x.db?timeout=a",
+    ],
 )
 def test_a_storage_that_cannot_be_used_is_one_clear_line(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -11,12 +11,21 @@ from speaker.common.errors import UserError
 ROW = Row("id", "0", "d80 h2 L1 sigmoid", "complete", "", 0.5, 0.4, 125_896, 1_620.0)
 
 
-def test_complete_trials_are_ranked_by_whole_utterances(state: Path, context: TrainingContext) -> None:
+def test_complete_trials_are_ranked_by_whole_utterances(
+    state: Path, context: TrainingContext
+) -> None:
     store = TrackingStore(f"sqlite:///{state}/mlflow.db")
     parent = store.open_study("s", "id", None, {}, {}, context)
-    endings = [("complete", 0.4, 0.9), ("pruned", 0.9, 0.9), ("complete", 0.6, 0.1), ("complete", 0.6, 0.2)]
+    endings = [
+        ("complete", 0.4, 0.9),
+        ("pruned", 0.9, 0.9),
+        ("complete", 0.6, 0.1),
+        ("complete", 0.6, 0.2),
+    ]
     for number, (state_name, whole, crops) in enumerate(endings):
-        run = store.open_run(f"#{number} d80 h2 L1 relu", {"study": "s", "trial": str(number)}, parent)
+        run = store.open_run(
+            f"#{number} d80 h2 L1 relu", {"study": "s", "trial": str(number)}, parent
+        )
         for name, value in ((BEST_WHOLE, whole), (BEST_CROPS, crops)):
             store.client.log_metric(run.run_id, name, value)
         store.client.set_tag(run.run_id, "point", "d80 h2 L1 relu")
@@ -37,7 +46,18 @@ def test_the_table_shows_the_best_and_the_homeworks_points() -> None:
     lines = table(rows, best=2).splitlines()
     assert len(lines) == 4
     assert lines[0].split() == ["rank", "trial", "point", "whole", "crops", "parameters", "seconds"]
-    assert lines[1].split() == ["1", "#0", "d80", "h2", "L1", "sigmoid", "0.9000", "0.4000", "125,896", "1620.0"]
+    assert lines[1].split() == [
+        "1",
+        "#0",
+        "d80",
+        "h2",
+        "L1",
+        "sigmoid",
+        "0.9000",
+        "0.4000",
+        "125,896",
+        "1620.0",
+    ]
     assert lines[3].split()[0] == "8"
     assert lines[3].endswith("homework-baseline")
     assert "-      -" in table(rows, best=10).splitlines()[-1]

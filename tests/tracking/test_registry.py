@@ -48,7 +48,9 @@ def finished_run(
     run.log_setup(TINY, context)
     best = {ACCURACY_WHOLE: whole, ACCURACY_CROPS: whole / 2, "valid/loss_whole": 1.0}
     run.log_result(
-        TrialResult(Outcome.COMPLETE, steps=1, best_step=1, best=best, weights=model.state_dict()), TINY, context
+        TrialResult(Outcome.COMPLETE, steps=1, best_step=1, best=best, weights=model.state_dict()),
+        TINY,
+        context,
     )
     run.close("complete")
     return run.run_id, model
@@ -58,7 +60,9 @@ def test_the_best_run_becomes_champion_and_says_what_changed(
     store: TrackingStore, context: TrainingContext, tmp_path: Path
 ) -> None:
     store.open_study("s", "id", None, {}, {}, context)
-    with pytest.raises(UserError, match="only complete trials can be used, but 1 are wanted and study 's' has 0"):
+    with pytest.raises(
+        UserError, match="only complete trials can be used, but 1 are wanted and study 's' has 0"
+    ):
         best_runs(store, "s", 1)
     assert find_version(store, CHAMPION) is None
     first, _ = finished_run(store, context, 0, 0.5)
@@ -74,7 +78,9 @@ def test_the_best_run_becomes_champion_and_says_what_changed(
     assert "is version 2" in words
     assert "Before, it was version 1" in words
     assert "do not compare" not in words
-    assert store.client.get_run(first).info.end_time == ended.end_time, "promotion must not touch the run"
+    assert store.client.get_run(first).info.end_time == ended.end_time, (
+        "promotion must not touch the run"
+    )
 
     assert fetch(store, CHAMPION, tmp_path / "champion") == "version 2 of speaker-classifier"
     trained = load_model(tmp_path / "champion")
@@ -84,11 +90,15 @@ def test_the_best_run_becomes_champion_and_says_what_changed(
     assert load_model(tmp_path / "run").source == {"run": first, "store": store.shown}
     assert trained.source["version"] == "2"
     assert best_runs(store, "s", 2)[1] == first
-    assert (tmp_path / "one" / "config.json").read_text() == (tmp_path / "run" / "config.json").read_text()
+    assert (tmp_path / "one" / "config.json").read_text() == (
+        tmp_path / "run" / "config.json"
+    ).read_text()
 
 
 @pytest.mark.parametrize("name", ["challenger", "7", "0" * 32, "v1", "x@y=(z)"])
-def test_an_unknown_model_is_one_clear_line(store: TrackingStore, tmp_path: Path, name: str) -> None:
+def test_an_unknown_model_is_one_clear_line(
+    store: TrackingStore, tmp_path: Path, name: str
+) -> None:
     with pytest.raises(UserError) as caught:
         fetch(store, name, tmp_path / "model")
     assert "\n" not in str(caught.value)
@@ -110,7 +120,9 @@ def test_weights_that_changed_in_the_store_are_refused(
 
 
 @pytest.mark.parametrize("state_name", ["pruned", "failed", "interrupted"])
-def test_only_complete_runs_are_promoted(store: TrackingStore, context: TrainingContext, state_name: str) -> None:
+def test_only_complete_runs_are_promoted(
+    store: TrackingStore, context: TrainingContext, state_name: str
+) -> None:
     run_id, _ = finished_run(store, context, 0, 0.5)
     store.open_run("#0 d16", {}, run_id=run_id).close(state_name)
     with pytest.raises(UserError, match="only a complete trial's run"):
@@ -128,7 +140,9 @@ def test_a_model_whose_files_are_gone_is_one_clear_line(
             fetch(store, name, tmp_path / "model")
 
 
-def test_mlflow_alone_gets_the_same_answers(store: TrackingStore, context: TrainingContext, tmp_path: Path) -> None:
+def test_mlflow_alone_gets_the_same_answers(
+    store: TrackingStore, context: TrainingContext, tmp_path: Path
+) -> None:
     """In a process whose path holds none of this project's code, for several lengths and batches."""
     run_id, model = finished_run(store, context, 0, 0.5)
     promote(store, run_id)
@@ -148,22 +162,28 @@ def test_mlflow_alone_gets_the_same_answers(store: TrackingStore, context: Train
     outputs = np.load(tmp_path / "outputs.npz")
     for i in range(len(shapes)):
         with torch.no_grad():
-            logits = model(torch.from_numpy(inputs[f"mels{i}"]), torch.from_numpy(inputs[f"lengths{i}"]))
-        np.testing.assert_allclose(outputs[f"probabilities{i}"], logits.softmax(1).numpy(), atol=1e-6)
+            logits = model(
+                torch.from_numpy(inputs[f"mels{i}"]), torch.from_numpy(inputs[f"lengths{i}"])
+            )
+        np.testing.assert_allclose(
+            outputs[f"probabilities{i}"], logits.softmax(1).numpy(), atol=1e-6
+        )
         expected = [context.corpus.speakers[choice] for choice in logits.argmax(1).tolist()]
         assert outputs[f"speaker{i}"].tolist() == expected
 
 
-def test_the_registered_model_carries_its_signature_and_origin(store: TrackingStore, context: TrainingContext) -> None:
+def test_the_registered_model_carries_its_signature_and_origin(
+    store: TrackingStore, context: TrainingContext
+) -> None:
     run_id, _ = finished_run(store, context, 0, 0.5)
     promote(store, run_id)
     version = store.client.get_model_version_by_alias(MODEL, CHAMPION)
     assert version.run_id == run_id
     assert version.tags["corpus.digest"] == context.pack.digest
     assert version.tags["best/accuracy_whole"] == "0.5000"
-    (file,) = Path(store.client.get_model_version_download_uri(MODEL, version.version).removeprefix("file://")).glob(
-        "MLmodel"
-    )
+    (file,) = Path(
+        store.client.get_model_version_download_uri(MODEL, version.version).removeprefix("file://")
+    ).glob("MLmodel")
     text = file.read_text()
     assert "mels" in json.dumps(text)
     assert "torch==" in (file.parent / "requirements.txt").read_text()

@@ -27,7 +27,9 @@ def store(state: Path) -> TrackingStore:
     return TrackingStore(f"sqlite:///{state}/mlflow.db", clock=iter(range(1_000, 2_000)).__next__)
 
 
-def test_a_run_holds_point_corpus_protocol_and_origin(store: TrackingStore, context: TrainingContext) -> None:
+def test_a_run_holds_point_corpus_protocol_and_origin(
+    store: TrackingStore, context: TrainingContext
+) -> None:
     run = store.open_run("d16", {"preset": "p"})
     run.log_setup(TINY, context)
     run.log_setup(TINY, context)  # as a resumed trial does
@@ -68,7 +70,13 @@ def test_the_result_is_metrics_and_a_model_that_loads(
     model = SpeakerClassifier(TINY, 40, 4)
     run = store.open_run("d16", {})
     result = TrialResult(
-        "complete", steps=12, best_step=8, best=ROW, weights=model.state_dict(), parameters=3, seconds=2
+        "complete",
+        steps=12,
+        best_step=8,
+        best=ROW,
+        weights=model.state_dict(),
+        parameters=3,
+        seconds=2,
     )
     run.log_result(result, TINY, context)
     run.close("complete")
@@ -77,7 +85,9 @@ def test_the_result_is_metrics_and_a_model_that_loads(
         BEST_WHOLE: 0.5, "best/accuracy_crops": 0.25, "best/loss_whole": 1.5, "best/step": 8.0, "model/parameters": 3.0,
         "speed/seconds": 2.0,
     }  # fmt: skip
-    folder = mlflow.artifacts.download_artifacts(f"{got.info.artifact_uri}/model", dst_path=str(tmp_path))
+    folder = mlflow.artifacts.download_artifacts(
+        f"{got.info.artifact_uri}/model", dst_path=str(tmp_path)
+    )
     trained = load_model(Path(folder))
     assert torch.equal(trained.model.project.weight, model.project.weight)
     assert trained.speakers == context.corpus.speakers
@@ -86,7 +96,12 @@ def test_the_result_is_metrics_and_a_model_that_loads(
 
 @pytest.mark.parametrize(
     ("state_name", "status"),
-    [("complete", "FINISHED"), ("pruned", "KILLED"), ("failed", "FAILED"), ("interrupted", "KILLED")],
+    [
+        ("complete", "FINISHED"),
+        ("pruned", "KILLED"),
+        ("failed", "FAILED"),
+        ("interrupted", "KILLED"),
+    ],
 )
 def test_a_run_ends_visibly(store: TrackingStore, state_name: str, status: str) -> None:
     run = store.open_run("#7 d16 h2", {})
@@ -94,11 +109,15 @@ def test_a_run_ends_visibly(store: TrackingStore, state_name: str, status: str) 
     run.close(state_name, "because")
     got = store.client.get_run(run.run_id)
     assert got.info.status == status
-    assert got.info.run_name == ("#7 d16 h2" if state_name == "complete" else f"#7 {state_name} d16 h2")
+    assert got.info.run_name == (
+        "#7 d16 h2" if state_name == "complete" else f"#7 {state_name} d16 h2"
+    )
     assert (got.data.tags["state"], got.data.tags["state.reason"]) == (state_name, "because")
 
 
-@pytest.mark.parametrize(("error", "state_name"), [(Interrupted(2), "interrupted"), (KeyError("x"), "failed")])
+@pytest.mark.parametrize(
+    ("error", "state_name"), [(Interrupted(2), "interrupted"), (KeyError("x"), "failed")]
+)
 def test_what_breaks_a_run_closes_it_and_passes_through(
     store: TrackingStore, error: BaseException, state_name: str
 ) -> None:
@@ -108,14 +127,18 @@ def test_what_breaks_a_run_closes_it_and_passes_through(
     assert store.client.get_run(run.run_id).data.tags["state"] == state_name
 
 
-def test_a_trial_without_a_score_leaves_no_model(store: TrackingStore, context: TrainingContext) -> None:
+def test_a_trial_without_a_score_leaves_no_model(
+    store: TrackingStore, context: TrainingContext
+) -> None:
     run = store.open_run("d16", {})
     run.log_result(TrialResult(Outcome.FAILED, "out of memory"), TINY, context)
     assert "weights.sha256" not in store.client.get_run(run.run_id).data.tags
     assert store.client.list_artifacts(run.run_id) == []
 
 
-def test_the_best_so_far_of_a_study_stands_once(store: TrackingStore, context: TrainingContext) -> None:
+def test_the_best_so_far_of_a_study_stands_once(
+    store: TrackingStore, context: TrainingContext
+) -> None:
     parent = store.open_study("s", "id", None, {"seed": "0"}, {}, context)
     for rows in ([(0, 5, 0.1), (1, 6, 0.3)], [(0, 5, 0.1), (1, 6, 0.3), (2, 9, 0.4)]):
         assert store.open_study("s", "id", parent, {"seed": "0"}, {}, context) == parent
@@ -167,14 +190,18 @@ def test_a_store_that_is_not_there(state: Path, monkeypatch: pytest.MonkeyPatch)
         TrackingStore("nonsense://x")
 
 
-def test_books_that_were_moved_are_refused(store: TrackingStore, state: Path, tmp_path: Path) -> None:
+def test_books_that_were_moved_are_refused(
+    store: TrackingStore, state: Path, tmp_path: Path
+) -> None:
     shutil.copytree(state, tmp_path / "copy")
     with pytest.raises(UserError, match="was moved or copied from there"):
         TrackingStore(f"sqlite:///{tmp_path}/copy/mlflow.db")
     assert store.runs("") == []
 
 
-@pytest.mark.parametrize("uri", ["http://localhost:port", "mysql://u:secret@h/d", "sqlite:////proc/none/x.db", ""])
+@pytest.mark.parametrize(
+    "uri", ["http://localhost:port", "mysql://u:secret@h/d", "sqlite:////proc/none/x.db", ""]
+)
 def test_an_odd_uri_is_one_clear_line(uri: str) -> None:
     with pytest.raises(UserError) as caught:
         TrackingStore(uri or f"sqlite:///{Path.cwd()}")
@@ -182,7 +209,9 @@ def test_an_odd_uri_is_one_clear_line(uri: str) -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_a_resumed_training_may_not_change_its_point(store: TrackingStore, context: TrainingContext) -> None:
+def test_a_resumed_training_may_not_change_its_point(
+    store: TrackingStore, context: TrainingContext
+) -> None:
     run = store.open_run("d16", {})
     run.log_setup(TINY, context)
     with pytest.raises(mlflow.exceptions.MlflowException):

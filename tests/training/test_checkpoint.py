@@ -79,13 +79,17 @@ def run(
 ) -> TrialResult:
     def report(step: int, metrics: Metrics) -> bool:
         kept = {name: value for name, value in metrics.items() if not name.startswith("speed/")}
-        assert rows.setdefault(step, kept) == kept, "an evaluation that was measured again is another"
+        assert rows.setdefault(step, kept) == kept, (
+            "an evaluation that was measured again is another"
+        )
         return False
 
     return train(LONG, pack, Protocol(), report, compute, checkpoint, KillingBar(at))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("compute", [Compute(), Compute(precision=torch.bfloat16, threads=2)], ids=("plain", "fast"))
+@pytest.mark.parametrize(
+    "compute", [Compute(), Compute(precision=torch.bfloat16, threads=2)], ids=("plain", "fast")
+)
 @pytest.mark.parametrize("share", [1.0, 0.15], ids=("each step", "now and then"))
 def test_killed_anywhere_it_ends_the_same_bit_for_bit(
     pack: Pack, tmp_path: Path, compute: Compute, share: float
@@ -96,15 +100,25 @@ def test_killed_anywhere_it_ends_the_same_bit_for_bit(
     steps = random.Random(0)  # noqa: S311  # moments, not secrets
     for _ in range(20):
         with pytest.raises(Kill):
-            run(pack, open_checkpoint(tmp_path / "c", pack, share), again, steps.randint(1, 30), compute)
+            run(
+                pack,
+                open_checkpoint(tmp_path / "c", pack, share),
+                again,
+                steps.randint(1, 30),
+                compute,
+            )
     result = run(pack, open_checkpoint(tmp_path / "c", pack), again, compute=compute)
     assert again == rows
-    assert replace(result, seconds=0, weights={}, best={}) == replace(whole, seconds=0, weights={}, best={})
+    assert replace(result, seconds=0, weights={}, best={}) == replace(
+        whole, seconds=0, weights={}, best={}
+    )
     assert result.weights.keys() == whole.weights.keys()
     assert all(torch.equal(result.weights[name], value) for name, value in whole.weights.items())
 
 
-def test_reports_what_it_holds_once_more_and_heeds_the_last_answer(pack: Pack, tmp_path: Path) -> None:
+def test_reports_what_it_holds_once_more_and_heeds_the_last_answer(
+    pack: Pack, tmp_path: Path
+) -> None:
     checkpoint = open_checkpoint(tmp_path / "c", pack)
     with pytest.raises(Kill):
         run(pack, checkpoint, {}, at=10)
@@ -156,7 +170,10 @@ def written(pack: Pack, tmp_path: Path) -> Path:
         (lambda about: about | {"config.lr": "0.5"}, "config.lr is 0.001 there and 0.5 here"),
         (lambda about: about | {"corpus": "other"}, "corpus is [0-9a-f]+ there and other here"),
         (lambda about: about | {"code": "other"}, "code is [0-9a-f]{12} there and other here"),
-        (lambda about: about | {"precision": "bfloat16"}, "precision is float32 there and bfloat16 here"),
+        (
+            lambda about: about | {"precision": "bfloat16"},
+            "precision is float32 there and bfloat16 here",
+        ),
         (lambda about: {"torch": about["torch"]}, "config.d_model is 16 there and None here"),
     ],
 )
@@ -171,13 +188,23 @@ def test_of_another_training_it_is_refused_by_name(
 
 def test_damaged_it_is_refused(written: Path, pack: Pack) -> None:
     data = written.read_bytes()
-    for broken in (b"", data[:10], data[:-1], data[:5000], bytes([*data[:5000], data[5000] ^ 1, *data[5001:]])):
+    for broken in (
+        b"",
+        data[:10],
+        data[:-1],
+        data[:5000],
+        bytes([*data[:5000], data[5000] ^ 1, *data[5001:]]),
+    ):
         written.write_bytes(broken)
-        with pytest.raises(UserError, match="must be a whole checkpoint, but is damaged; delete it to start over"):
+        with pytest.raises(
+            UserError, match="must be a whole checkpoint, but is damaged; delete it to start over"
+        ):
             open_checkpoint(written, pack).load()
 
 
-def test_a_full_disk_leaves_the_last_one(written: Path, pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_last_one(
+    written: Path, pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = written.read_bytes()
 
     def fill(_handle: int) -> None:

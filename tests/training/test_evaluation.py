@@ -33,16 +33,26 @@ def test_agrees_with_one_utterance_at_a_time(pack: Pack, model: SpeakerClassifie
 
 
 def test_crops_are_fixed_by_their_seed_and_length(pack: Pack, model: SpeakerClassifier) -> None:
-    """With crops as long as the longest utterance, crops are whole utterances; else the seed decides."""
+    """With crops as long as the longest utterance, crops are whole utterances;
+    else the seed decides.
+    """
     whole = Evaluator(pack, Protocol(crop_len=1_000))(model, LOSS)
     assert whole[ACCURACY_CROPS] == whole[ACCURACY_WHOLE]
     short = Protocol(crop_len=2)
-    assert Evaluator(pack, short)(model, LOSS)[ACCURACY_CROPS] == Evaluator(pack, short)(model, LOSS)[ACCURACY_CROPS]
-    starts = [Evaluator(pack, Protocol(crop_len=2, crop_seed=seed))._crops[0][1].tolist() for seed in range(3)]
+    assert (
+        Evaluator(pack, short)(model, LOSS)[ACCURACY_CROPS]
+        == Evaluator(pack, short)(model, LOSS)[ACCURACY_CROPS]
+    )
+    starts = [
+        Evaluator(pack, Protocol(crop_len=2, crop_seed=seed))._crops[0][1].tolist()
+        for seed in range(3)
+    ]
     assert len({tuple(each) for each in starts}) == 3
 
 
-def test_the_batch_size_does_not_matter(pack: Pack, model: SpeakerClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_batch_size_does_not_matter(
+    pack: Pack, model: SpeakerClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
     large = Evaluator(pack, Protocol())(model, LOSS)
     monkeypatch.setitem(MAX_FRAMES, "cpu", 1)
     small = Evaluator(pack, Protocol())(model, LOSS)
@@ -81,7 +91,9 @@ class Hungry(nn.Module):
         return self.model(mels, lengths)
 
 
-def test_where_memory_is_short_batches_are_halved_once_and_for_all(pack: Pack, model: SpeakerClassifier) -> None:
+def test_where_memory_is_short_batches_are_halved_once_and_for_all(
+    pack: Pack, model: SpeakerClassifier
+) -> None:
     expected = Evaluator(pack, Protocol())(model, LOSS)
     evaluate, hungry = Evaluator(pack, Protocol()), Hungry(model, 100)
     for tried in (True, False):
@@ -93,6 +105,8 @@ def test_where_memory_is_short_batches_are_halved_once_and_for_all(pack: Pack, m
         assert measured["valid/loss_whole"] == pytest.approx(expected["valid/loss_whole"], abs=1e-5)
 
 
-def test_an_utterance_that_does_not_fit_alone_is_out_of_memory(pack: Pack, model: SpeakerClassifier) -> None:
+def test_an_utterance_that_does_not_fit_alone_is_out_of_memory(
+    pack: Pack, model: SpeakerClassifier
+) -> None:
     with pytest.raises(torch.OutOfMemoryError):
         Evaluator(pack, Protocol())(Hungry(model, 20), LOSS)

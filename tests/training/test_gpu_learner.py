@@ -1,4 +1,6 @@
-"""What a GPU would do, proved on a CPU: by imitation (tests/imitation.py), by tracing, and by PyTorch's own checks."""
+"""What a GPU would do, proved on a CPU: by imitation (tests/imitation.py), by tracing,
+and by PyTorch's own checks.
+"""
 
 import weakref
 from collections.abc import Iterator
@@ -27,7 +29,8 @@ FAST = TINY.replace(batch_size=2, segment_len=24, dim_feedforward=256)
 PRECISIONS = (torch.bfloat16, torch.float16, torch.float32)
 NO_DROPOUT = TINY.replace(dropout=0.0, warmup_steps=0, num_layers=2, batch_size=7)
 CENTER = HOMEWORK_BASELINE.replace(activation="relu")
-KERNELS = {  # a captured step's, of a batch without padding in bfloat16, at the points of benchmarks/train.py
+# A captured step's, of a batch without padding in bfloat16, at the points of benchmarks/train.py.
+KERNELS = {
     HOMEWORK_BASELINE: 74,
     CENTER.replace(d_model=128, nhead=4, num_layers=2): 113,
     CENTER.replace(d_model=256, nhead=8, num_layers=4): 191,
@@ -37,12 +40,20 @@ KERNELS = {  # a captured step's, of a batch without padding in bfloat16, at the
 
 def on_gpu(pack: Pack, precision: torch.dtype) -> Pack:
     """Return a pack with its frames as they lie on a GPU."""
-    return replace(pack, frames=pack.frames.to(torch.bfloat16)) if precision == torch.bfloat16 else pack
+    return (
+        replace(pack, frames=pack.frames.to(torch.bfloat16))
+        if precision == torch.bfloat16
+        else pack
+    )
 
 
-def learner_of(config: TrialConfig, pack: Pack, precision: torch.dtype, graph: bool = False) -> GpuLearner:
+def learner_of(
+    config: TrialConfig, pack: Pack, precision: torch.dtype, graph: bool = False
+) -> GpuLearner:
     rows, _ = Protocol().split(pack)
-    return GpuLearner(config, on_gpu(pack, precision), rows, Compute(precision=precision, graph=graph))
+    return GpuLearner(
+        config, on_gpu(pack, precision), rows, Compute(precision=precision, graph=graph)
+    )
 
 
 def shapes() -> list[TrialConfig]:
@@ -58,8 +69,12 @@ def shapes() -> list[TrialConfig]:
 
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 @pytest.mark.parametrize("d_model", [80, 128, 256, 512])
-def test_steps_and_evaluations_of_all_shapes_are_a_gpus(pack: Pack, d_model: int, precision: torch.dtype) -> None:
-    """No host read, no copy of numbers, no shape of values, no index out of range, and attention fused."""
+def test_steps_and_evaluations_of_all_shapes_are_a_gpus(
+    pack: Pack, d_model: int, precision: torch.dtype
+) -> None:
+    """No host read, no copy of numbers, no shape of values, no index out of range,
+    and attention fused.
+    """
     there = on_gpu(pack, precision)
     evaluate = Evaluator(there, Protocol(crop_len=30))
     assert {batch.is_padded for batch in evaluate._crops} == {True, False}
@@ -92,7 +107,9 @@ def test_a_step_starts_so_many_kernels(pack: Pack, config: TrialConfig) -> None:
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Graph]]:
-    """An imitated card, on which everything trains, and what its graphs are; they can be told to fail."""
+    """An imitated card, on which everything trains, and what its graphs are;
+    they can be told to fail.
+    """
     cuda._side_stream.cache_clear()
     Stream.current = Stream()
     for name, value in {
@@ -109,7 +126,12 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Graph]]:
     monkeypatch.setattr(Graph, "failure", None)
     monkeypatch.setattr(Graph, "ended", [])
     for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
-        monkeypatch.setattr(torch._C, name, lambda *given, name=name: Graph.ended.append((name, *given)), raising=False)
+        monkeypatch.setattr(
+            torch._C,
+            name,
+            lambda *given, name=name: Graph.ended.append((name, *given)),
+            raising=False,
+        )
     monkeypatch.setattr("speaker.training.train.CpuLearner", lambda *given: GpuLearner(*given[:4]))
     with AsOnGpu():
         yield Graph
@@ -126,13 +148,17 @@ def weights_after(learner: GpuLearner, steps: range) -> Tensor:
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("batch_size", [7, 30, 54])  # 54: an epoch has one step
-def test_a_replayed_step_is_the_step(pack: Pack, precision: torch.dtype, dropout: float, batch_size: int) -> None:
+def test_a_replayed_step_is_the_step(
+    pack: Pack, precision: torch.dtype, dropout: float, batch_size: int
+) -> None:
     config = NO_DROPOUT.replace(dropout=dropout, batch_size=batch_size)
     plain = weights_after(learner_of(config, pack, precision), range(12))
     learner = learner_of(config, pack, precision, graph=True)
     assert learner.fallback == ""
     assert set(learner._graphs) == learner._batches.kinds
-    assert torch.equal(weights_after(learner, range(12)), plain), "a graph sees nothing that Python changes"
+    assert torch.equal(weights_after(learner, range(12)), plain), (
+        "a graph sees nothing that Python changes"
+    )
 
 
 @pytest.mark.usefixtures("card")
@@ -149,24 +175,35 @@ def test_a_training_may_be_shorter_than_the_warm_up_of_its_graph(pack: Pack, ste
 @pytest.mark.usefixtures("card")
 @pytest.mark.parametrize("seed", range(20))
 def test_a_warm_up_stays_inside_the_frames(pack: Pack, seed: int) -> None:
-    """The last utterance of the pack is short, and each kind's warm-up runs on the first batch, whatever is in it."""
+    """The last utterance of the pack is short, and each kind's warm-up runs on the first batch,
+    whatever is in it.
+    """
     last = int(pack.lengths[-1])
     learner = learner_of(NO_DROPOUT.replace(seed=seed, segment_len=last + 10), pack, torch.float32)
     for is_padded in (False, True):
         with Watch():
             cuda.capture(
-                lambda is_padded=is_padded: learner._work(is_padded), learner._number.zero_, learner._device, None
+                lambda is_padded=is_padded: learner._work(is_padded),
+                learner._number.zero_,
+                learner._device,
+                None,
             )
 
 
-def test_a_capture_that_fails_says_why_and_leaves_plain_steps(pack: Pack, card: type[Graph]) -> None:
+def test_a_capture_that_fails_says_why_and_leaves_plain_steps(
+    pack: Pack, card: type[Graph]
+) -> None:
     before = Stream.current
-    card.failure = RuntimeError("CUDA error: operation failed due to a previous error during capture\nCompile with ...")
+    card.failure = RuntimeError(
+        "CUDA error: operation failed due to a previous error during capture\nCompile with ..."
+    )
     learner = learner_of(NO_DROPOUT, pack, torch.float32, graph=True)
     assert learner.fallback == "CUDA error: operation failed due to a previous error during capture"
     assert Stream.current is before
     assert learner._graphs == {}
-    assert not learner._adamw.param_groups[0]["capturable"], "AdamW warns of it outside of a capture"
+    assert not learner._adamw.param_groups[0]["capturable"], (
+        "AdamW warns of it outside of a capture"
+    )
     plain = weights_after(learner_of(NO_DROPOUT, pack, torch.float32), range(12))
     assert torch.equal(weights_after(learner, range(12)), plain)
     result = train(NO_DROPOUT, pack, Protocol(), lambda *_: False, Compute(graph=True))
@@ -226,7 +263,9 @@ def test_a_cpus_state_goes_on_here_and_back(pack: Pack, precision: torch.dtype) 
         for number in range(5, 9):
             there.step(number)
             here.step(number)
-        assert torch.allclose(here.weights, there.weights, atol=1e-3 if precision == torch.float32 else 2e-2)
+        assert torch.allclose(
+            here.weights, there.weights, atol=1e-3 if precision == torch.float32 else 2e-2
+        )
         there.load(here.state(), 9)
         assert torch.equal(here.weights, there.weights)
         there.step(9)
@@ -271,7 +310,11 @@ def test_a_loss_scale_is_resumed(pack: Pack) -> None:
     weights_after(whole, range(3))
     second = learner_of(TINY, pack, torch.float16)
     second.load(whole.state(), 3)
-    assert second.diagnostics(3) == whole.diagnostics(3) == {"train/loss_scale": 2.0**37, "train/skipped_steps": 3}
+    assert (
+        second.diagnostics(3)
+        == whole.diagnostics(3)
+        == {"train/loss_scale": 2.0**37, "train/skipped_steps": 3}
+    )
     assert torch.equal(weights_after(second, range(3, 30)), weights_after(whole, range(3, 30)))
     assert second.diagnostics(30)["train/skipped_steps"] > 3
     assert second.diagnostics(30) == whole.diagnostics(30)
@@ -283,7 +326,13 @@ def test_float16_learns_what_float32_learns(pack: Pack) -> None:
     rows = []
     scores = []
     for precision in (torch.float32, torch.float16):
-        result = train(config, pack, Protocol(), lambda _, row: bool(rows.append(row)), Compute(precision=precision))
+        result = train(
+            config,
+            pack,
+            Protocol(),
+            lambda _, row: bool(rows.append(row)),
+            Compute(precision=precision),
+        )
         scores.append(result.best[OBJECTIVE])
     assert scores == [1.0, 1.0]
     assert rows[5]["train/loss"] == pytest.approx(rows[2]["train/loss"], abs=0.05)
@@ -299,7 +348,13 @@ def test_a_training_leaves_nothing_behind(pack: Pack, monkeypatch: pytest.Monkey
 
     def watched(self: GpuLearner, *given: object) -> None:
         original(self, *given)  # type: ignore[arg-type]
-        kept = (self.weights, self._gradient, self._working, *self._parameters, *self._graphs.values())
+        kept = (
+            self.weights,
+            self._gradient,
+            self._working,
+            *self._parameters,
+            *self._graphs.values(),
+        )
         made.extend(map(weakref.ref, kept))
 
     monkeypatch.setattr(GpuLearner, "__init__", watched)

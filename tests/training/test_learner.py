@@ -38,7 +38,9 @@ def test_the_schedule_without_warm_up_starts_at_its_peak() -> None:
     assert learning_rate(HOMEWORK_BASELINE.replace(warmup_steps=0), 0) == 1e-3
 
 
-def batches(config: TrialConfig, pack: Pack, rows: Tensor, epoch: int = 0) -> Iterator[tuple[Tensor, ...]]:
+def batches(
+    config: TrialConfig, pack: Pack, rows: Tensor, epoch: int = 0
+) -> Iterator[tuple[Tensor, ...]]:
     """Yield (mels, lengths, labels) of an epoch's steps, as a learner gathers them."""
     source = Batches(config, pack, rows)
     drawn = source.draw_epoch(epoch)
@@ -60,7 +62,9 @@ def test_batches_see_every_utterance_once_an_epoch(pack: Pack) -> None:
 
 def test_batches_drop_the_last_partial_one(pack: Pack) -> None:
     rows, _ = Protocol().split(pack)
-    assert [len(labels) for _, _, labels in batches(TINY.replace(batch_size=50), pack, rows)] == [50]
+    assert [len(labels) for _, _, labels in batches(TINY.replace(batch_size=50), pack, rows)] == [
+        50
+    ]
 
 
 def test_lengths_come_only_with_batches_that_need_them(pack: Pack) -> None:
@@ -72,14 +76,20 @@ def test_lengths_come_only_with_batches_that_need_them(pack: Pack) -> None:
         assert lengths is None or lengths.min() < 24
         seen.add(lengths is None)
     assert seen == {True, False}
-    assert all(lengths is None for _, lengths, _ in batches(TINY.replace(segment_len=10), pack, rows))
+    assert all(
+        lengths is None for _, lengths, _ in batches(TINY.replace(segment_len=10), pack, rows)
+    )
 
 
-def learned(config: TrialConfig, pack: Pack, compute: Compute, steps: int, on_device: bool = False) -> Learner:
+def learned(
+    config: TrialConfig, pack: Pack, compute: Compute, steps: int, on_device: bool = False
+) -> Learner:
     rows, _ = Protocol().split(pack)
     with ThreadPool(compute.shards) as pool:
         learner: Learner = (
-            GpuLearner(config, pack, rows, compute) if on_device else CpuLearner(config, pack, rows, compute, pool)
+            GpuLearner(config, pack, rows, compute)
+            if on_device
+            else CpuLearner(config, pack, rows, compute, pool)
         )
         for number in range(steps):
             learner.step(number)
@@ -98,7 +108,8 @@ def test_shards_learn_what_one_learns(pack: Pack) -> None:
 def test_shards_drop_out_on_their_own(pack: Pack) -> None:
     config = TINY.replace(dropout=0.5)
     assert not torch.equal(
-        learned(config, pack, Compute(), 3).weights, learned(config, pack, Compute(threads=2), 3).weights
+        learned(config, pack, Compute(), 3).weights,
+        learned(config, pack, Compute(threads=2), 3).weights,
     )
 
 
@@ -110,14 +121,19 @@ def test_more_shards_than_utterances_in_a_batch(pack: Pack) -> None:
 def test_what_a_gpu_does_gives_the_same_weights(pack: Pack) -> None:
     """Its operations, started one by one on the CPU: order, schedule and step count as tensors."""
     for config in (NO_DROPOUT, NO_DROPOUT.replace(segment_len=10, steps=30, warmup_steps=5)):
-        one, other = (learned(config, pack, Compute(), 12, on_device) for on_device in (False, True))
+        one, other = (
+            learned(config, pack, Compute(), 12, on_device) for on_device in (False, True)
+        )
         assert torch.allclose(other.weights, one.weights, atol=1e-4, rtol=0)
         assert other.take_totals() == pytest.approx(one.take_totals(), rel=1e-4)
 
 
 def test_bf16_learns_nearly_what_fp32_learns(pack: Pack) -> None:
     config = NO_DROPOUT.replace(lr=1e-4)
-    one, other = (learned(config, pack, Compute(precision=dtype), 20) for dtype in (torch.float32, torch.bfloat16))
+    one, other = (
+        learned(config, pack, Compute(precision=dtype), 20)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
     assert one.weights.dtype == other.weights.dtype == torch.float32
     assert other.model.project.weight.dtype == torch.bfloat16
     assert other.take_totals()[0] == pytest.approx(one.take_totals()[0], rel=0.01)
@@ -126,7 +142,8 @@ def test_bf16_learns_nearly_what_fp32_learns(pack: Pack) -> None:
 
 @pytest.mark.parametrize("on_device", [False, True])
 def test_a_state_goes_on_as_if_nothing_had_happened(pack: Pack, on_device: bool) -> None:
-    config = TINY if not on_device else NO_DROPOUT  # on a CPU only shards address their dropout by step
+    # On a CPU only shards address their dropout by step.
+    config = TINY if not on_device else NO_DROPOUT
     whole = learned(config, pack, Compute(), 12, on_device)
     first = learned(config, pack, Compute(), 5, on_device)
     state = {name: tensor.clone() for name, tensor in first.state().items()}
@@ -148,7 +165,10 @@ def test_weights_have_the_models_names_and_are_copies(pack: Pack) -> None:
     before = {name: value.clone() for name, value in named.items()}
     learner.step(1)
     assert all(torch.equal(value, before[name]) for name, value in named.items())
-    assert all(torch.equal(value, learner.model.state_dict()[name]) for name, value in learner.model_state().items())
+    assert all(
+        torch.equal(value, learner.model.state_dict()[name])
+        for name, value in learner.model_state().items()
+    )
 
 
 def test_a_weight_that_is_no_number_is_noticed(pack: Pack) -> None:

@@ -16,7 +16,8 @@ from speaker.training.evaluation import Evaluator
 from speaker.training.lookahead import Cost, describe, forecast, measure
 from tests.helpers import LOSS, TINY
 
-NOWHERE = torch.device("meta")  # holds tensors and computes nothing: a device that fails at its first step
+# Holds tensors and computes nothing: a device that fails at its first step.
+NOWHERE = torch.device("meta")
 POINTS = HOMEWORK.points(TINY)
 
 
@@ -44,8 +45,12 @@ def test_a_rehearsed_evaluation_takes_as_long_as_one(pack: Pack) -> None:
 
 
 def test_a_device_that_fails_gives_way_step_by_step_down_to_the_cpu(pack: Pack) -> None:
-    wanted = Compute(NOWHERE, torch.bfloat16, graph=True, is_automatic=True, fallbacks=("an older one",))
-    compute, there, costs = lookahead.find_working_compute([TINY], lambda each: put(pack, each), Protocol(), wanted)
+    wanted = Compute(
+        NOWHERE, torch.bfloat16, graph=True, is_automatic=True, fallbacks=("an older one",)
+    )
+    compute, there, costs = lookahead.find_working_compute(
+        [TINY], lambda each: put(pack, each), Protocol(), wanted
+    )
     assert compute.device == CPU
     assert compute.precision == find_precision("auto", CPU)
     assert there.frames.device == CPU
@@ -64,14 +69,19 @@ def test_a_lost_device_ends_the_look_ahead_in_one_line(monkeypatch: pytest.Monke
 
     monkeypatch.setattr("speaker.training.lookahead.configure_process", lambda _compute: None)
     for is_automatic in (True, False):
-        with pytest.raises(DeviceLostError, match=r"^cuda:0 was lost \(CUDA error: .*\) before the first trial; try"):
+        with pytest.raises(
+            DeviceLostError,
+            match=r"^cuda:0 was lost \(CUDA error: .*\) before the first trial; try",
+        ):
             wanted = Compute(torch.device("cuda", 0), is_automatic=is_automatic)
             lookahead.find_working_compute([TINY], lose, Protocol(), wanted)
 
 
 def test_a_device_that_was_asked_for_is_not_replaced(pack: Pack) -> None:
     wanted = Compute(NOWHERE, torch.bfloat16)
-    with pytest.raises(UserError, match=r"--device meta must do a step, but: .*; use --device cpu$"):
+    with pytest.raises(
+        UserError, match=r"--device meta must do a step, but: .*; use --device cpu$"
+    ):
         lookahead.find_working_compute([TINY], lambda each: put(pack, each), Protocol(), wanted)
 
 
@@ -128,8 +138,15 @@ def test_the_description_says_what_it_will_take() -> None:
         r"where none is stopped early, and 2.0 GiB of memory\.",
         line,
     ), line
-    one = describe([TINY], [Cost(TINY, 0.1, 0.1, 1 << 29)], 1, Compute(torch.device("cuda", 0), graph=True), jobs=2)
+    one = describe(
+        [TINY],
+        [Cost(TINY, 0.1, 0.1, 1 << 29)],
+        1,
+        Compute(torch.device("cuda", 0), graph=True),
+        jobs=2,
+    )
     assert one == (
-        "A step takes 100 ms (d16 h2 L1 sigmoid), captured as one CUDA graph; 1 trial takes about 2 seconds, where "
-        "none is stopped early, and 0.5 GiB of memory for each job, of which they share the data."
+        "A step takes 100 ms (d16 h2 L1 sigmoid), captured as one CUDA graph; 1 trial takes about "
+        "2 seconds, where none is stopped early, and 0.5 GiB of memory for each job, of which "
+        "they share the data."
     )

@@ -76,13 +76,17 @@ class StoppingBar:
         return False
 
 
-def run(pack: Pack, compute: Compute, checkpoint: Checkpoint | None = None, stop_at: int = 99) -> TrialResult:
+def run(
+    pack: Pack, compute: Compute, checkpoint: Checkpoint | None = None, stop_at: int = 99
+) -> TrialResult:
     bar = StoppingBar(stop_at)
     return train(CONFIG, pack, Protocol(), lambda *_: False, compute, checkpoint, bar)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("compute", COMPUTES, ids=Compute.describe)
-def test_a_killed_training_resumes_exactly(block: str, compute: Compute, pack: Pack, tmp_path: Path) -> None:
+def test_a_killed_training_resumes_exactly(
+    block: str, compute: Compute, pack: Pack, tmp_path: Path
+) -> None:
     whole = run(pack, compute)
     kept = EveryStep(tmp_path / "x", identity(CONFIG, pack, Protocol(), compute.precision))
     with pytest.raises(Stop):
@@ -128,7 +132,9 @@ def test_a_losss_weights_learn_and_resume_and_are_not_the_models(
     assert all(torch.equal(each, whole.weights[name]) for name, each in resumed.weights.items())
     rows, _ = Protocol().split(pack)
     one = learner.Replica(CONFIG, pack)
-    assert [name for name, _ in one.named_parameters() if name.startswith("loss.")] == ["loss.scale"]
+    assert [name for name, _ in one.named_parameters() if name.startswith("loss.")] == [
+        "loss.scale"
+    ]
     before = copy.deepcopy(one.loss.scale)
     logits, loss = one(*(pack.gather(rows[:4], 0, 20)), pack.labels[rows[:4]], "mean")
     loss.backward()

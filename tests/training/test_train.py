@@ -14,7 +14,9 @@ from speaker.training.train import TrialResult, train
 from tests.helpers import LOSS, TINY
 
 
-def train_and_record(config: TrialConfig, pack: Pack) -> tuple[TrialResult, list[tuple[int, Metrics]]]:
+def train_and_record(
+    config: TrialConfig, pack: Pack
+) -> tuple[TrialResult, list[tuple[int, Metrics]]]:
     rows: list[tuple[int, Metrics]] = []
 
     def report(step: int, metrics: Metrics) -> bool:
@@ -25,7 +27,10 @@ def train_and_record(config: TrialConfig, pack: Pack) -> tuple[TrialResult, list
 
 
 def without_speeds(rows: list[tuple[int, Metrics]]) -> list[tuple[int, Metrics]]:
-    return [(step, {key: value for key, value in row.items() if "speed" not in key}) for step, row in rows]
+    return [
+        (step, {key: value for key, value in row.items() if "speed" not in key})
+        for step, row in rows
+    ]
 
 
 def test_the_same_seed_gives_the_same_losses_and_weights_bit_for_bit(pack: Pack) -> None:
@@ -39,12 +44,17 @@ def test_the_same_seed_gives_the_same_losses_and_weights_bit_for_bit(pack: Pack)
 
 
 def test_batches_need_enough_utterances(pack: Pack) -> None:
-    with pytest.raises(UserError, match="batch_size must be at most the number of training utterances, 54, but got 55"):
+    with pytest.raises(
+        UserError,
+        match="batch_size must be at most the number of training utterances, 54, but got 55",
+    ):
         train_and_record(TINY.replace(batch_size=55), pack)
 
 
 def test_it_learns(pack: Pack) -> None:
-    result, rows = train_and_record(TINY.replace(steps=60, lr=5e-3, activation="relu", valid_every=20), pack)
+    result, rows = train_and_record(
+        TINY.replace(steps=60, lr=5e-3, activation="relu", valid_every=20), pack
+    )
     assert result.outcome == "complete"
     assert result.best[OBJECTIVE] == 1.0
     assert rows[-1][1]["train/loss"] < 0.5 * rows[0][1]["train/loss"]
@@ -54,7 +64,9 @@ def test_the_result_is_the_best_evaluation_and_its_weights(pack: Pack) -> None:
     config = TINY.replace(steps=10, valid_every=1, lr=0.3, warmup_steps=0)
     result, rows = train_and_record(config, pack)
     scores = [row[OBJECTIVE] for _, row in rows]
-    assert scores[-1] < max(scores), "this test needs a training whose last evaluation is not its best"
+    assert scores[-1] < max(scores), (
+        "this test needs a training whose last evaluation is not its best"
+    )
     assert result.best_step == rows[scores.index(max(scores))][0]
     assert result.best == rows[scores.index(max(scores))][1]
     model = SpeakerClassifier(config, 40, 4)
@@ -101,7 +113,9 @@ def test_a_bug_passes_through(pack: Pack) -> None:
 
 
 def test_a_fixed_seed_gives_the_golden_curve(pack: Pack) -> None:
-    """Guards against a change of the algorithm; a new torch may move it, and then it is to be looked at again."""
+    """Guards against a change of the algorithm; a new torch may move it,
+    and then it is to be looked at again.
+    """
     _, rows = train_and_record(TINY, pack)
     losses = torch.tensor([row["train/loss"] for _, row in rows])
     assert torch.allclose(losses, GOLDEN_LOSSES, atol=2e-3), losses.tolist()

@@ -66,6 +66,7 @@ class EncoderLayer(nn.Module):
 
 def _attention_bias(x: Tensor, padding: Padding) -> Tensor:
     """Return 0 for frames that may be attended and -infinity for the others, (B, 1, 1, T)."""
-    # torch.where would send its two numbers to a GPU and wait; masked_fill_ hands them to the kernel.
+    # torch.where would send its two numbers to a GPU and wait; masked_fill_ hands them to the
+    # kernel.
     bias = x.new_zeros(padding.mask.shape).masked_fill_(padding.mask, -math.inf)
     return bias[:, None, None, :]

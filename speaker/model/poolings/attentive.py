@@ -9,10 +9,11 @@ from speaker.model.padding import Padding
 
 
 class AttentivePooling(nn.Module):
-    """A weighted mean of an utterance's frames: sum over t of w[t] x[t] with w = softmax over t of (score . x[t]).
+    """A weighted mean of an utterance's frames:
+    sum over t of w[t] x[t] with w = softmax over t of (score . x[t]).
 
-    Source: P. Safari, M. India and J. Hernando, "Self-Attention Encoding and Pooling for Speaker Recognition",
-    Interspeech 2020. The course's boss baseline uses it.
+    Source: P. Safari, M. India and J. Hernando, "Self-Attention Encoding and Pooling for Speaker
+    Recognition", Interspeech 2020. The course's boss baseline uses it.
     """
 
     def __init__(self, config: TrialConfig) -> None:
