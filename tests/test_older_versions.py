@@ -1,0 +1,55 @@
+"""What an older version left behind still works. The stores are of the commit before the blocks of the model had names:
+a study of three trials, promoted, and one run of train_trial.py, on the corpus of tests.helpers.write_corpus.
+"""
+
+import sqlite3
+import tarfile
+from pathlib import Path
+
+import optuna
+import pytest
+
+from experiments.context import load_context
+from experiments.study.search import SearchSettings, WorkerSpec
+from experiments.study.space import Space
+from speaker.config import ACTIVATIONS
+from tests.helpers import ROOT, TINY, run, write_corpus
+
+OLD = ROOT / "tests" / "files" / "mlruns-of-november-2026.tar.xz"
+SPACE = Space("homework", choices={"activation": ACTIVATIONS}, integers={"num_layers": (1, 6)})
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    write_corpus(tmp_path / "corpus")
+    state = tmp_path / "mlruns"
+    with tarfile.open(OLD) as archive:
+        archive.extractall(state, filter="data")
+    for name in ("mlflow", "optuna"):
+        script = (state / f"{name}.sql").read_text().replace("HOME", str(tmp_path))
+        with sqlite3.connect(state / f"{name}.db") as connection:
+            connection.executescript(script)
+        connection.close()
+    return tmp_path
+
+
+def test_old_runs_compare_promote_and_predict(home: Path) -> None:
+    compared = run(home, "experiments", "compare", "--study", "homework-corpus")
+    assert compared.returncode == 0, compared.stderr
+    assert "#1  d16 h2 L6 relu         0.8333 0.8333     14,340" in compared.stdout
+    predicted = run(home, "speaker", "predict", "--data", "corpus", "--out", "new.csv")
+    assert predicted.returncode == 0, predicted.stderr
+    assert (home / "new.csv").read_bytes() == (home / "mlruns" / "predicted.csv").read_bytes()
+    promoted = run(home, "experiments", "promote", "--study", "homework-corpus")
+    assert promoted.stdout.splitlines()[-1] == "It was before, too: nothing changed.", (
+        promoted.stderr
+    )
+
+
+def test_an_old_study_grows(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    context = load_context(Path("corpus"), "cpu", "fp32", Path("mlruns"))
+    settings = SearchSettings("homework-corpus", SPACE, TINY, 0, "tpe", "none", 4, None)
+    storage, uri = (f"sqlite:///{home}/mlruns/{name}.db" for name in ("optuna", "mlflow"))
+    worker = WorkerSpec(settings, context, storage, uri).open()
+    assert [trial.state for trial in worker.finished()] == [optuna.trial.TrialState.COMPLETE] * 3
