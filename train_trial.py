@@ -45,7 +45,7 @@ def parser() -> Parser:
         "--resume",
         type=plain_name,
         metavar="RUN",
-        help="go on with a run that was stopped, to the same end",
+        help="resume a run that was stopped, to the same end",
     )
     flags.add_argument(
         "--tracking-uri",
@@ -215,7 +215,7 @@ def only_process(run_id: str) -> Iterator[None]:
 
 
 def resuming_command(run_id: str) -> str:
-    """Return this command as it goes on with a run."""
+    """Return the command that resumes a run."""
     words = (
         ["python", *sys.argv]
         if "--resume" in sys.argv

@@ -67,7 +67,7 @@ class TrainingContext:
         return config
 
     def checkpoint(self, run_id: str, config: TrialConfig) -> Checkpoint:
-        """Return where a run's training keeps what it needs to go on after a kill."""
+        """Return where a run's training keeps what it needs to resume after a kill."""
         which = identity(config, self.pack, self.protocol, self.compute.precision)
         return Checkpoint(self.checkpoints / f"{run_id}.checkpoint", which)
 

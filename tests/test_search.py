@@ -226,9 +226,9 @@ def test_a_stopped_search_goes_on(home: Path, signum: signal.Signals) -> None:
         assert process.returncode == (-9 if signum == signal.SIGKILL else 128 + signum), errors
         if signum != signal.SIGKILL:
             finished, stopped = errors.strip().splitlines()
-            assert re.fullmatch(r"\d+ trials finished; run the same command to go on.", finished), (
-                errors
-            )
+            assert re.fullmatch(
+                r"\d+ trials finished; run the same command to resume.", finished
+            ), errors
             assert stopped == f"Stopped by {signum.name}."
     assert stops
     done = run(home, *SEARCH, 12)
@@ -343,6 +343,39 @@ def test_a_server_that_goes_away_costs_no_trial(home: Path) -> None:
         stop(server)
 
 
+def test_a_training_whose_server_goes_away_ends_in_one_line_and_resumes(home: Path) -> None:
+    port = free_port()
+    words = ("train_trial.py", "--data", "corpus", "--d-model", 16, "--batch-size", 8)
+    words += ("--steps", 3000, "--valid-every", 50, "--tracking-uri", f"http://127.0.0.1:{port}")
+    server = serve(home, port)
+    process = start(home, *words)
+    assert process.stdout is not None
+    run_id = process.stdout.readline().split()[1].rstrip(".")
+    while not process.stdout.readline().startswith("Valid"):
+        pass
+    stop(server)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2, errors
+    assert "Traceback" not in errors
+    last = errors.splitlines()[-1]
+    assert last.startswith("error: a store or disk failed"), errors
+    assert last.endswith(f"--resume {run_id}"), errors
+    server = serve(home, port)
+    try:
+        done = run(home, *words, "--resume", run_id)
+        assert done.returncode == 0, done.stderr
+        assert "starts over" not in done.stdout
+    finally:
+        stop(server)
+
+
+def test_a_small_corpus_is_searched_with_a_batch_that_fits(home: Path) -> None:
+    write_corpus(home / "tiny", speakers=2, per_speaker=2)
+    done = run(home, "search.py", "--data", "tiny", "--trials", 1, "--steps", 2)
+    assert done.returncode == 0, done.stderr
+    assert "A step has 3 utterances instead of 32" in done.stdout
+
+
 def serve(home: Path, port: int) -> "subprocess.Popen[bytes]":
     """Start a real MLflow server whose state lies in a folder, and wait until it answers."""
     command = [
@@ -407,7 +440,7 @@ def test_help_names_every_flag() -> None:
         (("search.py", "--data", "corpus", "--tracking-uri", "nonsense://"), "does not answer"),
         (("search.py", "--data", "corpus", "--tracking-uri", "sqlite:///corpus/mapping.json"), "does not answer"),
         (("search.py", "--data", "corpus", "--storage", "sqlite:///corpus/mapping.json"), "cannot be opened"),
-        (("search.py", "--data", "tiny"), "batch_size must be at most the number of training utterances, 3"),
+        (("search.py", "--data", "tiny", "--batch-size", "9"), "batch_size must be at most the number of training utterances, 3"),
         (("search.py", "--data", "corpus", "--seed", "-1"), "--seed"),
         (("train_trial.py", "--activation", "cube"), "activation must be one of sigmoid, relu, gelu, tanh, silu"),
         (("train_trial.py", "--d-model", "80", "--nhead", "32"), "nhead must divide d_model, but got d_model=80"),

@@ -104,7 +104,7 @@ def run_workers(spec: WorkerSpec, jobs: int, progress: Progress) -> None:
 @contextlib.contextmanager
 def _started(spec: WorkerSpec, jobs: int) -> Iterator[dict[Connection, SpawnProcess]]:
     """Start workers, and stop at the end of a `with` block those that still run;
-    their trials can be gone on with.
+    their trials can be resumed.
     """
     spawn = multiprocessing.get_context("spawn")
     workers: dict[Connection, SpawnProcess] = {}
@@ -125,7 +125,7 @@ def _started(spec: WorkerSpec, jobs: int) -> Iterator[dict[Connection, SpawnProc
         deadline = time.monotonic() + PATIENCE_S
         for process in workers.values():
             process.join(max(0, deadline - time.monotonic()))
-            # One that hangs or was stopped: what it did can be gone on from all the same.
+            # One that hangs or was stopped: what it did can be resumed all the same.
             process.kill()
             process.join()
 
@@ -177,7 +177,7 @@ def _reap(process: SpawnProcess, others: int, lost: str = "") -> None:
         if not others:
             raise UserError(
                 f"one worker must live to the end, but all were killed, {process.name} by {end}; "
-                "if memory is short, use fewer --jobs; run the same command to go on"
+                "if memory is short, use fewer --jobs; run the same command to resume"
             )
         tqdm.write(f"{process.name} was killed ({end}); the other {others} go on")
 

@@ -225,7 +225,7 @@ class TrackingStore:
         return TrackedRun(self.client, run_id, name, self._clock)
 
     def reopen_run(self, run_id: str, config: TrialConfig, context: TrainingContext) -> TrackedRun:
-        """Open a run that was stopped, to go on with it.
+        """Open a run that was stopped, to resume it.
 
         Raises UserError for one that ended, and for one of another point, corpus, protocol or
         precision.
@@ -234,11 +234,11 @@ class TrackingStore:
             run = self.client.get_run(run_id)
         except MlflowException:
             raise UserError(
-                f"--resume must name a run, but {run_id} is none in {self.shown}; look in the UI"
+                f"--resume must name a run, but {self.shown} has no {run_id}; look in the UI"
             ) from None
         if run.data.tags.get("kind") != "trial" or "study" in run.data.tags:
             raise UserError(
-                f"--resume goes on with runs of train_trial.py, but {run_id} is none; run "
+                f"--resume is for runs of train_trial.py, but {run_id} is not one; run "
                 "search.py again"
             )
         if (state := run.data.tags.get("state")) not in ("running", "interrupted"):

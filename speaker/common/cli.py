@@ -103,7 +103,7 @@ def run_cli(main: Callable[[], None]) -> NoReturn:
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         print(
-            f"error: {printable(error)}; mend that and run the same command again", file=sys.stderr
+            f"error: {printable(error)}; fix that and run the same command again", file=sys.stderr
         )
         sys.exit(BAD_INPUT)
     for signum in (signal.SIGINT, signal.SIGTERM):

@@ -29,7 +29,7 @@ def shielded_from_interrupts() -> Iterator[None]:
 def exit_with_parent() -> None:
     """End this process with its parent, however that ends.
 
-    What a worker had not finished can be gone on from.
+    What a worker had not finished can be resumed.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None  # noqa: S101  # true of any worker
