@@ -13,6 +13,7 @@ from speaker.common.cli import Parser, plain_name, port, positive_int, run_cli
 from speaker.common.errors import UserError
 from speaker.common.paths import STATE
 from speaker.prediction.command import add_flags
+from speaker.prediction.name import add_name_flags
 
 
 def parser() -> Parser:
@@ -60,6 +61,9 @@ def parser() -> Parser:
     )
     add_flags(predict)
     predict.set_defaults(run=run_predict)
+    name = verbs.add_parser("name", help="name the likeliest speakers of recordings")
+    add_name_flags(name)
+    name.set_defaults(run=run_name)
     ui = verbs.add_parser(
         "ui", parents=[tracking], help="open the MLflow UI on this machine's loopback address"
     )
@@ -110,6 +114,14 @@ def run_predict(arguments: argparse.Namespace) -> None:
     from speaker.prediction.command import predict
 
     predict(arguments, model_folders(arguments))
+
+
+def run_name(arguments: argparse.Namespace) -> None:
+    """Name the speakers of recordings with a model that MLflow holds, or with one in a folder."""
+    from experiments.predict import model_folders
+    from speaker.prediction.name import name
+
+    name(arguments, model_folders(arguments))
 
 
 def run_ui(arguments: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ import shlex
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 from speaker.common.cli import (
     Parser,
@@ -18,7 +19,8 @@ from speaker.common.cli import (
     share,
 )
 from speaker.common.errors import UserError
-from speaker.prediction.command import add_flags
+from speaker.prediction.command import add_flags, is_local
+from speaker.prediction.name import add_name_flags
 
 
 def parser() -> Parser:
@@ -41,6 +43,9 @@ def parser() -> Parser:
     )
     add_flags(predict)
     predict.set_defaults(run=run_predict)
+    name = verbs.add_parser("name", help="name the likeliest speakers of recordings")
+    add_name_flags(name)
+    name.set_defaults(run=run_name)
     return flags
 
 
@@ -195,20 +200,37 @@ def run_check(arguments: argparse.Namespace) -> None:
 
 
 def run_predict(arguments: argparse.Namespace) -> None:
-    """Predict the test utterances of a corpus with a model in a folder;
-    others are the search's business.
-    """
-    from speaker.prediction.command import is_local, predict
+    """Predict the test utterances of a corpus with a model in a folder."""
+    from speaker.prediction.command import predict
 
-    if is_local(arguments):
-        predict(arguments, contextlib.nullcontext([Path(arguments.model)]))
-        return
+    predict(arguments, local_model(arguments))
+
+
+def run_name(arguments: argparse.Namespace) -> None:
+    """Name the speakers of recordings with a model in a folder."""
+    from speaker.prediction.name import name
+
+    name(arguments, local_model(arguments))
+
+
+def local_model(arguments: argparse.Namespace) -> contextlib.nullcontext[list[Path]]:
+    """Give the folder that is asked for. Any other model is the business of `experiments`."""
+    if not is_local(arguments):
+        become_experiments(arguments.model or "champion")
+    return contextlib.nullcontext([Path(arguments.model)])
+
+
+def become_experiments(model: str) -> NoReturn:
+    """Go on as `python -m experiments` with the same words: this package must work without MLflow.
+
+    Raises UserError where the search's part of this program is missing.
+    """
     if find_spec("experiments") is None:
         raise UserError(
             "--model must be a folder with a saved model where the search's part of this program "
-            f"is missing, but got {arguments.model or 'champion'!r}; give a folder"
+            f"is missing, but got {model!r}; give a folder"
         )
-    # This package must work without MLflow, so the part that knows it takes this process over.
+    sys.stdout.flush()
     command = [sys.executable, "-m", "experiments", *sys.argv[1:]]
     os.execv(sys.executable, command)  # noqa: S606  # there is no shell, and the program is ours
 

@@ -30,7 +30,7 @@ MAY_IMPORT = {
         "torch", "safetensors", "tqdm",
     },
     "speaker.prediction": {
-        "speaker.common", "speaker.data", "speaker.model", "speaker.training",
+        "speaker.common", "speaker.data", "speaker.model", "speaker.sources", "speaker.training",
         "torch", "tqdm", "pyarrow",
     },
     "speaker": {"speaker"},  # __main__

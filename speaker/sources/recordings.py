@@ -22,6 +22,7 @@ from statistics import median_low
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from speaker.common.errors import UserError, first_line
@@ -31,7 +32,7 @@ from speaker.common.seeding import permutation
 from speaker.data.corpus import MANIFESTS, TEST_LABELS, Corpus, read_corpus, write_manifests
 from speaker.data.features import N_MELS, SAMPLE_RATE, log_mel, normalize_peak, trim_silence
 from speaker.data.labels import write_csv
-from speaker.sources.audio import DEMUXERS, read_sound
+from speaker.sources.audio import DEMUXERS, Sound, read_sound
 
 JOURNAL = "prepared.jsonl"
 AT_ONCE = 8  # recordings that a process takes at a time
@@ -410,8 +411,15 @@ def _extract_some(paths: list[tuple[Path, Path]]) -> list[Outcome]:
     return [_extract(source, target) for source, target in paths]
 
 
-def _extract(source: Path, target: Path) -> Outcome:
-    """Write the homework's features of one recording."""
+def read_features(source: Path) -> Tensor:
+    """Return the homework's features of a recording, float32 (frames, 40).
+
+    Raises UserError, which names the file, for one that cannot be read or is silent.
+    """
+    return _read_features(source)[1]
+
+
+def _read_features(source: Path) -> tuple[Sound, Tensor]:
     try:
         sound = read_sound(source)
         kept = trim_silence(normalize_peak(sound.waveform))
@@ -419,13 +427,21 @@ def _extract(source: Path, target: Path) -> Outcome:
             raise UserError(
                 f"{source}: a recording must be louder than 1 % for 0.1 s, but is not; remove it"
             )
-        mels = log_mel(kept)
+        return sound, log_mel(kept)
+    except UserError:
+        raise
+    except Exception as error:  # whatever it is, it is this recording's, and others can be read
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        fault = f"{source}: a recording must be readable, but reading it failed ({reason})"
+        raise UserError(f"{fault}; convert it to wav or flac, or remove it") from error
+
+
+def _extract(source: Path, target: Path) -> Outcome:
+    """Write the homework's features of one recording."""
+    try:
+        sound, mels = _read_features(source)
     except UserError as error:
         return Outcome(error=str(error))
-    except Exception as error:  # whatever it is, it is this recording's, and others can be read
-        reason = f"{type(error).__name__}: {first_line(error)[:200]}"
-        fault = f"{source}: a recording must be readable, but reading it failed ({reason})"
-        return Outcome(error=f"{fault}; convert it to wav or flac, or remove it")
     stream = io.BytesIO()
     torch.save(mels, stream)
     target.write_bytes(stream.getvalue())  # whole once the journal says so
