@@ -39,7 +39,7 @@ def add_name_flags(flags: argparse.ArgumentParser) -> None:
 
 
 def name(arguments: argparse.Namespace, models: AbstractContextManager[list[Path]]) -> None:
-    """Print the likeliest speakers of each file, by the model in the one folder that `models` gives.
+    """Print the likeliest speakers of each file, by the model in the folder that `models` gives.
 
     Raises UserError when a file cannot be read; the others are named all the same.
     """
