@@ -31,7 +31,7 @@ from speaker.config import HOMEWORK_BASELINE, TrialConfig
 from speaker.data.corpus import read_corpus
 from speaker.data.pack import open_pack
 from speaker.data.protocol import Protocol
-from speaker.training.evaluation import Evaluator
+from speaker.training.evaluation import Evaluator, evaluating
 from speaker.training.learner import Learner
 from speaker.training.metrics import UTTERANCES_PER_S
 from speaker.training.train import open_learner
@@ -127,10 +127,11 @@ class Ours:
 
     def crops(self) -> float:
         """Return the utterances a second of validations by crops."""
-        evaluate, model = self._evaluate, self._learner.model.eval()
-        rate = statistics.median(evaluate._measure(model, evaluate._crops)[2] for _ in range(5))
-        model.train()
-        return rate
+        evaluate, model, loss = self._evaluate, self._learner.model, self._learner.loss
+        with evaluating(model, loss):
+            return statistics.median(
+                evaluate._measure(model, loss, evaluate._crops)[2] for _ in range(5)
+            )
 
     def wholes(self) -> tuple[float, float]:
         """Return the utterances a second over whole ones, and the frames of one on average."""

@@ -1,5 +1,5 @@
 """Speaker classification from log-mel features: the model, its data and how it learns.
 
-This package needs torch, numpy, safetensors, filelock and tqdm; it never imports optuna, mlflow or
-`experiments`.
+The lines of requirements.txt that say `speaker` are what this package needs. It never imports
+optuna, mlflow or `experiments`.
 """

@@ -17,7 +17,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-import experiments.study.trial as trial_module
+from experiments import tracked_training
 from experiments.context import TrainingContext
 from experiments.study.local_workers import _work as work
 from experiments.study.local_workers import run_workers
@@ -121,6 +121,7 @@ def test_two_at_once_finish_the_study_though_one_is_killed(home: Path) -> None:
 def test_stopped_they_stop_and_go_on(home: Path, signum: signal.Signals) -> None:
     """Ctrl-C goes to the workers, too, as a terminal sends it; it is for their parent alone."""
     wait = random.Random(int(signum))  # noqa: S311  # moments, not secrets
+    stops = 0
     for _ in range(KILLS):
         process = start(home, *SEARCH, 3 * KILLS, start_new_session=True)
         workers = workers_of(process)
@@ -133,12 +134,14 @@ def test_stopped_they_stop_and_go_on(home: Path, signum: signal.Signals) -> None
         _, errors = process.communicate(timeout=60)
         if process.returncode == 0:
             break  # it was done before the signal came
+        stops += 1
         assert process.returncode == (-9 if signum == signal.SIGKILL else 128 + signum), errors
         assert "Traceback" not in errors
         deadline = time.monotonic() + 10
         while any(map(is_alive, workers)) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not any(map(is_alive, workers)), "a worker outlived the search"
+    assert stops
     done = run(home, *SEARCH, 3 * KILLS)
     assert done.returncode == 0, done.stderr
     assert_whole(home, 3 * KILLS)
@@ -174,7 +177,7 @@ def lose_device(packed: bytes, connection: Connection) -> None:
 
     spec = pickle.loads(packed)  # noqa: S301  # our own parent's
     if spec.settings.seed == ALL_LOSE or multiprocessing.current_process().name == "worker 1":
-        trial_module.train = lose
+        tracked_training.train = lose
     work(packed, connection)
 
 

@@ -12,13 +12,13 @@ import torch
 from optuna.trial import TrialState
 from tqdm import tqdm
 
+from experiments import tracked_training
 from experiments.context import TrainingContext
-from experiments.study import trial as trial_module
 from experiments.study.locks import open_locks
 from experiments.study.search import SearchSettings, StudyWorker, open_storage
 from experiments.study.space import HOMEWORK, WIDE
 from experiments.study.trial import PRESET, RUN_ID, run_trial
-from experiments.tracking.store import TrackingStore
+from experiments.tracking.store import TrackedRun, TrackingStore
 from speaker.common.cuda import noticing_loss
 from speaker.common.errors import DeviceLostError, UserError
 from speaker.common.signals import Interrupted
@@ -64,7 +64,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     def train_narrow(config: TrialConfig, *rest: object) -> TrialResult:
         return train(config.replace(d_model=16, nhead=2, num_layers=1), *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(trial_module, "train", train_narrow)
+    monkeypatch.setattr(tracked_training, "train", train_narrow)
 
 
 def work(worker: StudyWorker, most: int = 99) -> list[int]:
@@ -145,14 +145,14 @@ def test_an_interrupted_trial_is_resumed_under_its_number_and_run(
     open_search: Callable[[SearchSettings], StudyWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = open_search(PLAN)
-    original = trial_module.train
+    original = tracked_training.train
 
     def interrupt(*arguments: object) -> TrialResult:
         original(*arguments)  # type: ignore[arg-type]
         raise Interrupted(15)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trial_module, "train", interrupt)
+        patch.setattr(tracked_training, "train", interrupt)
         with pytest.raises(Interrupted):
             work(worker)
     worker.close()
@@ -181,9 +181,9 @@ def test_a_worker_may_die_after_any_write(
     owner, name = {
         "ask": (optuna.Study, "ask"),
         "open_run": (TrackingStore, "_create_run"),
-        "log_result": (trial_module.TrackedRun, "log_result"),
+        "log_result": (TrackedRun, "log_result"),
         "tell": (optuna.Study, "tell"),
-        "close": (trial_module.TrackedRun, "close"),
+        "close": (TrackedRun, "close"),
     }[step]
     original = getattr(owner, name)
     calls = []
@@ -216,7 +216,7 @@ def test_a_bug_closes_the_run_as_failed_and_stops_the_search(
 
     worker = open_search(PLAN)
     with monkeypatch.context() as patch:
-        patch.setattr(trial_module, "train", crash)
+        patch.setattr(tracked_training, "train", crash)
         with pytest.raises(ZeroDivisionError):
             work(worker)
     (run,) = worker._store.runs("tags.kind = 'trial'")
@@ -234,7 +234,7 @@ def test_a_lost_device_costs_a_trial_only_the_second_time(
     """As a card does it: an error in the third evaluation's step,
     whatever is computed afterwards in this process.
     """
-    original = trial_module.train
+    original = tracked_training.train
 
     def lose(
         config: TrialConfig, pack: Pack, protocol: Protocol, report: Report, *rest: object
@@ -251,7 +251,7 @@ def test_a_lost_device_costs_a_trial_only_the_second_time(
 
     reason = "cuda:0 was lost (CUDA error: device-side assert triggered)"
     with monkeypatch.context() as patch:
-        patch.setattr(trial_module, "train", lose)
+        patch.setattr(tracked_training, "train", lose)
         for state in ("interrupted", "failed"):
             worker = open_search(PLAN)
             with pytest.raises(DeviceLostError, match=rf"^{re.escape(reason)} in trial #0$"):
@@ -272,7 +272,7 @@ def test_a_lost_device_costs_a_trial_only_the_second_time(
 def test_points_that_fail_or_are_pruned_end_as_such_and_the_search_goes_on(
     open_search: Callable[[SearchSettings], StudyWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = trial_module.train
+    original = tracked_training.train
     calls = []
 
     def train_some(config: TrialConfig, *rest: object) -> TrialResult:
@@ -286,7 +286,7 @@ def test_points_that_fail_or_are_pruned_end_as_such_and_the_search_goes_on(
             else result
         )
 
-    monkeypatch.setattr(trial_module, "train", train_some)
+    monkeypatch.setattr(tracked_training, "train", train_some)
     worker = open_search(PLAN)
     work(worker)
     worker.close()
@@ -359,7 +359,7 @@ def test_a_disk_that_is_full_costs_no_trial(
 
     worker = open_search(PLAN)
     with monkeypatch.context() as patch:
-        patch.setattr(trial_module, "train", fill)
+        patch.setattr(tracked_training, "train", fill)
         with pytest.raises(OSError, match="No space"):
             work(worker)
     worker.close()

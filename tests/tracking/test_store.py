@@ -70,7 +70,7 @@ def test_the_result_is_metrics_and_a_model_that_loads(
     model = SpeakerClassifier(TINY, 40, 4)
     run = store.open_run("d16", {})
     result = TrialResult(
-        "complete",
+        Outcome.COMPLETE,
         steps=12,
         best_step=8,
         best=ROW,

@@ -1,0 +1,1 @@
+"""What is measured, and the results with their origin."""
