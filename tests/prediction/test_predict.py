@@ -13,7 +13,7 @@ from speaker.model.saved_model import TrainedModel
 from speaker.prediction.predict import predict_probabilities, validate_match, validation_gain
 from speaker.training.evaluation import MAX_FRAMES, Evaluator
 from speaker.training.metrics import ACCURACY_WHOLE
-from tests.helpers import TINY, write_corpus
+from tests.helpers import LOSS, TINY, write_corpus
 
 CPU = torch.device("cpu")
 
@@ -60,7 +60,7 @@ def test_the_gain_of_a_vote(corpus: Corpus, pack: Pack) -> None:
     models = [untrained(corpus, pack.digest, seed) for seed in range(3)]
     gain = validation_gain(models, corpus, pack.digest, CPU, Protocol())
     evaluator = Evaluator(pack, Protocol())
-    assert gain.singles == tuple(evaluator(each.model)[ACCURACY_WHOLE] for each in models)
+    assert gain.singles == tuple(evaluator(each.model, LOSS)[ACCURACY_WHOLE] for each in models)
     assert gain.utterances == 6
     once = validation_gain(models[:1], corpus, pack.digest, CPU, Protocol())
     assert once.ensemble == once.singles[0]
