@@ -36,7 +36,7 @@ LARGEST_FILE = 256 << 20  # twice the features of an hour and more
 LARGEST_MANIFEST = 64 << 20
 LARGEST_PAX = 8 << 10
 MOST_ZIP_LIST = 24 << 20  # bytes of a zip's list of members; the homework's would have 9 MB
-ZEROS = 64 << 10  # bytes of zeros that no gzip file has at the end of a part
+ZEROS = 4 << 20  # bytes of zeros at the end of a part that are more than padding
 FOLDERS = r"(?:[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}/){0,3}"
 CORPUS_FILE = re.compile(
     rf"({FOLDERS})({'|'.join(map(re.escape, MANIFESTS))}|uttr-[A-Za-z0-9_-]{{1,100}}\.pt)"
@@ -97,7 +97,7 @@ def _check_end(path: Path) -> None:
         size = stream.seek(0, io.SEEK_END)
         stream.seek(max(0, size - ZEROS))
         tail = stream.read(ZEROS)
-    if len(tail) == ZEROS and not any(tail):
+    if tail.count(0) == ZEROS:
         raise UserError(
             f"{path}: a part must be whole, but its last {ZEROS:,} bytes are zeros, as a download "
             "that was not finished leaves them; fetch it again"

@@ -191,8 +191,8 @@ NOT_GZIP: list[tuple[Callable[[list[Member]], bytes], str]] = [
     ),
     (lambda _: b"Rar!\x1a\7\1\0", "but this is a rar archive; unpack it with unrar x, then use"),
     (
-        lambda members: gzip.compress(tar(members)) + bytes(1 << 16),
-        "its last 65,536 bytes are zeros",
+        lambda members: gzip.compress(tar(members)) + bytes(4 << 20),
+        "its last 4,194,304 bytes are zeros",
     ),
 ]
 
@@ -211,6 +211,12 @@ def test_a_part_with_room_reserved_is_refused_at_once(dataset: Path, tmp_path: P
     os.truncate(path, 1 << 30)
     with pytest.raises(UserError, match="a download that was not finished"):
         unpack([path], tmp_path / "corpus")
+
+
+def test_a_little_padding_is_passed_over(dataset: Path, tmp_path: Path) -> None:
+    data = gzip.compress(tar(whole(dataset))) + bytes(10_000)
+    unpack(write_parts(tmp_path / "parts", {"x.tar.gz": data}), tmp_path / "corpus")
+    assert tree(tmp_path / "corpus") == tree(dataset)
 
 
 def zipped(
