@@ -66,7 +66,7 @@ def unpack(paths: Sequence[Path], folder: Path) -> int:
     elif kind in ("a gzip file", ""):
         _unpack_tar(paths, folder)
     else:
-        then = "" if advice.endswith("again") else ", then use the folder that this gives"
+        then = ", then use the folder that this gives" if advice.startswith("unpack") else ""
         rule = "an archive must be a .tar.gz or a .zip"
         raise UserError(f"{paths[0]}: {rule}, but this is {kind}; {advice}{then}")
     return sum(1 for _ in folder.iterdir())
