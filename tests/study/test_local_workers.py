@@ -161,7 +161,9 @@ def test_when_all_are_killed_it_says_so_and_goes_on_later(home: Path) -> None:
 def test_a_bug_in_a_worker_stops_all_and_shows_where(spec: WorkerSpec) -> None:
     spec = replace(spec, context=replace(spec.context, protocol=Protocol(crop_len=-1)))
     worker = spec.open()
-    with pytest.raises(RuntimeError, match=r"a worker met a bug:\n(.*\n)+.*experiments/study/trial.py"):
+    with pytest.raises(
+        RuntimeError, match=r"a worker met a bug:\n(.*\n)+.*experiments/study/trial.py"
+    ):
         run_workers(spec, 2, Progress(worker.shared, 4, [], 2))
     states = [trial.state for trial in worker.study.get_trials()]
     assert optuna.trial.TrialState.FAIL in states
