@@ -5,7 +5,7 @@ for registered models.
 import argparse
 import sys
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from speaker.common.cli import positive_int
@@ -59,6 +59,8 @@ def predict(arguments: argparse.Namespace, models: AbstractContextManager[list[P
 
     `models` is entered, to give the models' folders, once all else is known to be usable.
     """
+    import torch
+
     from speaker.common import cuda
     from speaker.common.devices import find_compute
     from speaker.common.provenance import provenance
@@ -96,7 +98,7 @@ def predict(arguments: argparse.Namespace, models: AbstractContextManager[list[P
     note: dict[str, object] = {
         "models": [each.describe() for each in trained],
         "corpus": {"folder": str(corpus.folder), "manifests_sha256": corpus.key},
-        "code": provenance(compute),
+        "code": provenance(replace(compute, threads=torch.get_num_threads())),
     }
     if arguments.ensemble:
         digest = open_pack(corpus, STATE / "packs").digest
