@@ -1,5 +1,5 @@
-"""The only writer to MLflow: a parent run per study, a child run per trial,
-one batch of rows per evaluation.
+"""The MLflow store: a parent run per study, a child run per trial, one batch of rows per
+evaluation. What is registered is written by registry.py.
 """
 
 import contextlib
