@@ -6,7 +6,17 @@
 import shlex
 from pathlib import Path
 
-from speaker.common.cli import Parser, natural, plain_name, positive_float, positive_int, run_cli
+from speaker.common.cli import (
+    Parser,
+    add_device,
+    add_precision,
+    add_tracking_uri,
+    natural,
+    plain_name,
+    positive_float,
+    positive_int,
+    run_cli,
+)
 from speaker.common.paths import STATE
 from speaker.common.signals import uninterrupted
 
@@ -67,13 +77,8 @@ def parser() -> Parser:
         metavar="SECONDS",
         help="start no new trial after this time",
     )
-    flags.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    flags.add_argument(
-        "--precision",
-        default="auto",
-        choices=("auto", "bf16", "fp16", "fp32"),
-        help="auto: the fastest there is",
-    )
+    add_device(flags)
+    add_precision(flags)
     flags.add_argument(
         "--jobs", type=positive_int, default=1, help="how many trials this machine trains at once"
     )
@@ -82,11 +87,7 @@ def parser() -> Parser:
         metavar="URL",
         help="Optuna's database; else $OPTUNA_STORAGE, else mlruns/optuna.db",
     )
-    flags.add_argument(
-        "--tracking-uri",
-        metavar="URL",
-        help="MLflow's store; else $MLFLOW_TRACKING_URI, else mlruns/mlflow.db",
-    )
+    add_tracking_uri(flags)
     return flags
 
 

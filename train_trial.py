@@ -12,7 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speaker.common.cli import Parser, plain_name, run_cli
+from speaker.common.cli import (
+    Parser,
+    add_device,
+    add_precision,
+    add_tracking_uri,
+    plain_name,
+    run_cli,
+)
 from speaker.common.paths import STATE
 from speaker.common.signals import uninterrupted
 from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE, PRESETS, TrialConfig
@@ -34,24 +41,15 @@ def parser() -> Parser:
     flags.add_argument(
         "--data", type=Path, metavar="FOLDER", help="corpus; without one, the built-in demo corpus"
     )
-    flags.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    flags.add_argument(
-        "--precision",
-        default="auto",
-        choices=("auto", "bf16", "fp16", "fp32"),
-        help="auto: the fastest there is",
-    )
+    add_device(flags)
+    add_precision(flags)
     flags.add_argument(
         "--resume",
         type=plain_name,
         metavar="RUN",
         help="resume a run that was stopped, to the same end",
     )
-    flags.add_argument(
-        "--tracking-uri",
-        metavar="URL",
-        help="MLflow's store; else $MLFLOW_TRACKING_URI, else mlruns/mlflow.db",
-    )
+    add_tracking_uri(flags)
     point = flags.add_argument_group(
         "the point", "fields of TrialConfig; where not given, the preset's or the homework's"
     )

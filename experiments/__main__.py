@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from speaker.common.cli import Parser, plain_name, port, positive_int, run_cli
+from speaker.common.cli import Parser, add_tracking_uri, plain_name, port, positive_int, run_cli
 from speaker.common.errors import UserError
 from speaker.common.paths import STATE
 from speaker.prediction.command import add_flags
@@ -23,11 +23,7 @@ def parser() -> Parser:
     )
     verbs = flags.add_subparsers(dest="verb", required=True, metavar="VERB")
     tracking = Parser(add_help=False)
-    tracking.add_argument(
-        "--tracking-uri",
-        metavar="URL",
-        help="MLflow's store; else $MLFLOW_TRACKING_URI, else mlruns/mlflow.db",
-    )
+    add_tracking_uri(tracking)
     compare = verbs.add_parser("compare", parents=[tracking], help="rank the trials of a study")
     compare.add_argument("--study", type=plain_name, required=True, metavar="NAME")
     compare.add_argument("--best", type=positive_int, default=10, help="how many rows to show")

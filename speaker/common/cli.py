@@ -28,6 +28,30 @@ class Parser(argparse.ArgumentParser):
         self.exit(BAD_INPUT, f"error: {message}; see {self.prog} --help\n")
 
 
+def add_tracking_uri(flags: argparse.ArgumentParser) -> None:
+    """Add the flag that says where MLflow keeps its runs."""
+    flags.add_argument(
+        "--tracking-uri",
+        metavar="URL",
+        help="MLflow's store; else $MLFLOW_TRACKING_URI, else mlruns/mlflow.db",
+    )
+
+
+def add_device(flags: argparse.ArgumentParser) -> None:
+    """Add the flag that says where to compute."""
+    flags.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+
+
+def add_precision(flags: argparse.ArgumentParser) -> None:
+    """Add the flag that says in which precision matrices are multiplied."""
+    flags.add_argument(
+        "--precision",
+        default="auto",
+        choices=("auto", "bf16", "fp16", "fp32"),
+        help="auto: the fastest there is",
+    )
+
+
 def plain_name(text: str) -> str:
     """Parse a name that is also fit for a file."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text):

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from speaker.common.cli import positive_int
+from speaker.common.cli import add_device, add_tracking_uri, positive_int
 from speaker.common.errors import UserError
 from speaker.common.paths import STATE
 
@@ -40,12 +40,8 @@ def add_flags(flags: argparse.ArgumentParser) -> None:
     flags.add_argument(
         "--batch-size", type=positive_int, metavar="N", help="most utterances at once"
     )
-    flags.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    flags.add_argument(
-        "--tracking-uri",
-        metavar="URL",
-        help="MLflow's store; else $MLFLOW_TRACKING_URI, else mlruns/mlflow.db",
-    )
+    add_device(flags)
+    add_tracking_uri(flags)
 
 
 def is_local(arguments: argparse.Namespace) -> bool:

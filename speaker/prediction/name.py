@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from speaker.common.cli import printable
+from speaker.common.cli import add_tracking_uri, printable
 from speaker.common.errors import UserError
 
 if TYPE_CHECKING:  # they bring torch, which --help does without
@@ -30,11 +30,7 @@ def add_name_flags(flags: argparse.ArgumentParser) -> None:
     form = flags.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON list")
     form.add_argument("--csv", action="store_true", help="print File,Rank,Speaker,Probability")
-    flags.add_argument(
-        "--tracking-uri",
-        metavar="URL",
-        help="MLflow's store; else $MLFLOW_TRACKING_URI, else mlruns/mlflow.db",
-    )
+    add_tracking_uri(flags)
     flags.set_defaults(ensemble=None, study=None)
 
 
