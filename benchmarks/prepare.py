@@ -74,10 +74,10 @@ def timed(script: str, *words: object) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "script.py")
         path.write_text(script)
-        command = [sys.executable, path, *words]
+        command = [sys.executable, str(path), *map(str, words)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         with subprocess.Popen(
-            map(str, command), env=environment, stdout=subprocess.PIPE, text=True
+            command, env=environment, stdout=subprocess.PIPE, text=True
         ) as process:
             assert process.stdout
             output = process.stdout.read()

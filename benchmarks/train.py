@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,9 @@ from speaker.config import HOMEWORK_BASELINE, TrialConfig
 from speaker.data.corpus import read_corpus
 from speaker.data.pack import open_pack
 from speaker.data.protocol import Protocol
+from speaker.training.cpu_learner import CpuLearner
 from speaker.training.evaluation import Evaluator, evaluating
+from speaker.training.gpu_learner import GpuLearner
 from speaker.training.learner import Learner
 from speaker.training.metrics import UTTERANCES_PER_S
 from speaker.training.train import open_learner
@@ -97,7 +100,7 @@ class Homeworks:
         loop, clock = self._loop, _Stopwatch(self._synchronize)
         for _ in range(count):
             batch = clock.lap("data", loop.fetch)
-            loss, _, _ = clock.lap("forward", lambda batch=batch: loop.forward(batch))
+            loss, _, _ = clock.lap("forward", partial(loop.forward, batch))
             clock.lap("backward", loss.backward)
             clock.lap("optimizer", loop.update)
         return clock.milliseconds(count)
@@ -142,21 +145,19 @@ class Ours:
     def parts(self, count: int) -> dict[str, float]:
         """Return the milliseconds of a step's parts, done one after the other in one thread."""
         learner, clock, size = self._learner, _Stopwatch(self._synchronize), self._config.batch_size
+        assert isinstance(learner, CpuLearner | GpuLearner)
         epoch = learner._batches.draw_epoch(0)
         model = learner.model
         for step in range(count):
             number = step % learner._batches.steps_per_epoch
             cut = slice(number * size, (number + 1) * size)
             part = (epoch.rows[cut], epoch.crop_offsets[cut], epoch.is_padded[number])
-            mels, lengths, labels = clock.lap(
-                "data", lambda part=part: learner._batches.gather(*part)
-            )
+            mels, lengths, labels = clock.lap("data", partial(learner._batches.gather, *part))
             logits = clock.lap(
-                "forward", lambda mels=mels, lengths=lengths: model(mels, lengths).float()
+                "forward",
+                lambda: model(mels, lengths).float(),  # noqa: B023  # called at once
             )
-            loss = clock.lap(
-                "forward", lambda logits=logits, labels=labels: learner.loss(logits, labels)
-            )
+            loss = clock.lap("forward", partial(learner.loss, logits, labels))
             clock.lap("backward", loss.backward)
             clock.lap("optimizer", learner._adamw.step)
             clock.lap("optimizer", learner._refresh)

@@ -345,8 +345,21 @@ def test_a_server_that_goes_away_costs_no_trial(home: Path) -> None:
 
 def test_a_training_whose_server_goes_away_ends_in_one_line_and_resumes(home: Path) -> None:
     port = free_port()
-    words = ("train_trial.py", "--data", "corpus", "--d-model", 16, "--batch-size", 8)
-    words += ("--steps", 3000, "--valid-every", 50, "--tracking-uri", f"http://127.0.0.1:{port}")
+    words = (
+        "train_trial.py",
+        "--data",
+        "corpus",
+        "--d-model",
+        16,
+        "--batch-size",
+        8,
+        "--steps",
+        3000,
+        "--valid-every",
+        50,
+        "--tracking-uri",
+        f"http://127.0.0.1:{port}",
+    )
     server = serve(home, port)
     process = start(home, *words)
     assert process.stdout is not None

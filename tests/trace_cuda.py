@@ -52,11 +52,13 @@ def build(config: TrialConfig) -> SpeakerClassifier:
 
 def packed(dtype: torch.dtype) -> Pack:
     """Return the homework's training utterances on the device; in float32 they stay float16 there."""
-    index = (torch.empty(56_666, dtype=torch.int64, device=CUDA) for _ in range(3))
+    offsets, lengths, labels = (
+        torch.empty(56_666, dtype=torch.int64, device=CUDA) for _ in range(3)
+    )
     frames = torch.empty(
         FRAMES, 40, dtype=dtype if dtype.itemsize == 2 else torch.float16, device=CUDA
     )
-    return Pack(Path(), frames, *index, ("",) * 600, "", 91, LONGEST)
+    return Pack(Path(), frames, offsets, lengths, labels, ("",) * 600, "", 91, LONGEST)
 
 
 def batches() -> Iterator[tuple[int, int, bool]]:

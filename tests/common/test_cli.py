@@ -45,7 +45,7 @@ def test_a_signal_raises_at_once_and_only_the_first() -> None:
 
 
 def test_a_signal_waits_for_the_end_of_the_block() -> None:
-    reached = []
+    reached: list[str] = []
     with pytest.raises(Interrupted):
         interrupt_within(reached)
     assert reached == ["inside", "nested"]

@@ -296,7 +296,7 @@ def test_a_lost_card_is_told_from_other_errors(error: RuntimeError, is_lost: boo
 
 
 def test_a_card_that_still_answers_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    asked: list[object] = []
     monkeypatch.setattr(torch.cuda, "synchronize", asked.append)
     error = torch.AcceleratorError("CUDA error: invalid configuration argument")
     with pytest.raises(torch.AcceleratorError), cuda.noticing_loss(torch.device("cuda", 0)):
@@ -326,7 +326,7 @@ def test_what_auto_could_not_use_is_said_with_what_the_cpu_lacks(driver: Driver)
         with pytest.raises(
             UserError, match=r"^--(precision|jobs) .*; the NVIDIA card is not used: .* is too old"
         ):
-            find_compute(*words)  # type: ignore[arg-type]
+            find_compute(*words)
 
 
 def test_cards_that_the_user_hides_are_not_there(driver: Driver) -> None:

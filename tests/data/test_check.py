@@ -1,5 +1,6 @@
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,10 @@ def test_files_that_are_read_but_should_be_saved_again_are_warned_of(copy: Path)
     }
 
 
+def rename_in_metadata(metadata: dict[str, Any], old: str, new: str) -> None:
+    metadata["speakers"][new] = metadata["speakers"].pop(old)
+
+
 @pytest.mark.parametrize(
     "names",
     [("Jos\u00e9", "Jose\u0301"), ("anna", "Anna"), ("anna", "anna "), ("\ufb01n", "fin")],
@@ -134,11 +139,11 @@ def test_two_speakers_whose_names_look_the_same_are_warned_of(
     copy: Path, names: tuple[str, str]
 ) -> None:
     for old, new in zip(("id00001", "id00003"), names, strict=True):
-        change(copy, "mapping.json", lambda m, old=old, new=new: rename(m, old, new))
+        change(copy, "mapping.json", partial(rename, old=old, new=new))
         change(
             copy,
             "metadata.json",
-            lambda m, old=old, new=new: m["speakers"].update({new: m["speakers"].pop(old)}),
+            partial(rename_in_metadata, old=old, new=new),
         )
     report = check(copy)
     assert not report.errors.counts

@@ -19,6 +19,7 @@ def test_holds_every_utterance_in_half_precision(corpus: Corpus, pack: Pack) -> 
     for row in (0, 17, 59):
         mels = read_mels(corpus, corpus.utterances[row])
         got, length = pack.gather(torch.tensor([row]), 0, len(mels))
+        assert length is not None
         assert length.item() == len(mels)
         assert torch.equal(got[0], mels.half().float())
         assert pack.labels[row] == corpus.utterances[row].speaker
@@ -71,6 +72,7 @@ def test_a_cut_pack_is_refused(corpus: Corpus, tmp_path: Path) -> None:
 def test_gather_pads_and_counts(pack: Pack) -> None:
     rows = torch.tensor([3, 8])
     mels, lengths = pack.gather(rows, torch.tensor([0, 5]), 200)
+    assert lengths is not None
     assert lengths.tolist() == [int(pack.lengths[3]), int(pack.lengths[8]) - 5]
     for i in range(2):
         assert (mels[i, lengths[i] :] == PADDING).all()

@@ -48,9 +48,9 @@ def test_in_bf16_blocks_are_as_near_as_bf16_is(training: bool) -> None:
             attend(qkv.bfloat16(), None, dropout).float(),
         )
         exact = feed_forward(x, first, second, plain), attend(qkv, None, plain)
-    for one, other in zip(near, exact, strict=True):
-        assert torch.allclose(one, other, atol=0.03)
-        assert not torch.equal(one, other)
+    for rounded, reference in zip(near, exact, strict=True):
+        assert torch.allclose(rounded, reference, atol=0.03)
+        assert not torch.equal(rounded, reference)
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -87,9 +87,10 @@ def test_gradients_equal_pytorchs_too() -> None:
     mels = random_mels(4, 50)
     model(mels).square().mean().backward()
     reference(mels).square().mean().backward()
-    assert torch.allclose(
-        model.project.weight.grad, reference.prenet.weight.grad, atol=1e-5, rtol=1e-4
-    )
+    ours, theirs = model.project.weight.grad, reference.prenet.weight.grad
+    assert ours is not None
+    assert theirs is not None
+    assert torch.allclose(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 6])
@@ -102,7 +103,7 @@ def test_every_layer_learns_and_starts_on_its_own(num_layers: int) -> None:
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
     for one, other in itertools.combinations(model.layers, 2):
-        assert not torch.equal(one.qkv.weight, other.qkv.weight)
+        assert not torch.equal(one.get_parameter("qkv.weight"), other.get_parameter("qkv.weight"))
 
 
 def test_an_utterance_does_not_hear_its_batch_mates_or_its_padding() -> None:

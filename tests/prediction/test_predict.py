@@ -78,7 +78,7 @@ def test_a_sure_model_outvotes_unsure_ones(corpus: Corpus, pack: Pack) -> None:
         gradients = torch.autograd.grad(loss, list(knowing.model.parameters()))
         with torch.no_grad():
             for parameter, gradient in zip(knowing.model.parameters(), gradients, strict=True):
-                parameter -= 0.1 * gradient.sign()
+                parameter.sub_(gradient.sign(), alpha=0.1)
     others = [untrained(corpus, pack.digest, seed) for seed in (1, 2)]
     gain = validation_gain([*others, knowing], corpus, pack.digest, CPU, Protocol())
     assert gain.singles[2] > max(gain.singles[:2])
@@ -105,7 +105,8 @@ def test_where_memory_is_short_a_batch_is_halved(
 ) -> None:
     """Stands for a card: more than so many frames at once are refused."""
     expected = predict_probabilities([trained], corpus, corpus.test, CPU)
-    forward, sizes = SpeakerClassifier.forward, []
+    forward = SpeakerClassifier.forward
+    sizes: list[int] = []
 
     def hungry(self: SpeakerClassifier, mels: Tensor, lengths: Tensor) -> Tensor:
         if mels.shape[0] * mels.shape[1] > most:

@@ -1,5 +1,6 @@
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -231,5 +232,5 @@ def test_a_corpus_needs_no_parts(corpus: Corpus, tmp_path: Path) -> None:
     (tmp_path / "Dataset" / "inner").mkdir()
     there = tmp_path / "Dataset"
     for folder in (tmp_path, there, there / "inner"):
-        message = refused(lambda folder=folder: find_parts(folder))
+        message = refused(partial(find_parts, folder))
         assert f"unpacked already in {there}; type python -m speaker check {there}" in message

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -148,7 +149,7 @@ def test_mlflow_alone_gets_the_same_answers(
     promote(store, run_id)
     draw = np.random.default_rng(0)
     shapes = [(1, 1), (1, 50), (3, 128), (2, 700), (5, 2)]
-    inputs = {}
+    inputs: dict[str, Any] = {}
     for i, (batch, frames) in enumerate(shapes):
         inputs[f"mels{i}"] = draw.normal(size=(batch, frames, 40)).astype(np.float32)
         inputs[f"lengths{i}"] = draw.integers(1, frames + 1, size=batch)

@@ -84,7 +84,7 @@ def run(
         )
         return False
 
-    return train(LONG, pack, Protocol(), report, compute, checkpoint, KillingBar(at))  # type: ignore[arg-type]
+    return train(LONG, pack, Protocol(), report, compute, checkpoint, KillingBar(at))
 
 
 @pytest.mark.parametrize(

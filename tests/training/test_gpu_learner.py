@@ -5,6 +5,7 @@ and by PyTorch's own checks.
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -183,7 +184,7 @@ def test_a_warm_up_stays_inside_the_frames(pack: Pack, seed: int) -> None:
     for is_padded in (False, True):
         with Watch():
             cuda.capture(
-                lambda is_padded=is_padded: learner._work(is_padded),
+                partial(learner._work, is_padded),
                 learner._number.zero_,
                 learner._device,
                 None,
