@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.baseline import Homework, accuracy_whole
 from benchmarks.train import POINTS
-from benchmarks.yardstick import Homework, accuracy_whole
 from speaker.common.devices import configure_process, find_compute
 from speaker.common.provenance import provenance
 from speaker.config import DEMO_BUDGET, TrialConfig

@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.floor import Floor
-from benchmarks.scale import write_corpus
-from benchmarks.yardstick import Homework
+from benchmarks.baseline import Homework
+from benchmarks.packing import write_corpus
+from benchmarks.roofline import Roofline
 from speaker.common.devices import Compute, ThreadPool, configure_process, find_compute
 from speaker.common.provenance import provenance
 from speaker.config import HOMEWORK_BASELINE, TrialConfig
@@ -64,7 +64,7 @@ class Entry:
     workers: int = 2  # of the homework's loader
 
 
-class Homeworks:
+class BaselineContestant:
     """The homework's loop as a contestant."""
 
     def __init__(self, entry: Entry) -> None:
@@ -106,7 +106,7 @@ class Homeworks:
         return clock.milliseconds(count)
 
 
-class Ours:
+class OurContestant:
     """Our training as a contestant."""
 
     def __init__(self, entry: Entry) -> None:
@@ -203,7 +203,8 @@ def _memory(device: torch.device) -> float:
 
 def serve(entry: Entry, connection: Connection) -> None:
     """Be a contestant: answer each request, (name of a method, arguments), until there is none."""
-    contestant: Homeworks | Ours = (Homeworks if entry.kind == "homework" else Ours)(entry)
+    kind = BaselineContestant if entry.kind == "homework" else OurContestant
+    contestant: BaselineContestant | OurContestant = kind(entry)
     contestant.steps(WARM_UP)
     connection.send("ready")
     while request := connection.recv():
@@ -285,7 +286,7 @@ def measure(config: TrialConfig, folder: Path, arguments: argparse.Namespace) ->
     memory = {name: max(team.ask("memory")) for name, team in teams.items()}
     for team in teams.values():
         team.close()
-    floor = Floor.of(config, compute)
+    roofline = Roofline.of(config, compute)
     evaluating = VALID / wholes + VALID / statistics.median(crops["ours"])
     learning = VALID_EVERY / statistics.median(rates["ours"])
     return {
@@ -298,9 +299,9 @@ def measure(config: TrialConfig, folder: Path, arguments: argparse.Namespace) ->
         "share of a training's time in evaluations": evaluating / (evaluating + learning),
         "milliseconds of a step's parts": parts,
         "peak memory, MiB": memory,
-        "floor": floor.describe(),
-        "share of the floor": {
-            name: statistics.median(each) * floor.seconds for name, each in rates.items()
+        "roofline": roofline.describe(),
+        "fraction of the roofline": {
+            name: statistics.median(each) * roofline.seconds for name, each in rates.items()
         },
     }
 
@@ -314,8 +315,9 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     """Return the results in columns."""
     lines = []
     for label, result in results.items():
+        least = result["roofline"]
         lines.append(
-            f"\n{label:<28} {'steps/s':>9} {'(min to max)':>17} {'x homework':>11} {'of floor':>9} "
+            f"\n{label:<28} {'steps/s':>9} {'(min to max)':>17} {'x homework':>11} {'roofline':>9} "
             f"{'MiB':>7}"
         )
         for name, rates in result["steps a second"].items():
@@ -323,7 +325,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
             lines.append(
                 f"  {name:<26} {statistics.median(rates):>9.2f} {span:>17} "
                 f"{result['over homework'][name]:>11.2f} "
-                f"{result['share of the floor'][name]:>9.0%} "
+                f"{result['fraction of the roofline'][name]:>9.0%} "
                 f"{result['peak memory, MiB'][name]:>7,.0f}"
             )
         both = (
@@ -343,9 +345,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
             f"  evaluations take {share:.0%} of a training's time, as often and as many utterances "
             "as the homework's"
         )
-        lines.append(
-            f"  floor: {result['floor']['seconds'] * 1000:.2f} ms, {result['floor']['bound by']}"
-        )
+        lines.append(f"  roofline: {1000 * least['seconds']:.2f} ms, {least['bound by']}")
     return "\n".join(lines)
 
 

@@ -1,7 +1,7 @@
 """Pack and read a generated corpus of the homework's shape: seconds, memory and bytes,
 and what they come to in full.
 
-`python -m benchmarks.scale` makes a tenth of the homework's labelled corpus (5,666 utterances of
+`python -m benchmarks.packing` makes a tenth of the homework's labelled corpus (5,666 utterances of
 600 speakers, random frames, lengths with the homework's median and mean) in a temporary folder of
 1.3 GB, packs it, loads every file in a plain loop, and prints a table whose last column is
 multiplied to the homework's 56,666 utterances.

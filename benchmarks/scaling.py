@@ -1,7 +1,7 @@
 """How a step's time and memory grow with the model's width and depth,
 the batch and the length of a crop.
 
-`python -m benchmarks.growth --out benchmarks/results/growth.json` varies one number at a time
+`python -m benchmarks.scaling --out benchmarks/results/scaling.json` varies one number at a time
 around (128, 4, 2), each in a process of its own, and draws what it measures beside what operations
 and bytes would make of the first value.
 """
@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.floor import count_memory, count_traffic
-from benchmarks.scale import write_corpus
+from benchmarks.packing import write_corpus
+from benchmarks.roofline import count_memory, count_traffic
 from speaker.common.devices import ThreadPool, configure_process, find_compute
 from speaker.common.provenance import provenance
 from speaker.config import HOMEWORK_BASELINE, TrialConfig
@@ -28,7 +28,7 @@ from speaker.model.classifier import count_operations
 from speaker.training.train import open_learner
 
 CENTER = HOMEWORK_BASELINE.replace(d_model=128, nhead=4, num_layers=2, activation="relu")
-GROWTH = {
+SCALED = {
     "d_model": (80, 128, 256, 512),
     "num_layers": (1, 2, 4, 8),
     "batch_size": (32, 64, 128, 256, 512),
@@ -112,7 +112,7 @@ def main() -> None:
         folder = Path(work, "corpus")
         write_corpus(folder, 0.02)
         open_pack(read_corpus(folder), folder.parent / "packs")
-        for name, values in GROWTH.items():
+        for name, values in SCALED.items():
             measured[name] = []
             for value in values:
                 config = CENTER.replace(**{name: value})

@@ -16,7 +16,7 @@ SPEAKERS = 600
 
 
 @dataclass(frozen=True)
-class Floor:
+class Roofline:
     """A step's least time, in seconds."""
 
     operations: float  # floating-point, a product and a sum each counted
@@ -25,8 +25,8 @@ class Floor:
     bandwidth: float  # bytes a second
 
     @classmethod
-    def of(cls, config: TrialConfig, compute: Compute) -> "Floor":
-        """Return a point's floor on a device, whose rates are measured."""
+    def of(cls, config: TrialConfig, compute: Compute) -> "Roofline":
+        """Return a point's roofline on a device, whose rates are measured."""
         traffic = count_traffic(config, fused_attention=compute.device.type != "cpu")
         return cls(count_operations(config), traffic, *measure_peaks(compute))
 
