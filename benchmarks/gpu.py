@@ -32,10 +32,10 @@ from speaker.data.pack import open_pack
 
 RESULTS = Path(__file__).parent / "results"
 JOBS = (1, 2, 4, 8)
-MOST_EVALUATING = 0.10  # of a training's time, at the homework's cadence
-LEAST_OF_ROOFLINE = 0.40  # of the least time a step of the largest point can take
-LEAST_TOGETHER = 3.0  # times the trials an hour of one job, by eight
-LEAST_TIMES = {POINTS[0]: 60.0, POINTS[-1]: 15.0}  # the homework's loop
+MAX_EVALUATING = 0.10  # of a training's time, at the homework's cadence
+MIN_OF_ROOFLINE = 0.40  # of the least time a step of the largest point can take
+MIN_TOGETHER = 3.0  # times the trials an hour of one job, by eight
+MIN_TIMES = {POINTS[0]: 60.0, POINTS[-1]: 15.0}  # the homework's loop
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def measure_together(
 def judge(results: dict[str, dict[str, Any]], together: dict[int, float]) -> Iterator[Row]:
     """Yield what was to hold of the measurements."""
     measured = [config for config in POINTS if config.label() in results]
-    for config, least in LEAST_TIMES.items():
+    for config, least in MIN_TIMES.items():
         if config in measured:
             times = results[config.label()]["over homework"]["ours"]
             yield Row(
@@ -94,22 +94,22 @@ def judge(results: dict[str, dict[str, Any]], together: dict[int, float]) -> Ite
     share = results[largest]["fraction of the roofline"]["ours"]
     yield Row(
         f"fraction of the roofline, {largest}",
-        f">= {LEAST_OF_ROOFLINE:.0%}",
+        f">= {MIN_OF_ROOFLINE:.0%}",
         f"{share:.0%}",
-        share >= LEAST_OF_ROOFLINE,
+        share >= MIN_OF_ROOFLINE,
     )
     for label, result in results.items():
         share = result["share of a training's time in evaluations"]
         yield Row(
             f"evaluations, {label}",
-            f"<= {MOST_EVALUATING:.0%}",
+            f"<= {MAX_EVALUATING:.0%}",
             f"{share:.0%}",
-            share <= MOST_EVALUATING,
+            share <= MAX_EVALUATING,
         )
     gain = together[JOBS[-1]] / together[1]
     hours = ", ".join(f"{3600 * rate / POINTS[0].steps:.1f}" for rate in together.values())
     what = f"trials an hour, {POINTS[0].label()}, {', '.join(map(str, JOBS))} jobs: {hours}"
-    yield Row(what, f">= {LEAST_TOGETHER:g} times", f"{gain:.1f}", gain >= LEAST_TOGETHER)
+    yield Row(what, f">= {MIN_TOGETHER:g} times", f"{gain:.1f}", gain >= MIN_TOGETHER)
 
 
 def parser() -> argparse.ArgumentParser:

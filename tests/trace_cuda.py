@@ -26,7 +26,7 @@ from tests.imitation import AsOnGpu, Memory, Watch
 LONGEST, MEDIAN = 7_193, 541  # frames of the homework's training utterances
 FRAMES = 36_000_000  # of all of them
 CUDA = torch.device("cuda", 0)
-MOST_BYTES = 12e9
+MAX_BYTES = 12e9
 PRECISIONS = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -118,7 +118,7 @@ def main() -> None:
             held = 20 * parameters
             pack = FRAMES * 80
             most = max(evaluating.peak + held, learning.peak + held + pack)
-            assert most < MOST_BYTES, f"{point.label()} in {dtype} needs {most / 1e9:.1f} GB"
+            assert most < MAX_BYTES, f"{point.label()} in {dtype} needs {most / 1e9:.1f} GB"
             worst = max(worst, most)
     seconds = time.perf_counter() - began
     print(

@@ -37,15 +37,15 @@ TEST_LABELS = (
     # Beside the manifests where the test utterances' speakers are known; the homework's are not.
     "testlabels.csv"
 )
-MOST_FRAMES = 360_000  # of one utterance: an hour
-MOST_MELS = 1_000
-MOST_MANIFEST_BYTES = 256 << 20
+MAX_FRAMES_OF_PACK = 360_000  # of one utterance: an hour
+MAX_MELS = 1_000
+MAX_MANIFEST_BYTES = 256 << 20
 # Of a file: its tensor may be a slice of a larger one, which is saved whole.
-MOST_FEATURE_BYTES = 256 << 20
+MAX_FEATURE_BYTES = 256 << 20
 FEW_MEMBERS = 1 << 20  # bytes of a file that cannot list many of them
 # Of a file of torch.save, which has six; how each is listed.
-MOST_MEMBERS, MEMBER = 100, b"PK\x01\x02"
-MOST_PICKLE_BYTES, MOST_OPCODES = 4_096, 500  # of a tensor, which takes about 200 and 60
+MAX_MEMBERS, MEMBER = 100, b"PK\x01\x02"
+MAX_PICKLE_BYTES, MAX_OPCODES = 4_096, 500  # of a tensor, which takes about 200 and 60
 TENSOR_GLOBALS = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch \w+Storage"
 )
@@ -53,7 +53,7 @@ INTEGERS = {"BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "LONG4"}
 LEGACY_SIZES = {"FloatStorage": 4, "DoubleStorage": 8, "HalfStorage": 2, "BFloat16Storage": 2}
 LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number of PyTorch before 1.6
 # No float32 energy has such a logarithm; NaN and infinity fail the same comparison.
-LARGEST_LOG_MEL = 1_000
+MAX_LOG_MEL = 1_000
 NEW_MAPPING = (  # Python that numbers the speakers of metadata.json; its argument is the folder
     "import json,sys;f=sys.argv[1]+'/';s=list(json.load(open(f+'metadata.json','rb'))['speakers']);"
     "json.dump({'speaker2id':{n:i for i,n in enumerate(s)},'id2speaker':dict(enumerate(s))},"
@@ -133,9 +133,9 @@ def read_manifests(folder: Path) -> tuple[Corpus, list[UtteranceError]]:
     path = folder / "metadata.json"
     n_mels = _field(metadata, "n_mels", int, path)
     by_speaker = _field(metadata, "speakers", dict, path)
-    if not 1 <= n_mels <= MOST_MELS:
+    if not 1 <= n_mels <= MAX_MELS:
         raise UserError(
-            f"{path}: n_mels must be at least 1 and at most {MOST_MELS}, but got {str(n_mels)[:20]}"
+            f"{path}: n_mels must be at least 1 and at most {MAX_MELS}, but got {str(n_mels)[:20]}"
         )
     _check_speakers(set(by_speaker), set(speakers), path)
     ids = {name: number for number, name in enumerate(speakers)}
@@ -176,7 +176,7 @@ def write_manifests(
 def read_mels(corpus: Corpus, utterance: Utterance) -> Tensor:
     """Return one utterance's log-mel features, float32 (frames, n_mels).
 
-    Only data is read, never code, and at most MOST_FEATURE_BYTES. The checksums of a file of
+    Only data is read, never code, and at most MAX_FEATURE_BYTES. The checksums of a file of
     torch.save are verified first, since torch itself loads flipped bits silently; the format from
     before PyTorch 1.6 has none, so that a flipped bit in it goes unnoticed. Raises UtteranceError
     for a file that is missing, broken or not as the entry says.
@@ -184,7 +184,7 @@ def read_mels(corpus: Corpus, utterance: Utterance) -> Tensor:
     path = corpus.folder / utterance.feature_path
     wanted = (utterance.frames, corpus.n_mels)
     try:
-        data = read_bounded(path, MOST_FEATURE_BYTES)
+        data = read_bounded(path, MAX_FEATURE_BYTES)
     except UserError as error:
         raise UtteranceError("feature file that is missing or not a file", str(error)) from error
     mels = _load_tensor(data, path)
@@ -195,8 +195,8 @@ def read_mels(corpus: Corpus, utterance: Utterance) -> Tensor:
     if mels.untyped_storage().nbytes() > 2 * mels.nbytes:
         mels = mels.clone()  # a slice keeps all that it was cut from in memory
     least, most = mels.aminmax()  # NaN, if there is one
-    if not (least > -LARGEST_LOG_MEL and most < LARGEST_LOG_MEL):
-        text = f"{path}: a log-mel must lie within +-{LARGEST_LOG_MEL}, but one does not"
+    if not (least > -MAX_LOG_MEL and most < MAX_LOG_MEL):
+        text = f"{path}: a log-mel must lie within +-{MAX_LOG_MEL}, but one does not"
         raise UtteranceError("value that is not a log-mel", f"{text}; make this file again")
     return mels
 
@@ -234,8 +234,8 @@ def _checked_pickle(data: bytes, path: Path) -> bytes:
     """Return the pickle in a file of torch.save: a zip, stored, whose checksums must be right."""
     damaged = "feature file that is damaged"
     # zipfile makes an object of each member before any can be counted; small files have not many
-    if len(data) > FEW_MEMBERS and data.count(MEMBER) > MOST_MEMBERS:
-        text = f"{path}: must be a file of torch.save, but has more than {MOST_MEMBERS} members"
+    if len(data) > FEW_MEMBERS and data.count(MEMBER) > MAX_MEMBERS:
+        text = f"{path}: must be a file of torch.save, but has more than {MAX_MEMBERS} members"
         raise UtteranceError(damaged, f"{text}; save one tensor alone into it with torch.save")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -268,7 +268,7 @@ def _scan(stream: io.BytesIO) -> _Pickled:
     """Read the next pickle in a stream. Raises ValueError for one that is broken or long."""
     found = _Pickled([], [], 0)
     for count, (code, value, _) in enumerate(pickletools.genops(stream)):
-        if count > MOST_OPCODES:
+        if count > MAX_OPCODES:
             raise ValueError("a tensor's pickle is shorter")
         if code.name == "GLOBAL":
             found.names.append(str(value))
@@ -291,7 +291,7 @@ def _tensor_pickle_fault(pickled: _Pickled) -> str:
 @functools.lru_cache(maxsize=4_096)  # tensors of one shape have one pickle
 def _pickle_fault(data: bytes) -> str:
     """Return why the pickle in a file of torch.save is not that of one dense tensor, or nothing."""
-    if len(data) > MOST_PICKLE_BYTES:
+    if len(data) > MAX_PICKLE_BYTES:
         return "holds more"
     try:
         return _tensor_pickle_fault(_scan(io.BytesIO(data)))
@@ -388,7 +388,7 @@ def _instead(near: list[Path], folder: Path) -> str:
 
 def _read_manifest(path: Path) -> bytes:
     try:
-        return read_bounded(path, MOST_MANIFEST_BYTES)
+        return read_bounded(path, MAX_MANIFEST_BYTES)
     except UserError as error:
         raise UserError(
             f"{error}; a corpus holds {', '.join(MANIFESTS)} and the feature files"
@@ -503,8 +503,8 @@ def _utterance(entry: object, speaker: int | None, where: str) -> Utterance:
         rule = f"{where}.feature_path must be a plain file name in the corpus folder"
         text = f"{rule}, but is {name[:80]!r}"
         raise UtteranceError("feature_path that is no plain file name", text)
-    if not 1 <= frames <= MOST_FRAMES:
-        rule = f"{where}.mel_len must be at least 1 and at most {MOST_FRAMES}"
+    if not 1 <= frames <= MAX_FRAMES_OF_PACK:
+        rule = f"{where}.mel_len must be at least 1 and at most {MAX_FRAMES_OF_PACK}"
         text = f"{rule}, but is {str(frames)[:20]}"
         raise UtteranceError("mel_len out of range", text)
     return Utterance(name, frames, speaker)

@@ -18,7 +18,7 @@ from speaker.data.corpus import TEST_LABELS, Corpus
 HEADER = ["Id", "Category"]
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 DELIMITERS = ",;\t"  # the first by default; a spreadsheet writes what its country's settings say
-MOST_CSV_BYTES = 256 << 20
+MAX_CSV_BYTES = 256 << 20
 
 
 def write_csv(path: Path, corpus: Corpus, speakers: Sequence[str]) -> None:
@@ -44,7 +44,7 @@ def read_csv(path: Path, corpus: Corpus) -> list[str]:
     Raises UserError unless it has the homework's header, the ids of testdata.json in its order, and
     known speakers.
     """
-    return _parse(read_bounded(path, MOST_CSV_BYTES), path, corpus)
+    return _parse(read_bounded(path, MAX_CSV_BYTES), path, corpus)
 
 
 def read_labels(corpus: Corpus) -> list[str] | None:

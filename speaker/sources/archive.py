@@ -28,14 +28,14 @@ from speaker.data.corpus import MANIFESTS
 
 BLOCK = 512
 CHUNK = 1 << 20
-MOST_MEMBERS = 200_000  # the homework's has 64,671, or twice that with a Mac's shadow files
-MOST_BYTES = 256 << 30  # unpacked
+MAX_MEMBERS = 200_000  # the homework's has 64,671, or twice that with a Mac's shadow files
+MAX_BYTES = 256 << 30  # unpacked
 # Unpacked bytes may be this many, and this many for each packed one.
-FREE_BYTES, MOST_RATIO = 64 << 20, 50
-LARGEST_FILE = 256 << 20  # twice the features of an hour and more
-LARGEST_MANIFEST = 64 << 20
-LARGEST_PAX = 8 << 10
-MOST_ZIP_LIST = 24 << 20  # bytes of a zip's list of members; the homework's would have 9 MB
+FREE_BYTES, MAX_RATIO = 64 << 20, 50
+MAX_FILE_BYTES = 256 << 20  # twice the features of an hour and more
+MAX_MANIFEST_BYTES = 64 << 20
+MAX_PAX_BYTES = 8 << 10
+MAX_ZIP_LIST_BYTES = 24 << 20  # bytes of a zip's list of members; the homework's would have 9 MB
 ZEROS = 4 << 20  # bytes of zeros at the end of a part that are more than padding
 FOLDERS = r"(?:[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}/){0,3}"
 CORPUS_FILE = re.compile(
@@ -132,10 +132,10 @@ class _Names:
         return next((name for name in names if name not in self._seen), "")
 
     def _file_fault(self, name: str, size: int) -> str:
-        least, most = 0, LARGEST_FILE
+        least, most = 0, MAX_FILE_BYTES
         if found := CORPUS_FILE.fullmatch(name):
             self._folder = found[1] if self._folder is None else self._folder
-            least, most = 1, LARGEST_MANIFEST if found[2] in MANIFESTS else LARGEST_FILE
+            least, most = 1, MAX_MANIFEST_BYTES if found[2] in MANIFESTS else MAX_FILE_BYTES
         if not (self.is_corpus_file(name) or EXTRA.fullmatch(name) or SHADOW.fullmatch(name)):
             where = "one folder" if self._folder is None else self._folder or "no folder"
             return f"must be a manifest or uttr-NAME.pt in {where}, but is neither"
@@ -240,16 +240,16 @@ class _Stream:
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise self.broken(str(error)[:200]) from error
         self._count += len(data)
-        if self._count > MOST_BYTES:
-            raise self.too_large(f"unpack to at most {MOST_BYTES:,} bytes")
-        if self._count > FREE_BYTES + MOST_RATIO * self._joined.count:
-            raise self.too_large(f"unpack to at most {MOST_RATIO} times its size")
+        if self._count > MAX_BYTES:
+            raise self.too_large(f"unpack to at most {MAX_BYTES:,} bytes")
+        if self._count > FREE_BYTES + MAX_RATIO * self._joined.count:
+            raise self.too_large(f"unpack to at most {MAX_RATIO} times its size")
         return data
 
 
 def _unpack_members(stream: _Stream, folder: Path, names: _Names) -> None:
     """Write the members' files up to the archive's end."""
-    for _ in range(MOST_MEMBERS):
+    for _ in range(MAX_MEMBERS):
         member = _read_header(stream)
         if member is None:
             return
@@ -262,7 +262,7 @@ def _unpack_members(stream: _Stream, folder: Path, names: _Names) -> None:
         if not member.isdir():
             wanted = names.is_corpus_file(name)
             _unpack_file(stream, member.size, folder / Path(name).name if wanted else None)
-    raise stream.too_large(f"have fewer than {MOST_MEMBERS:,} members")
+    raise stream.too_large(f"have fewer than {MAX_MEMBERS:,} members")
 
 
 def _unpack_file(stream: _Stream, size: int, path: Path | None) -> None:
@@ -297,9 +297,9 @@ def _skip_pax(stream: _Stream, member: tarfile.TarInfo) -> None:
     """Pass over a pax header, unless it would change what the next member is:
     only the plain header says that.
     """
-    if not 0 <= member.size <= LARGEST_PAX:
+    if not 0 <= member.size <= MAX_PAX_BYTES:
         raise stream.refuse(
-            member.name, f"must be a pax header of at most {LARGEST_PAX:,} bytes, but is not"
+            member.name, f"must be a pax header of at most {MAX_PAX_BYTES:,} bytes, but is not"
         )
     for key in _pax_keys(b"".join(stream.content(member.size))):
         if key is None or FORBIDDEN_PAX.fullmatch(key):
@@ -363,7 +363,7 @@ def _unpack_zip(paths: Sequence[Path], folder: Path) -> None:
 
 
 class _ShortReads:
-    """A file that is read in pieces of at most MOST_ZIP_LIST bytes.
+    """A file that is read in pieces of at most MAX_ZIP_LIST_BYTES bytes.
 
     `zipfile` reads the list of members whole, and makes an object of each, before any is counted.
     """
@@ -374,9 +374,11 @@ class _ShortReads:
 
     def read(self, size: int = -1) -> bytes:
         """Read at most `size` bytes, or all that follow."""
-        data = self._stream.read(MOST_ZIP_LIST + 1 if size < 0 else min(size, MOST_ZIP_LIST + 1))
-        if len(data) > MOST_ZIP_LIST:
-            rule = f"a zip must list its members in at most {MOST_ZIP_LIST:,} bytes"
+        data = self._stream.read(
+            MAX_ZIP_LIST_BYTES + 1 if size < 0 else min(size, MAX_ZIP_LIST_BYTES + 1)
+        )
+        if len(data) > MAX_ZIP_LIST_BYTES:
+            rule = f"a zip must list its members in at most {MAX_ZIP_LIST_BYTES:,} bytes"
             raise UserError(f"{self._path}: {rule}, but this list is longer; {AGAIN}")
         return data
 
@@ -410,11 +412,11 @@ def _check_zip_size(members: Sequence[zipfile.ZipInfo], path: Path) -> None:
     """Raise UserError for a zip that would fill the disk."""
     count, size = len(members), sum(member.file_size for member in members)
     limits = (
-        (count >= MOST_MEMBERS, f"have fewer than {MOST_MEMBERS:,} members, but has {count:,}"),
-        (size > MOST_BYTES, f"unpack to at most {MOST_BYTES:,} bytes, but has {size:,}"),
+        (count >= MAX_MEMBERS, f"have fewer than {MAX_MEMBERS:,} members, but has {count:,}"),
+        (size > MAX_BYTES, f"unpack to at most {MAX_BYTES:,} bytes, but has {size:,}"),
         (
-            size > FREE_BYTES + MOST_RATIO * path.stat().st_size,
-            f"unpack to at most {MOST_RATIO} times its size, but has {size:,} bytes",
+            size > FREE_BYTES + MAX_RATIO * path.stat().st_size,
+            f"unpack to at most {MAX_RATIO} times its size, but has {size:,} bytes",
         ),
     )
     for broken, rule in limits:

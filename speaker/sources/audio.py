@@ -55,10 +55,10 @@ FOREIGN = {  # what else bears a recording's name: how it begins, and what to do
 CUT = "be whole, but this {} file is cut off; fetch it again, or remove it"
 NO_SAMPLE = "hold sound, but holds no sample; remove it"
 UNKNOWN = (0x7FFF, 0x8000, 0xFFFF, 2**48 - 1)  # the upper bits of a size that stands for none
-MOST_CHUNKS = 1_000  # that are looked at before the data
+MAX_CHUNKS = 1_000  # that are looked at before the data
 HEAD = 4096  # bytes that are looked at
 LONGEST = 600  # seconds of one recording: bounds time and memory
-MOST_CHANNELS = 64
+MAX_CHANNELS = 64
 CANCELLED = 0.02  # of the power that unrelated channels leave in their mean
 MISSING = 0.02  # seconds that a decoder may owe to the header: codecs skip their own delay
 MISSING_MATROSKA = 0.1  # there the header counts whole packets, and the delay
@@ -251,7 +251,7 @@ def _chunks(
     big = stream.read(4) in (b"RIFX", b"caff")
     position = position or (8 if demuxer == "caf" else 12)
     layout = struct.Struct(">4sq" if demuxer == "caf" else ">4sI" if big else "<4sI")
-    for _ in range(MOST_CHUNKS):
+    for _ in range(MAX_CHUNKS):
         if position + layout.size > total:
             return
         stream.seek(position)
@@ -343,8 +343,8 @@ def _decoded(
     for packet in container.demux(track):
         for frame in _frames(packet, track, source):
             channels = frame.layout.nb_channels
-            if channels > MOST_CHANNELS:
-                rule = f"have at most {MOST_CHANNELS} channels"
+            if channels > MAX_CHANNELS:
+                rule = f"have at most {MAX_CHANNELS} channels"
                 raise _refusal(source.path, f"{rule}, but has {channels}; mix it")
             if channels == 1 and frame.format.name in FULL_SCALE and not converter:
                 full = np.float32(FULL_SCALE[frame.format.name])

@@ -22,15 +22,15 @@ from urllib3.exceptions import HTTPError
 
 from speaker.common.errors import UserError
 from speaker.common.files import recognize_file, sha256_file, sync_folder, write_atomically
-from speaker.sources.parts import LARGEST_PART, NOT_A_PART, Part, check_url
+from speaker.sources.parts import MAX_PART_BYTES, NOT_A_PART, Part, check_url
 
 THREADS = 4
 CHUNK = 256 << 10
 LOOK_UP_S = 0.5  # seconds
 # Seconds after attempts that brought nothing new; after one more, give up.
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
-LONGEST_PAUSE = 30.0  # seconds, whatever a server asks for
-MOST_REDIRECTS = 5
+MAX_PAUSE = 30.0  # seconds, whatever a server asks for
+MAX_REDIRECTS = 5
 PASSING = {408, 429, 500, 502, 503, 504}  # statuses that a later attempt may not meet
 STRONG_ETAG = re.compile(r'"[!#-~]*"')
 DATE = re.compile(r"[A-Za-z0-9,: +-]{1,40}")
@@ -245,7 +245,7 @@ class _Fetch:
         however long.
         """
         url = self._part.url
-        for _ in range(MOST_REDIRECTS + 1):
+        for _ in range(MAX_REDIRECTS + 1):
             try:
                 request = session.prepare_request(requests.Request("GET", url, headers=headers))
                 settings = session.merge_environment_settings(request.url, {}, True, None, None)
@@ -262,7 +262,7 @@ class _Fetch:
             response.close()
             url = redirect_target(url, response.headers["Location"], self._part.url)
         raise UserError(
-            f"{self._part.url}: must lead to a file by at most {MOST_REDIRECTS} redirects; "
+            f"{self._part.url}: must lead to a file by at most {MAX_REDIRECTS} redirects; "
             f"{ELSEWHERE}"
         )
 
@@ -284,9 +284,9 @@ class _Fetch:
         total = _length(response)
         if total is not None and (self._part.size or total) != total:
             raise self._wrong(f"must have {self._part.size:,} bytes, but the server has {total:,}")
-        if (total or 0) > LARGEST_PART:
+        if (total or 0) > MAX_PART_BYTES:
             raise self._wrong(
-                f"must have at most {LARGEST_PART:,} bytes, but the server has {total:,}"
+                f"must have at most {MAX_PART_BYTES:,} bytes, but the server has {total:,}"
             )
         etag, modified = response.headers.get("ETag", ""), response.headers.get("Last-Modified", "")
         source = _Source(
@@ -331,9 +331,9 @@ class _Fetch:
         with self._partial.open("ab") as file:
             for chunk in _chunks(response):
                 position += len(chunk)
-                if position > (LARGEST_PART if total is None else total):
+                if position > (MAX_PART_BYTES if total is None else total):
                     raise self._wrong(
-                        f"must have {total or LARGEST_PART:,} bytes, but the server sends more"
+                        f"must have {total or MAX_PART_BYTES:,} bytes, but the server sends more"
                     )
                 with self._job.writing():
                     file.write(chunk)
@@ -455,7 +455,7 @@ def _length(response: requests.Response) -> int | None:
 def _retry_after(response: requests.Response) -> float:
     """Return for how many seconds the server wants to be left alone, within reason."""
     text = response.headers.get("Retry-After", "")
-    return min(float(text), LONGEST_PAUSE) if re.fullmatch(r"\d{1,9}", text) else 0.0
+    return min(float(text), MAX_PAUSE) if re.fullmatch(r"\d{1,9}", text) else 0.0
 
 
 def _reason(error: BaseException) -> str:

@@ -16,8 +16,8 @@ from speaker.common.errors import UserError
 from speaker.common.files import parse_json, read_bounded, real_path, recognize_file, what_is_at
 from speaker.data.corpus import PLAIN_NAME, corpora_near, is_corpus
 
-LARGEST_PART = 64 << 30
-LARGEST_MANIFEST = 1 << 20
+MAX_PART_BYTES = 64 << 30
+MAX_MANIFEST_BYTES = 1 << 20
 SUFFIXES = tuple(map("".join, product(ascii_lowercase, repeat=2)))
 PART_NAME = re.compile(r"(.+part)[a-z]{2}", re.DOTALL)
 WHOLE_NAME = re.compile(r".+\.(?:tar\.gz|tgz|zip)", re.DOTALL | re.IGNORECASE)
@@ -46,7 +46,7 @@ def read_manifest(path: Path) -> tuple[Part, ...]:
 
     Raises UserError, which names the file, the key and the rule.
     """
-    value = parse_json(read_bounded(path, LARGEST_MANIFEST), path)
+    value = parse_json(read_bounded(path, MAX_MANIFEST_BYTES), path)
     entries = _object(value, "parts", (), str(path))["parts"]
     if not isinstance(entries, list):
         raise UserError(
@@ -165,9 +165,9 @@ def _read_entry(value: object, where: str) -> Part:
     url, size, sha256 = entry["url"], entry.get("size"), entry.get("sha256")
     if not isinstance(url, str):
         raise UserError(f"{where}.url must be text, but is {type(url).__name__}; fix it")
-    if size is not None and not (type(size) is int and 1 <= size <= LARGEST_PART):
+    if size is not None and not (type(size) is int and 1 <= size <= MAX_PART_BYTES):
         raise UserError(
-            f"{where}.size must be a whole number from 1 to {LARGEST_PART}, but is "
+            f"{where}.size must be a whole number from 1 to {MAX_PART_BYTES}, but is "
             f"{str(size)[:20]}; fix it"
         )
     if sha256 is not None and not (

@@ -37,7 +37,7 @@ from speaker.sources.audio import DEMUXERS, Sound, read_sound
 JOURNAL = "prepared.jsonl"
 AT_ONCE = 8  # recordings that a process takes at a time
 CLIPPED_AT, CLIPPED_SHARE = 0.999, 0.01  # of full scale; of a recording's samples
-MOST_NAMED = 5  # in a line
+MAX_NAMED = 5  # in a line
 PART = re.compile(  # a word that names a part of a data set, and no speaker
     r"(train(ing)?|trn|dev(el(opment)?)?|te?st(ing)?|eval(uation)?|val(id(ation)?)?|held|out|"
     r"heldout|enrol(l(ment)?)?|trials?|clean|other|noisy|seen|unseen|public|private|splits?|"
@@ -256,8 +256,8 @@ def _count_endings(paths: Iterable[str]) -> str:
 
 def _some(names: Sequence[str]) -> str:
     """Return the first few names."""
-    more = len(names) - MOST_NAMED
-    return ", ".join(names[:MOST_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+    more = len(names) - MAX_NAMED
+    return ", ".join(names[:MAX_NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _check_level(recordings: list[Recording], audio: Path, out: Path, plan: Plan) -> None:

@@ -17,8 +17,8 @@ import torch
 from speaker.common.errors import UserError
 from speaker.common.seeding import permutation
 from speaker.data.corpus import (
-    MOST_FEATURE_BYTES,
-    MOST_MANIFEST_BYTES,
+    MAX_FEATURE_BYTES,
+    MAX_MANIFEST_BYTES,
     Corpus,
     UtteranceError,
     read_corpus,
@@ -99,7 +99,7 @@ def test_a_cut_manifest_is_named(copy: Path, name: str, cut: float) -> None:
 
 def test_a_huge_manifest_is_not_read(copy: Path) -> None:
     with (copy / "metadata.json").open("wb") as stream:
-        stream.truncate(MOST_MANIFEST_BYTES + 1)
+        stream.truncate(MAX_MANIFEST_BYTES + 1)
     with pytest.raises(UserError, match="metadata.json: must have at most 268,435,456 bytes"):
         read_corpus(copy)
 
@@ -293,7 +293,7 @@ class Payload:
         (replace_by_fifo, "must be a regular file"),
         (lambda path: path.write_bytes(b""), "whole file of torch.save"),
         (lambda path: path.write_bytes(b"uttr" * 5_000), "whole file of torch.save"),
-        (lambda path: os.truncate(path, MOST_FEATURE_BYTES + 1), "must have at most"),
+        (lambda path: os.truncate(path, MAX_FEATURE_BYTES + 1), "must have at most"),
         (lambda path: path.write_bytes(b"<html>quota"), "but is a web page; open it in a browser"),
         (lambda path: path.write_bytes(LFS_POINTER), "but is a Git LFS pointer; run git lfs pull"),
         (

@@ -344,10 +344,10 @@ def test_the_members_of_a_zip_are_counted(
 ) -> None:
     data = zipped([*in_zip(dataset), *[(f"{number}", b"") for number in range(20)]])
     with monkeypatch.context() as patch:
-        patch.setattr(archive, "MOST_MEMBERS", 20)
+        patch.setattr(archive, "MAX_MEMBERS", 20)
         assert "fewer than 20 members, but has 28" in refused(tmp_path, {"x.zip": data})
     shutil.rmtree(tmp_path / "parts")
-    monkeypatch.setattr(archive, "MOST_ZIP_LIST", 1_000)
+    monkeypatch.setattr(archive, "MAX_ZIP_LIST_BYTES", 1_000)
     assert "must list its members in at most 1,000 bytes" in refused(tmp_path, {"x.zip": data})
 
 
@@ -615,7 +615,7 @@ def test_a_bomb_behind_the_archives_end_is_stopped(dataset: Path, tmp_path: Path
 def test_members_are_counted(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive, "MOST_MEMBERS", 20)
+    monkeypatch.setattr(archive, "MAX_MEMBERS", 20)
     headers = [member("pax", type=b"x")] * 20
     assert "fewer than 20 members" in refused(
         tmp_path, split(gzip.compress(tar([*headers, *whole(dataset)])), 1)
@@ -624,7 +624,7 @@ def test_members_are_counted(
 
 def test_bytes_are_counted(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = gzip.compress(tar(whole(dataset)))
-    monkeypatch.setattr(archive, "MOST_BYTES", len(gzip.decompress(data)) - 1)
+    monkeypatch.setattr(archive, "MAX_BYTES", len(gzip.decompress(data)) - 1)
     assert "bytes, but goes beyond" in refused(tmp_path, split(data, 1))
 
 
