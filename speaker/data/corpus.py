@@ -37,7 +37,7 @@ TEST_LABELS = (
     # Beside the manifests where the test utterances' speakers are known; the homework's are not.
     "testlabels.csv"
 )
-MAX_FRAMES_OF_PACK = 360_000  # of one utterance: an hour
+MAX_UTTERANCE_FRAMES = 360_000  # of one utterance: an hour
 MAX_MELS = 1_000
 MAX_MANIFEST_BYTES = 256 << 20
 # Of a file: its tensor may be a slice of a larger one, which is saved whole.
@@ -503,8 +503,8 @@ def _utterance(entry: object, speaker: int | None, where: str) -> Utterance:
         rule = f"{where}.feature_path must be a plain file name in the corpus folder"
         text = f"{rule}, but is {name[:80]!r}"
         raise UtteranceError("feature_path that is no plain file name", text)
-    if not 1 <= frames <= MAX_FRAMES_OF_PACK:
-        rule = f"{where}.mel_len must be at least 1 and at most {MAX_FRAMES_OF_PACK}"
+    if not 1 <= frames <= MAX_UTTERANCE_FRAMES:
+        rule = f"{where}.mel_len must be at least 1 and at most {MAX_UTTERANCE_FRAMES}"
         text = f"{rule}, but is {str(frames)[:20]}"
         raise UtteranceError("mel_len out of range", text)
     return Utterance(name, frames, speaker)

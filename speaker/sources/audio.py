@@ -57,7 +57,7 @@ NO_SAMPLE = "hold sound, but holds no sample; remove it"
 UNKNOWN = (0x7FFF, 0x8000, 0xFFFF, 2**48 - 1)  # the upper bits of a size that stands for none
 MAX_CHUNKS = 1_000  # that are looked at before the data
 HEAD = 4096  # bytes that are looked at
-LONGEST = 600  # seconds of one recording: bounds time and memory
+MAX_SECONDS = 600  # seconds of one recording: bounds time and memory
 MAX_CHANNELS = 64
 CANCELLED = 0.02  # of the power that unrelated channels leave in their mean
 MISSING = 0.02  # seconds that a decoder may owe to the header: codecs skip their own delay
@@ -137,7 +137,7 @@ def read_sound(path: Path) -> Sound:
     Resampled by soxr, the library form of the effect `rate` that made the homework's features. In
     float32; in float64 where one channel of 24 or 32 bit integers is at 16 kHz already, since
     features that were made so must stay the same to the byte. Raises UserError for a file that is
-    not a regular one, cannot be decoded, is cut off, has no sample or lasts more than LONGEST
+    not a regular one, cannot be decoded, is cut off, has no sample or lasts more than MAX_SECONDS
     seconds.
     """
     if path.is_symlink() or not path.is_file():
@@ -291,8 +291,8 @@ def _resampled(source: Source, heard: Heard, channel: int | None = None) -> Iter
                 raise _refusal(path, f"keep one sampling rate, but {change}; {CONVERT}")
             rate = now
             count += len(samples)
-            if count > LONGEST * rate:
-                raise _refusal(path, f"last at most {LONGEST} s, but lasts longer; split it")
+            if count > MAX_SECONDS * rate:
+                raise _refusal(path, f"last at most {MAX_SECONDS} s, but lasts longer; split it")
             mono = heard.mix(samples, channel)
             if rate == SAMPLE_RATE:
                 yield mono

@@ -14,7 +14,7 @@ import soxr
 import torch
 
 from speaker.common.errors import UserError
-from speaker.sources.audio import DEMUXERS, FORMATS, LONGEST, read_audio, read_sound
+from speaker.sources.audio import DEMUXERS, FORMATS, MAX_SECONDS, read_audio, read_sound
 from speaker.sources.demo import draw_voice, synthesize
 
 VOICE = synthesize(draw_voice("audio"), "audio").numpy()
@@ -241,7 +241,7 @@ def special(value: float) -> Callable[[Path], object]:
         ("a.wav", lambda path: soundfile.write(path, np.zeros(0), 16_000), "decodable|hold sound"),
         (
             "a.flac",
-            lambda path: soundfile.write(path, np.zeros(8_000 * LONGEST + 8_000), 8_000),
+            lambda path: soundfile.write(path, np.zeros(8_000 * MAX_SECONDS + 8_000), 8_000),
             "at most 600 s",
         ),
         ("a.wav", lambda path: soundfile.write(path, np.ones(1), 192_000), "too little"),
