@@ -1,4 +1,4 @@
-"""Audio to features: `speaker.sources.recordings` against a plain single-process loop over librosa,
+"""Audio to features: `speaker.sources.prepare` against a plain single-process loop over librosa,
 seconds and memory in one run.
 
 `python -m benchmarks.prepare` writes recordings of invented speakers as long as VoxCeleb2's, or
@@ -25,10 +25,11 @@ from speaker.sources.recordings import find_recordings
 OURS = """
 import sys, time
 from pathlib import Path
-from speaker.sources.recordings import Plan, prepare
+from speaker.sources.prepare import PrepareOptions
+from speaker.sources.prepare import prepare
 if __name__ == "__main__":
     began = time.perf_counter()
-    prepare(Path(sys.argv[1]), Path(sys.argv[2]), Plan(workers=int(sys.argv[3])))
+    prepare(Path(sys.argv[1]), Path(sys.argv[2]), PrepareOptions(workers=int(sys.argv[3])))
     print(time.perf_counter() - began)  # its processes' start included
 """
 LOOP = """

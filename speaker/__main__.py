@@ -143,9 +143,9 @@ def run_download(arguments: argparse.Namespace) -> None:
 
 def run_prepare(arguments: argparse.Namespace) -> None:
     """Make a corpus from audio."""
-    from speaker.sources.recordings import Plan, RecordingsError, prepare
+    from speaker.sources.prepare import PrepareOptions, RecordingsError, prepare
 
-    plan = Plan(
+    plan = PrepareOptions(
         arguments.speakers,
         arguments.test_share,
         arguments.seed,

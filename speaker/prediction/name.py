@@ -41,7 +41,7 @@ def name(arguments: argparse.Namespace, models: AbstractContextManager[list[Path
     """
     from speaker.data.features import N_MELS
     from speaker.model.saved_model import load_model
-    from speaker.sources.recordings import read_features
+    from speaker.sources.extraction import read_features
 
     with models as folders:
         trained = load_model(folders[0])

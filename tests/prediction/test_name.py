@@ -11,7 +11,7 @@ from speaker.model.classifier import SpeakerClassifier
 from speaker.model.saved_model import load_model, save_model
 from speaker.prediction.name import likeliest
 from speaker.sources.demo import draw_voice, synthesize
-from speaker.sources.recordings import read_features
+from speaker.sources.extraction import read_features
 from tests.helpers import run
 
 SPEAKERS = tuple(f"id{number}" for number in range(7))

@@ -22,15 +22,9 @@ from speaker.common.errors import UserError
 from speaker.data.corpus import read_mels
 from speaker.data.features import log_mel, normalize_peak, trim_silence
 from speaker.sources.demo import draw_voice, synthesize
-from speaker.sources.recordings import (
-    JOURNAL,
-    Plan,
-    RecordingsError,
-    _extract,
-    _find_level,
-    find_recordings,
-    prepare,
-)
+from speaker.sources.extraction import JOURNAL, _extract
+from speaker.sources.prepare import PrepareOptions, RecordingsError, _find_level, prepare
+from speaker.sources.recordings import find_recordings
 from tests.helpers import environment, program, refused, run, start
 
 
@@ -70,7 +64,7 @@ def whole(many: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, byt
     """The files of the corpus that nothing interrupted."""
     return files(
         prepare(
-            many, tmp_path_factory.mktemp("whole") / "corpus", Plan(test_share=0.1)
+            many, tmp_path_factory.mktemp("whole") / "corpus", PrepareOptions(test_share=0.1)
         ).corpus.folder
     )
 
@@ -80,7 +74,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_features_are_the_homeworks(audio: Path, tmp_path: Path) -> None:
-    prepared = prepare(audio, tmp_path / "corpus", Plan())
+    prepared = prepare(audio, tmp_path / "corpus", PrepareOptions())
     corpus = prepared.corpus
     assert corpus.speakers == ("id00000", "id00001", "id00002")
     assert [utterance.speaker for utterance in corpus.utterances] == [0] * 5 + [1] * 5 + [2] * 5
@@ -94,15 +88,15 @@ def test_the_features_are_the_homeworks(audio: Path, tmp_path: Path) -> None:
 
 
 def test_the_same_corpus_by_any_number_of_processes(audio: Path, tmp_path: Path) -> None:
-    one = prepare(audio, tmp_path / "one", Plan(test_share=0.2)).corpus
-    two = prepare(audio, tmp_path / "two", Plan(test_share=0.2, workers=2)).corpus
+    one = prepare(audio, tmp_path / "one", PrepareOptions(test_share=0.2)).corpus
+    two = prepare(audio, tmp_path / "two", PrepareOptions(test_share=0.2, workers=2)).corpus
     assert files(one.folder) == files(two.folder)
 
 
 def test_a_share_is_held_out_with_its_labels_beside_it(audio: Path, tmp_path: Path) -> None:
-    corpus = prepare(audio, tmp_path / "corpus", Plan(test_share=0.4)).corpus
+    corpus = prepare(audio, tmp_path / "corpus", PrepareOptions(test_share=0.4)).corpus
     assert (len(corpus.utterances), len(corpus.test)) == (9, 6)
-    everything = prepare(audio, tmp_path / "all", Plan()).corpus
+    everything = prepare(audio, tmp_path / "all", PrepareOptions()).corpus
     speaker = {
         each.feature_path: everything.speakers[each.speaker or 0] for each in everything.utterances
     }
@@ -111,7 +105,7 @@ def test_a_share_is_held_out_with_its_labels_beside_it(audio: Path, tmp_path: Pa
         ["Id", "Category"],
         *([each.feature_path, speaker[each.feature_path]] for each in corpus.test),
     ]
-    other = prepare(audio, tmp_path / "other", Plan(test_share=0.4, seed=1)).corpus
+    other = prepare(audio, tmp_path / "other", PrepareOptions(test_share=0.4, seed=1)).corpus
     assert {each.feature_path for each in other.test} != {each.feature_path for each in corpus.test}
 
 
@@ -120,12 +114,12 @@ def test_voxcelebs_tree_and_a_sample_of_its_speakers(tmp_path: Path) -> None:
     for speaker in sorted(audio.iterdir()):
         shutil.copytree(speaker / "video1", speaker / "video2")
     names = [
-        prepare(audio, tmp_path / f"{seed}", Plan(speakers=3, seed=seed)).corpus.speakers
+        prepare(audio, tmp_path / f"{seed}", PrepareOptions(speakers=3, seed=seed)).corpus.speakers
         for seed in range(3)
     ]
     assert all(len(set(each)) == 3 for each in names)
     assert len(set(names)) > 1, "the seed must matter"
-    corpus = prepare(audio, tmp_path / "again", Plan(speakers=3, seed=2)).corpus
+    corpus = prepare(audio, tmp_path / "again", PrepareOptions(speakers=3, seed=2)).corpus
     assert corpus.speakers == names[2]
     assert len(corpus.utterances) == 6, "both videos of each"
 
@@ -146,7 +140,7 @@ def test_what_cannot_be_used_is_named_and_left_out_only_on_request(
         spoilt / "id00001" / "clipped.wav", np.sign(np.sin(np.arange(16_000) / 9)), 16_000
     )
     with pytest.raises(RecordingsError, match="4 of 19 are not.*--skip-bad") as caught:
-        prepare(spoilt, tmp_path / "corpus", Plan())
+        prepare(spoilt, tmp_path / "corpus", PrepareOptions())
     reasons = (
         "id00000/text.wav.*decodable;id00001/00000.wav.*cut "
         "off;id00001/one.wav.*louder;id00001/silence.wav.*louder"
@@ -154,37 +148,45 @@ def test_what_cannot_be_used_is_named_and_left_out_only_on_request(
     for line, reason in zip(caught.value.lines, reasons.split(";"), strict=True):
         assert re.search(reason, line)
     assert not (tmp_path / "corpus").exists()
-    prepared = prepare(spoilt, tmp_path / "corpus", Plan(skip_bad=True))
+    prepared = prepare(spoilt, tmp_path / "corpus", PrepareOptions(skip_bad=True))
     assert prepared.bad == caught.value.lines
     assert (len(prepared.corpus.utterances), prepared.clipped, prepared.ignored) == (15, 1, 2)
 
 
 @pytest.mark.parametrize(
-    ("plan", "spoil", "rule"),
+    ("options", "spoil", "rule"),
     [
-        (Plan(speakers=9), lambda _: None, "no more than there are, but got 9, and .* has 3"),
-        (Plan(speakers=1), lambda _: None, "at least 2 speakers"),
         (
-            Plan(),
+            PrepareOptions(speakers=9),
+            lambda _: None,
+            "no more than there are, but got 9, and .* has 3",
+        ),
+        (PrepareOptions(speakers=1), lambda _: None, "at least 2 speakers"),
+        (
+            PrepareOptions(),
             lambda audio: [shutil.rmtree(audio / name) for name in ("id00000", "id00001")],
             "at least 2 speakers",
         ),
-        (Plan(), shutil.rmtree, "--audio must be a folder"),
-        (Plan(), lambda audio: (audio / "id00001").rename(audio / "a\nb"), "printable characters"),
+        (PrepareOptions(), shutil.rmtree, "--audio must be a folder"),
         (
-            Plan(),
+            PrepareOptions(),
+            lambda audio: (audio / "id00001").rename(audio / "a\nb"),
+            "printable characters",
+        ),
+        (
+            PrepareOptions(),
             lambda audio: (audio / "id00009").symlink_to(audio / "id00001"),
             "must not be a link",
         ),
     ],
 )
 def test_what_makes_no_corpus_is_refused(
-    audio: Path, tmp_path: Path, plan: Plan, spoil: Callable[[Path], object], rule: str
+    audio: Path, tmp_path: Path, options: PrepareOptions, spoil: Callable[[Path], object], rule: str
 ) -> None:
     copy = Path(shutil.copytree(audio, tmp_path / "copy"))
     spoil(copy)
     with pytest.raises(UserError, match=rule):
-        prepare(copy, tmp_path / "corpus", plan)
+        prepare(copy, tmp_path / "corpus", options)
     assert not (tmp_path / "corpus").exists()
 
 
@@ -192,11 +194,11 @@ def test_what_is_there_stays(audio: Path, tmp_path: Path) -> None:
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "mine").touch()
     with pytest.raises(UserError, match="--out must be a new folder"):
-        prepare(audio, tmp_path / "corpus", Plan())
+        prepare(audio, tmp_path / "corpus", PrepareOptions())
     assert [path.name for path in (tmp_path / "corpus").iterdir()] == ["mine"]
     (tmp_path / "link").symlink_to("nowhere")
     with pytest.raises(UserError, match="--out must be a new folder"):
-        prepare(audio, tmp_path / "link", Plan())
+        prepare(audio, tmp_path / "link", PrepareOptions())
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -282,12 +284,12 @@ def test_a_changed_recording_is_read_again(audio: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(audio, tmp_path / "copy"))
     (copy / "id00000" / "text.wav").write_text("no sound")
     with pytest.raises(RecordingsError):
-        prepare(copy, tmp_path / "corpus", Plan())
+        prepare(copy, tmp_path / "corpus", PrepareOptions())
     shutil.copy(audio / "id00002" / "00000.wav", copy / "id00001" / "00000.wav")
     shutil.copy(audio / "id00002" / "00002.wav", copy / "id00000" / "text.wav")
     (copy / "id00001" / "00002.wav").unlink()
-    prepare(copy, tmp_path / "corpus", Plan())
-    prepare(copy, tmp_path / "anew", Plan())
+    prepare(copy, tmp_path / "corpus", PrepareOptions())
+    prepare(copy, tmp_path / "anew", PrepareOptions())
     assert files(tmp_path / "corpus") == files(tmp_path / "anew")
 
 
@@ -316,14 +318,14 @@ def test_speakers_who_are_lost_are_named(audio: Path, tmp_path: Path) -> None:
         path.write_bytes(b"no sound")
     (copy / ".hidden").mkdir()
     shutil.copy(audio / "id00000" / "00000.wav", copy / ".hidden")
-    prepared = prepare(copy, tmp_path / "corpus", Plan(skip_bad=True))
+    prepared = prepare(copy, tmp_path / "corpus", PrepareOptions(skip_bad=True))
     assert prepared.lost == ("id00001",)
     assert prepared.corpus.speakers == ("id00000", "id00002")
     shutil.rmtree(copy / "id00002")
     with pytest.raises(
         UserError, match="of only 1 a recording can be used; the first that cannot: .*id00001"
     ):
-        prepare(copy, tmp_path / "none", Plan(skip_bad=True))
+        prepare(copy, tmp_path / "none", PrepareOptions(skip_bad=True))
 
 
 def test_the_verb(audio: Path, tmp_path: Path) -> None:
@@ -374,10 +376,10 @@ def recording(audio: Path) -> Path:
 def test_a_surprise_is_its_recordings_alone(recording: Path, tmp_path: Path) -> None:
     odd = tmp_path / "a.of-no-format"
     shutil.copy(recording, odd)
-    outcome = _extract(odd, tmp_path / "a.pt")
+    extraction = _extract(odd, tmp_path / "a.pt")
     must = f"{odd}: a recording must be readable, but reading it failed (KeyError: "
-    assert outcome.error.startswith(must)
-    assert outcome.error.endswith("; convert it to wav or flac, or remove it")
+    assert extraction.error.startswith(must)
+    assert extraction.error.endswith("; convert it to wav or flac, or remove it")
     with pytest.raises(FileNotFoundError):  # a full disk, say, is not the recording's fault
         _extract(recording, tmp_path / "missing" / "a.pt")
 
@@ -388,7 +390,7 @@ def test_24_bits_at_any_rate_make_a_corpus(tmp_path: Path) -> None:
         waveform = synthesize(draw_voice(speaker), speaker).numpy()
         for subtype, name in (("PCM_24", "a.wav"), ("PCM_32", "b.wav"), ("PCM_24", "c.flac")):
             soundfile.write(tmp_path / "audio" / speaker / name, waveform, 22_050, subtype=subtype)
-    prepared = prepare(tmp_path / "audio", tmp_path / "corpus", Plan())
+    prepared = prepare(tmp_path / "audio", tmp_path / "corpus", PrepareOptions())
     assert (len(prepared.corpus.utterances), prepared.bad, prepared.warnings) == (6, (), ())
 
 
@@ -447,8 +449,8 @@ def test_folders_that_are_not_the_speakers_are_refused_with_what_to_type(
 
 def test_the_command_to_type_keeps_the_other_flags(recording: Path, tmp_path: Path) -> None:
     lay(tmp_path / "audio", recording, *LIBRISPEECH)
-    plan = Plan(speakers=2, test_share=0.1, seed=3, skip_bad=True)
-    text = refused(lambda: prepare(tmp_path / "audio", tmp_path / "corpus", plan))
+    options = PrepareOptions(speakers=2, test_share=0.1, seed=3, skip_bad=True)
+    text = refused(lambda: prepare(tmp_path / "audio", tmp_path / "corpus", options))
     flags = "--speakers 2 --test-share 0.1 --seed 3 --level {} --skip-bad`"
     assert flags.format(2) in text
     assert flags.format(1) in text
@@ -456,9 +458,9 @@ def test_the_command_to_type_keeps_the_other_flags(recording: Path, tmp_path: Pa
 
 def test_folders_that_hold_no_speakers_are_refused(recording: Path, tmp_path: Path) -> None:
     lay(tmp_path / "audio", recording, "train/a.wav", "test/a.wav")
-    text = refused(lambda: prepare(tmp_path / "audio", tmp_path / "corpus", Plan()))
+    text = refused(lambda: prepare(tmp_path / "audio", tmp_path / "corpus", PrepareOptions()))
     assert "like parts of a data set: test, train; put each speaker's recordings into a" in text
-    insisted = prepare(tmp_path / "audio", tmp_path / "corpus", Plan(level=1))
+    insisted = prepare(tmp_path / "audio", tmp_path / "corpus", PrepareOptions(level=1))
     assert insisted.corpus.speakers == ("test", "train")
 
 
@@ -504,7 +506,7 @@ def test_what_is_not_read_is_named(recording: Path, tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
     shutil.rmtree(audio / "ben")
     shutil.rmtree(audio / "carol")
-    text = refused(lambda: prepare(audio, tmp_path / "none", Plan()))
+    text = refused(lambda: prepare(audio, tmp_path / "none", PrepareOptions()))
     assert "has 1 folders with recordings, and 5 other files (.xyz 2, " in text
 
 
@@ -512,7 +514,7 @@ def test_one_name_in_two_unicode_forms_is_one_speaker(recording: Path, tmp_path:
     name = "Jos\u00e9"
     mac = unicodedata.normalize("NFD", name)
     audio = lay(tmp_path / "audio", recording, f"{name}/a.wav", f"{mac}/b.wav", "ben/a.wav")
-    prepared = prepare(audio, tmp_path / "corpus", Plan())
+    prepared = prepare(audio, tmp_path / "corpus", PrepareOptions())
     assert prepared.corpus.speakers == (name, "ben")
     assert [each.speaker for each in prepared.corpus.utterances] == [0, 0, 1]
     assert "folders 'Jose\\u0301' and 'Jos\\xe9' have one name in two" in prepared.warnings[0]
@@ -530,28 +532,28 @@ def test_a_lower_sampling_rate_is_warned_of_when_resumed_too(tmp_path: Path) -> 
     bad = tmp_path / "audio" / "dave" / "c.wav"
     bad.touch()
     with pytest.raises(RecordingsError):
-        prepare(tmp_path / "audio", tmp_path / "corpus", Plan())
+        prepare(tmp_path / "audio", tmp_path / "corpus", PrepareOptions())
     bad.unlink()
     journal = (tmp_path / ".corpus.partial" / JOURNAL).read_text()
     assert journal.count("\n") == 8
-    (line,) = prepare(tmp_path / "audio", tmp_path / "corpus", Plan()).warnings
+    (line,) = prepare(tmp_path / "audio", tmp_path / "corpus", PrepareOptions()).warnings
     assert "1 of 4 have less than the 16,000 Hz of the others: carol at 8,000 Hz; above 4" in line
     shutil.rmtree(tmp_path / "audio" / "carol")
-    assert prepare(tmp_path / "audio", tmp_path / "without", Plan()).warnings == ()
+    assert prepare(tmp_path / "audio", tmp_path / "without", PrepareOptions()).warnings == ()
 
 
 def test_what_an_older_version_prepared_is_kept(audio: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(audio, tmp_path / "copy"))
     (copy / "id00000" / "bad.wav").touch()
     with pytest.raises(RecordingsError):
-        prepare(copy, tmp_path / "corpus", Plan())
+        prepare(copy, tmp_path / "corpus", PrepareOptions())
     journal = tmp_path / ".corpus.partial" / JOURNAL
     old = re.sub(r', "rate": \d+, "disguised": "[^"]*"', "", journal.read_text())
     assert old.count("error") == 15
     assert "rate" not in old
     journal.write_text(old)
     before = {path.name: path.stat().st_mtime_ns for path in journal.parent.glob("uttr-*.pt")}
-    prepared = prepare(copy, tmp_path / "corpus", Plan(skip_bad=True))
+    prepared = prepare(copy, tmp_path / "corpus", PrepareOptions(skip_bad=True))
     after = {path.name: path.stat().st_mtime_ns for path in prepared.corpus.folder.glob("uttr*")}
     assert before == after
     assert prepared.warnings == ()
@@ -561,7 +563,7 @@ def test_recordings_under_another_formats_name_are_named(audio: Path, tmp_path: 
     copy = Path(shutil.copytree(audio, tmp_path / "copy"))
     for speaker in ("id00000", "id00001"):
         (copy / speaker / "00001.flac").rename(copy / speaker / "x.wav")
-    prepared = prepare(copy, tmp_path / "corpus", Plan())
+    prepared = prepare(copy, tmp_path / "corpus", PrepareOptions())
     (line,) = prepared.warnings
     assert "2 recordings named .wav are FLAC, and were read as that: id00000/x.wav, id0" in line
     assert len(prepared.corpus.utterances) == 15
