@@ -26,7 +26,8 @@ from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE, PRESETS, TrialConfig
 
 if TYPE_CHECKING:  # they bring torch and mlflow, which --help does without
     from experiments.context import TrainingContext
-    from experiments.tracking.store import TrackedRun, TrackingStore
+    from experiments.tracking.run import TrackedRun
+    from experiments.tracking.store import TrackingStore
     from speaker.training.train import Report, TrialResult
 
 
@@ -159,7 +160,7 @@ def train_tracked(
     from tqdm import tqdm
 
     from experiments.tracked_training import TrackedTraining
-    from experiments.tracking.store import STORE_ERRORS
+    from experiments.tracking.run import STORE_ERRORS
 
     training = TrackedTraining(config, context, run, tell=lambda _result: None)
     bar = tqdm(total=config.steps, desc=config.label(), unit="step", disable=None)

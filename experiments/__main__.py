@@ -91,15 +91,15 @@ def run_promote(arguments: argparse.Namespace) -> None:
 
 def run_fetch(arguments: argparse.Namespace) -> None:
     """Copy a model, or the best ones of a study, out of MLflow."""
-    from experiments.tracking.registry import best_runs, fetch
+    from experiments.tracking.registry import best_runs, download_model
     from experiments.tracking.store import existing_store
 
     store = existing_store(arguments.tracking_uri, STATE)
     if arguments.study:
         for rank, run_id in enumerate(best_runs(store, arguments.study, arguments.best), start=1):
-            print(f"Fetched {fetch(store, run_id, arguments.out / str(rank))}.")
+            print(f"Fetched {download_model(store, run_id, arguments.out / str(rank))}.")
     else:
-        print(f"Fetched {fetch(store, arguments.model, arguments.out)}.")
+        print(f"Fetched {download_model(store, arguments.model, arguments.out)}.")
 
 
 def run_predict(arguments: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from experiments.tracking.registry import best_runs, fetch
+from experiments.tracking.registry import best_runs, download_model
 from experiments.tracking.store import existing_store
 from speaker.common.paths import STATE
 from speaker.prediction.command import is_local
@@ -30,5 +30,5 @@ def model_folders(arguments: argparse.Namespace) -> Iterator[list[Path]]:
     with tempfile.TemporaryDirectory() as temporary:
         folders = [Path(temporary, str(rank)) for rank in range(1, len(names) + 1)]
         for name, folder in zip(names, folders, strict=True):
-            fetch(store, name, folder)
+            download_model(store, name, folder)
         yield folders

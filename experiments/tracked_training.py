@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from experiments.context import TrainingContext
-from experiments.tracking.store import STORE_ERRORS, TrackedRun, describe_error
+from experiments.tracking.run import STORE_ERRORS, TrackedRun, describe_error
 from speaker.common.errors import DeviceLostError, UserError, first_line
 from speaker.common.signals import interruptible, uninterrupted
 from speaker.config import TrialConfig

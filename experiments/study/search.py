@@ -31,7 +31,7 @@ from experiments.study.locks import Locks, Release, open_locks
 from experiments.study.space import Space
 from experiments.study.trial import OPTUNA_STATES, PRESET, RUN_ID, STORE_FAILURES, StudyContext
 from experiments.tracked_training import explaining_failures
-from experiments.tracking.store import TrackedRun, TrackingStore
+from experiments.tracking.store import TrackingStore
 from experiments.urls import masked
 from speaker.common.errors import DeviceLostError, UserError, describe_differences, first_line
 from speaker.common.files import create_once
@@ -234,16 +234,9 @@ class StudyWorker:
         and before it closed the run.
         """
         ended = {trial.user_attrs.get(RUN_ID): trial for trial in self.finished()}
-        condition = (
-            f"tags.study = '{self._settings.name}' and tags.kind = 'trial' "
-            "and attributes.status = 'RUNNING'"
-        )
-        for run in self._store.runs(condition):
-            if trial := ended.get(run.info.run_id):
-                tracked = TrackedRun(
-                    self._store.client, run.info.run_id, run.info.run_name, time.time
-                )
-                tracked.close(OUTCOMES[trial.state], trial.user_attrs.get("reason", ""))
+        for run in self._store.left_open(self._settings.name):
+            if trial := ended.get(run.run_id):
+                run.close(OUTCOMES[trial.state], trial.user_attrs.get("reason", ""))
 
     def _best_so_far(self) -> list[tuple[int, int, float]]:
         rows: list[tuple[int, int, float]] = []

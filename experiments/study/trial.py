@@ -10,7 +10,9 @@ from tqdm import tqdm
 from experiments.context import TrainingContext
 from experiments.study.space import Space
 from experiments.tracked_training import TrackedTraining
-from experiments.tracking.store import STORE_ERRORS, TrackedRun, TrackingStore
+from experiments.tracking import names
+from experiments.tracking.run import STORE_ERRORS, TrackedRun
+from experiments.tracking.store import TrackingStore
 from speaker.common.errors import DeviceLostError, UserError
 from speaker.common.seeding import derive_seed
 from speaker.config import TrialConfig
@@ -83,9 +85,9 @@ def _open_run(shared: StudyContext, trial: optuna.trial.Trial, config: TrialConf
     """Open the trial's run and store the link on both sides."""
     study = shared.study.study_name
     run_id = trial.user_attrs.get(RUN_ID) or shared.store.find_run(study, trial.number)
-    tags = {"study": study, "trial": str(trial.number)}
+    tags = {names.STUDY: study, names.TRIAL: str(trial.number)}
     if preset := trial.user_attrs.get(PRESET):
-        tags["preset"] = preset
+        tags[names.PRESET] = preset
     run = shared.store.open_run(run_name(trial.number, config), tags, shared.parent, run_id)
     trial.set_user_attr(RUN_ID, run.run_id)
     return run

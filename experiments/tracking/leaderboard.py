@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from mlflow.entities import Run
 
-from experiments.tracking.store import BEST_CROPS, BEST_WHOLE, SECONDS, TrackingStore
+from experiments.tracking import names
+from experiments.tracking.store import TrackingStore
 from speaker.common.errors import UserError
 from speaker.training.metrics import format_accuracy
 
@@ -34,11 +35,11 @@ def ranked(store: TrackingStore, study: str) -> list[Row]:
     A study has one protocol, so its accuracies may be ranked together. Raises UserError for an
     unknown study.
     """
-    if not store.runs(f"tags.study = '{study}' and tags.kind = 'study'"):
+    if not store.study_runs(study):
         raise UserError(
             f"there is no study {study!r} in {store.shown}; run search.py --study {study} first"
         )
-    rows = [_row(run) for run in store.runs(f"tags.study = '{study}' and tags.kind = 'trial'")]
+    rows = [_row(run) for run in store.trial_runs(study)]
     ended = [row for row in rows if row.state in ("complete", "pruned", "failed")]
     return sorted(
         ended, key=lambda row: (row.state != "complete", -(row.whole or 0.0), int(row.trial))
@@ -68,12 +69,12 @@ def _row(run: Run) -> Row:
     tags, metrics = run.data.tags, run.data.metrics
     return Row(
         run_id=run.info.run_id,
-        trial=tags.get("trial", "0"),
-        point=tags.get("point", ""),
-        state=tags.get("state", ""),
-        preset=tags.get("preset", ""),
-        whole=metrics.get(BEST_WHOLE),
-        crops=metrics.get(BEST_CROPS),
-        parameters=int(metrics.get("model/parameters", 0)),
-        seconds=metrics.get(SECONDS, 0.0),
+        trial=tags.get(names.TRIAL, "0"),
+        point=tags.get(names.POINT, ""),
+        state=tags.get(names.STATE, ""),
+        preset=tags.get(names.PRESET, ""),
+        whole=metrics.get(names.BEST_WHOLE),
+        crops=metrics.get(names.BEST_CROPS),
+        parameters=int(metrics.get(names.PARAMETERS, 0)),
+        seconds=metrics.get(names.SECONDS, 0.0),
     )

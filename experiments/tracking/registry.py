@@ -1,4 +1,4 @@
-"""The MLflow registry: promote a run to champion, and fetch a model from there."""
+"""The MLflow registry: promote a run to champion, and download a model from there."""
 
 import json
 import re
@@ -19,25 +19,31 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from experiments.tracking.leaderboard import ranked
-from experiments.tracking.store import (
+from experiments.tracking.names import (
     BEST_CROPS,
     BEST_WHOLE,
+    CHAMPION,
+    MODEL,
     MODEL_FOLDER,
+    POINT,
+    PRESET,
     SHA256,
-    STORE_ERRORS,
-    TrackingStore,
+    STATE,
+    STUDY,
+    TRIAL,
 )
+from experiments.tracking.run import STORE_ERRORS
+from experiments.tracking.store import TrackingStore
 from speaker.common.errors import UserError
 from speaker.common.files import sha256_file, write_atomically
 from speaker.model.saved_model import CARD, CONFIG, SOURCE, WEIGHTS, TrainedModel, load_model
 
-MODEL = "speaker-classifier"
-CHAMPION = "champion"
 PROGRAM = "program.pt2"
+DECISIVE_TAGS = ("corpus.digest", "protocol.whole")  # those of comparable accuracies
 CARRIED_TAGS = (
-    "study",
-    "trial",
-    "preset",
+    STUDY,
+    TRIAL,
+    PRESET,
     "corpus",
     "corpus.digest",
     "protocol.whole",
@@ -63,7 +69,7 @@ class Promotion:
         else:
             lines.append(f"Before, it was version {self.before.version}: {_describe(self.before)}")
             comparable = all(
-                self.before.tags.get(tag) == self.after.tags.get(tag) for tag in CARRIED_TAGS[4:6]
+                self.before.tags.get(tag) == self.after.tags.get(tag) for tag in DECISIVE_TAGS
             )
             if not comparable:
                 lines.append(
@@ -112,7 +118,7 @@ def find_version(store: TrackingStore, name: str) -> ModelVersion | None:
         return None
 
 
-def fetch(store: TrackingStore, name: str, folder: Path) -> str:
+def download_model(store: TrackingStore, name: str, folder: Path) -> str:
     """Copy the model called by an alias, a version or a run id into `folder`;
     return what it is, in words.
 
@@ -158,7 +164,7 @@ def _register(store: TrackingStore, run: Run) -> ModelVersion:
     tags |= {key: f"{run.data.metrics[key]:.4f}" for key in (BEST_WHOLE, BEST_CROPS)}
     with tempfile.TemporaryDirectory() as temporary:
         fetched, served = Path(temporary, "fetched"), Path(temporary, "served")
-        fetch(store, run.info.run_id, fetched)
+        download_model(store, run.info.run_id, fetched)
         _save_served(load_model(fetched), fetched, served)
         logged = client.create_logged_model(
             run.info.experiment_id, MODEL, run.info.run_id, tags=tags
@@ -171,7 +177,7 @@ def _register(store: TrackingStore, run: Run) -> ModelVersion:
         source,
         run.info.run_id,
         tags,
-        description=run.data.tags["point"],
+        description=run.data.tags[POINT],
         model_id=logged.model_id,
     )
 
@@ -221,11 +227,7 @@ def _run(store: TrackingStore, run_id: str) -> Run:
             f"there is no run {run_id!r} in {store.shown}; copy its id from the UI"
         ) from None
     tags = run.data.tags
-    if (
-        SHA256 not in tags
-        or tags.get("state") != "complete"
-        or run.info.lifecycle_stage != "active"
-    ):
+    if SHA256 not in tags or tags.get(STATE) != "complete" or run.info.lifecycle_stage != "active":
         raise UserError(
             f"only a complete trial's run can be used, but run {run_id} is none; choose another"
         )
@@ -248,8 +250,6 @@ def _download(store: TrackingStore, uri: str, folder: str) -> Path:
 def _describe(registered: ModelVersion) -> str:
     tags = registered.tags
     where = (
-        f"#{tags['trial']} of study {tags['study']}"
-        if "study" in tags
-        else f"run {registered.run_id}"
+        f"#{tags[TRIAL]} of study {tags[STUDY]}" if STUDY in tags else f"run {registered.run_id}"
     )
     return f"{registered.description}, whole {tags[BEST_WHOLE]}, crops {tags[BEST_CROPS]}, {where}"

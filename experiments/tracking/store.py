@@ -8,148 +8,24 @@ import logging
 import os
 import sqlite3
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-# A server that is down answers in seconds, not minutes.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-
-import mlflow  # after the settings it reads at import
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
+import mlflow
+from mlflow.entities import Metric, Param, Run, ViewType
 from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.context import TrainingContext
+from experiments.tracking import names
+from experiments.tracking.run import STATUS, STORE_ERRORS, TrackedRun, as_tags, dataset_input
 from experiments.urls import masked
-from speaker.common.errors import DeviceLostError, UserError, describe_differences, first_line
-from speaker.common.files import canonical_json, create_once
+from speaker.common.errors import UserError, describe_differences, first_line
+from speaker.common.files import create_once
 from speaker.config import ADDED_LATER, TrialConfig
-from speaker.model.saved_model import save_model
-from speaker.training.metrics import ACCURACY_CROPS, ACCURACY_WHOLE, LOSS_WHOLE, OBJECTIVE, Metrics
-from speaker.training.train import TrialResult
 
 T = TypeVar("T")
-
-EXPERIMENT = "speaker-classifier"
-MODEL_FOLDER = "model"  # of a run's artifacts
-FALLBACKS = "device.fallbacks"
-SECONDS, SHA256 = "speed/seconds", "weights.sha256"
-BEST_WHOLE, BEST_CROPS = "best/accuracy_whole", "best/accuracy_crops"
-# A store or disk fails; no fault of the trial.
-STORE_ERRORS = (MlflowException, SQLAlchemyError, OSError)
-STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED", "interrupted": "KILLED"}
-
-
-class TrackedRun:
-    """One run, open for writing.
-
-    Everything it writes may be written again after a crash without standing twice.
-    """
-
-    def __init__(
-        self, client: mlflow.MlflowClient, run_id: str, name: str, clock: Callable[[], float]
-    ) -> None:
-        self._client = client
-        self._name = name
-        self._clock = clock
-        self.run_id = run_id
-        # A trial that starts over measures again what the killed one had logged; those rows stay as
-        # they are.
-        self._logged = {key: self._last_step(key) for key in (OBJECTIVE, SECONDS)}
-
-    def log_setup(self, config: TrialConfig, context: TrainingContext) -> None:
-        """Log the point, field by field and whole, and the corpus."""
-        params = [Param(name, str(value)) for name, value in config.to_dict().items()]
-        tags = {
-            "point": config.label(),
-            "config.fingerprint": config.fingerprint(),
-            **context.tags(),
-        }
-        self._client.log_batch(self.run_id, params=params, tags=_tags(tags))
-        self._client.log_inputs(self.run_id, [_dataset(context)])
-        self._client.log_text(self.run_id, config.to_json(), "config.json")
-
-    def log(self, step: int, metrics: Metrics) -> None:
-        """Log one evaluation's row, unless it stands there already."""
-        self._log_once(OBJECTIVE, metrics, step)
-
-    def log_result(
-        self, result: TrialResult, config: TrialConfig, context: TrainingContext
-    ) -> None:
-        """Log the best of a trial and its weights, with what is needed to load them."""
-        summary = {"model/parameters": float(result.parameters), SECONDS: result.seconds}
-        if result.best:
-            summary[BEST_WHOLE], summary[BEST_CROPS] = (
-                result.best[ACCURACY_WHOLE],
-                result.best[ACCURACY_CROPS],
-            )
-            summary["best/loss_whole"] = result.best[LOSS_WHOLE]
-            summary["best/step"] = float(result.best_step)
-            with tempfile.TemporaryDirectory() as folder:
-                sha256 = save_model(
-                    Path(folder),
-                    result.weights,
-                    config,
-                    context.pack.n_mels,
-                    context.pack.speakers,
-                    context.pack.digest,
-                )
-                self._client.log_artifacts(self.run_id, folder, MODEL_FOLDER)
-            self._client.set_tag(self.run_id, SHA256, sha256)
-        if result.fallback:
-            reasons = "; ".join((*context.compute.fallbacks, result.fallback))
-            self._client.set_tag(self.run_id, FALLBACKS, reasons)
-        self._log_once(SECONDS, summary, result.steps)
-
-    @contextlib.contextmanager
-    def guarded(self) -> Iterator[None]:
-        """Close the run when what happens inside is interrupted or raises,
-        and let that pass through.
-        """
-        try:
-            yield
-        except STORE_ERRORS as error:
-            with contextlib.suppress(*STORE_ERRORS):
-                self.close("interrupted", describe_error(error))
-            raise
-        except KeyboardInterrupt:
-            self.close("interrupted", "stopped by the user")
-            raise
-        except DeviceLostError as error:
-            self.close("interrupted", str(error))
-            raise
-        except Exception as error:
-            self.close("failed", describe_error(error))
-            raise
-
-    def close(self, state: str, reason: str = "") -> None:
-        """End the run: complete, pruned, failed or interrupted, with the reason as a tag.
-
-        The UI's table shows neither tags nor more than two kinds of end, so the name of a run says
-        how it ended, too.
-        """
-        self._client.log_batch(
-            self.run_id, tags=_tags({"state": state, "state.reason": reason[:4000]})
-        )
-        self._client.update_run(self.run_id, name=_marked(self._name, state))
-        self._client.set_terminated(self.run_id, STATUS[state])
-
-    def _log_once(self, key: str, metrics: Metrics, step: int) -> None:
-        """Log a row, known by one of its keys, unless that key has this step or a later one."""
-        if step > self._logged[key]:
-            now = int(self._clock() * 1000)
-            rows = [Metric(name, value, now, step) for name, value in metrics.items()]
-            self._client.log_batch(self.run_id, metrics=rows)
-
-    def _last_step(self, key: str) -> int:
-        return max(
-            (row.step for row in self._client.get_metric_history(self.run_id, key)), default=-1
-        )
 
 
 class TrackingStore:
@@ -182,34 +58,38 @@ class TrackingStore:
         `identity` tells studies of one name apart. Raises UserError when the store holds another
         one of this name.
         """
-        found = self.runs(f"tags.study = '{name}' and tags.kind = 'study'")
-        if any(run.data.tags.get("study.id") != identity for run in found):
+        found = self.study_runs(name)
+        if any(run.data.tags.get(names.STUDY_ID) != identity for run in found):
             raise UserError(
                 f"{self.shown} holds another study {name!r}, of another --storage; choose another "
                 f"--study, such as {name}-2"
             )
         if run_id is None:
-            kept = {"kind": "study", "study": name, "study.id": identity}
+            kept = {names.KIND: names.KIND_STUDY, names.STUDY: name, names.STUDY_ID: identity}
             run_id = found[0].info.run_id if found else self._create_run(f"study {name}", kept)
         self._must_have(run_id, name)
         self.client.update_run(run_id, status="RUNNING")
         batch = [Param(key, value) for key, value in params.items()]
         self.client.log_batch(
-            run_id, params=batch, tags=_tags({**tags, **context.tags(), "state": "running"})
+            run_id,
+            params=batch,
+            tags=as_tags({**tags, **context.tags(), names.STATE: names.RUNNING}),
         )
-        self.client.log_inputs(run_id, [_dataset(context)])
+        self.client.log_inputs(run_id, [dataset_input(context)])
         return run_id
 
     def tag_run(self, run_id: str, tags: dict[str, str]) -> None:
         """Set tags of a run."""
-        self.client.log_batch(run_id, tags=_tags(tags))
+        self.client.log_batch(run_id, tags=as_tags(tags))
 
     def close_study(
         self, run_id: str, state: str, best_so_far: list[tuple[int, int, float]]
     ) -> None:
         """End a study's parent run; `best_so_far` is (trial number, milliseconds, accuracy)."""
-        rows = [Metric(BEST_WHOLE, value, when, number) for number, when, value in best_so_far]
-        self.client.log_batch(run_id, metrics=rows, tags=_tags({"state": state}))
+        rows = [
+            Metric(names.BEST_WHOLE, value, when, number) for number, when, value in best_so_far
+        ]
+        self.client.log_batch(run_id, metrics=rows, tags=as_tags({names.STATE: state}))
         self.client.set_terminated(run_id, STATUS[state])
 
     def open_run(
@@ -218,10 +98,10 @@ class TrackingStore:
         """Open a trial's run, for the first time or again (by `run_id`)."""
         if run_id is None:
             parents = {"mlflow.parentRunId": parent} if parent else {}
-            run_id = self._create_run(name, {"kind": "trial", **parents, **tags})
-        self._must_have(run_id, tags.get("study", ""))
+            run_id = self._create_run(name, {names.KIND: names.KIND_TRIAL, **parents, **tags})
+        self._must_have(run_id, tags.get(names.STUDY, ""))
         self.client.update_run(run_id, status="RUNNING", name=name)
-        self.client.set_tag(run_id, "state", "running")
+        self.client.set_tag(run_id, names.STATE, names.RUNNING)
         return TrackedRun(self.client, run_id, name, self._clock)
 
     def reopen_run(self, run_id: str, config: TrialConfig, context: TrainingContext) -> TrackedRun:
@@ -236,12 +116,12 @@ class TrackingStore:
             raise UserError(
                 f"--resume must name a run, but {self.shown} has no {run_id}; look in the UI"
             ) from None
-        if run.data.tags.get("kind") != "trial" or "study" in run.data.tags:
+        if run.data.tags.get(names.KIND) != names.KIND_TRIAL or names.STUDY in run.data.tags:
             raise UserError(
                 f"--resume is for runs of train_trial.py, but {run_id} is not one; run "
                 "search.py again"
             )
-        if (state := run.data.tags.get("state")) not in ("running", "interrupted"):
+        if (state := run.data.tags.get(names.STATE)) not in (names.RUNNING, "interrupted"):
             raise UserError(
                 f"--resume must name a run that was stopped, but {run_id} has ended: {state}"
             )
@@ -272,10 +152,28 @@ class TrackingStore:
 
     def find_run(self, study: str, number: int) -> str | None:
         """Return the id of a trial's run: a worker may have died before the trial knew of it."""
-        found = self.runs(
-            f"tags.study = '{study}' and tags.kind = 'trial' and tags.trial = '{number}'"
-        )
+        found = self.trial_runs(study, f"tags.{names.TRIAL} = '{number}'")
         return found[0].info.run_id if found else None
+
+    def study_runs(self, study: str) -> list[Run]:
+        """Return the parent runs of the studies of this name: one, or none."""
+        return self.runs(
+            f"tags.{names.STUDY} = '{study}' and tags.{names.KIND} = '{names.KIND_STUDY}'"
+        )
+
+    def trial_runs(self, study: str, condition: str = "") -> list[Run]:
+        """Return the runs of a study's trials, oldest first: all, or those that meet an MLflow
+        filter.
+        """
+        of_study = f"tags.{names.STUDY} = '{study}' and tags.{names.KIND} = '{names.KIND_TRIAL}'"
+        return self.runs(f"{of_study} and {condition}" if condition else of_study)
+
+    def left_open(self, study: str) -> list[TrackedRun]:
+        """Return the runs of a study's trials that are RUNNING in the store."""
+        return [
+            TrackedRun(self.client, run.info.run_id, run.info.run_name, self._clock)
+            for run in self.trial_runs(study, "attributes.status = 'RUNNING'")
+        ]
 
     def runs(self, condition: str) -> list[Run]:
         """Return all runs of the experiment that meet an MLflow filter, oldest first."""
@@ -316,16 +214,16 @@ class TrackingStore:
 
     def _open_experiment(self) -> str:
         place = _artifacts(self._path) if self._path else None
-        experiment = self.client.get_experiment_by_name(EXPERIMENT)
+        experiment = self.client.get_experiment_by_name(names.EXPERIMENT)
         if experiment is None:
             try:
-                return str(self.client.create_experiment(EXPERIMENT, place))
+                return str(self.client.create_experiment(names.EXPERIMENT, place))
             except MlflowException:  # another worker was faster
-                experiment = self.client.get_experiment_by_name(EXPERIMENT)
+                experiment = self.client.get_experiment_by_name(names.EXPERIMENT)
         if experiment is None or experiment.lifecycle_stage != "active":
             raise UserError(
-                f"the MLflow experiment {EXPERIMENT!r} was deleted from {self.shown}; restore it "
-                "there"
+                f"the MLflow experiment {names.EXPERIMENT!r} was deleted from {self.shown}; "
+                "restore it there"
             )
         location = str(experiment.artifact_location)
         if place and location.startswith("file:") and location != place:
@@ -351,11 +249,6 @@ class TrackingStore:
             raise UserError(
                 f"the tracking store {self.shown} does not answer ({reason}); check --tracking-uri"
             ) from error
-
-
-def describe_error(error: Exception) -> str:
-    """Return an error as a run's reason."""
-    return f"{type(error).__name__}: {error}"
 
 
 def default_tracking_uri(state: Path) -> str:
@@ -387,41 +280,8 @@ def _create_store(path: Path, artifacts: str) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     store = SqlAlchemyStore(f"sqlite:///{path}", artifacts)
-    store.create_experiment(EXPERIMENT, artifact_location=artifacts)
+    store.create_experiment(names.EXPERIMENT, artifact_location=artifacts)
     store.engine.dispose()
-
-
-def _dataset(context: TrainingContext) -> DatasetInput:
-    """Return the corpus as MLflow shows it among a run's inputs."""
-    profile = {
-        "utterances": len(context.pack),
-        "speakers": len(context.pack.speakers),
-        "frames": len(context.pack.frames),
-        "test_utterances": len(context.corpus.test),
-    }
-    schema = {"mels": f"float32 (frames, {context.pack.n_mels})", "speaker": "id"}
-    dataset = Dataset(
-        name=context.corpus.name,
-        # Short, for the UI's table; the tag corpus.digest holds it all.
-        digest=context.pack.digest[:12],
-        source_type="local",
-        source=canonical_json({"uri": context.corpus.folder.as_uri()}),
-        schema=canonical_json(schema),
-        profile=canonical_json(profile),
-    )
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", "train and valid")])
-
-
-def _tags(values: dict[str, Any]) -> list[RunTag]:
-    return [RunTag(name, str(value)) for name, value in values.items()]
-
-
-def _marked(name: str, state: str) -> str:
-    """Return a run's name with its end in it, behind the trial's number:
-    "#7 pruned d256 h8 L4 relu".
-    """
-    number, _, rest = name.partition(" ") if name.startswith("#") else ("", "", name)
-    return name if state == "complete" else f"{number} {state} {rest}".strip()
 
 
 def _program() -> str:

@@ -18,7 +18,8 @@ from experiments.study.locks import open_locks
 from experiments.study.search import SearchSettings, StudyWorker, open_storage
 from experiments.study.space import HOMEWORK, WIDE
 from experiments.study.trial import PRESET, RUN_ID, run_trial
-from experiments.tracking.store import TrackedRun, TrackingStore
+from experiments.tracking.run import TrackedRun
+from experiments.tracking.store import TrackingStore
 from speaker.common.cuda import noticing_loss
 from speaker.common.errors import DeviceLostError, UserError
 from speaker.common.signals import Interrupted

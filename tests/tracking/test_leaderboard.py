@@ -5,7 +5,8 @@ import pytest
 
 from experiments.context import TrainingContext
 from experiments.tracking.leaderboard import Row, ranked, table
-from experiments.tracking.store import BEST_CROPS, BEST_WHOLE, TrackingStore
+from experiments.tracking.names import BEST_CROPS, BEST_WHOLE
+from experiments.tracking.store import TrackingStore
 from speaker.common.errors import UserError
 
 ROW = Row("id", "0", "d80 h2 L1 sigmoid", "complete", "", 0.5, 0.4, 125_896, 1_620.0)

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from experiments.context import TrainingContext
-from experiments.tracking.registry import CHAMPION, MODEL, best_runs, fetch, find_version, promote
+from experiments.tracking.names import CHAMPION, MODEL
+from experiments.tracking.registry import best_runs, download_model, find_version, promote
 from experiments.tracking.store import TrackingStore
 from speaker.common.errors import UserError
 from speaker.model.classifier import SpeakerClassifier
@@ -83,11 +84,13 @@ def test_the_best_run_becomes_champion_and_says_what_changed(
         "promotion must not touch the run"
     )
 
-    assert fetch(store, CHAMPION, tmp_path / "champion") == "version 2 of speaker-classifier"
+    assert (
+        download_model(store, CHAMPION, tmp_path / "champion") == "version 2 of speaker-classifier"
+    )
     trained = load_model(tmp_path / "champion")
     assert torch.equal(trained.model.project.weight, model.project.weight)
-    assert fetch(store, "1", tmp_path / "one") == "version 1 of speaker-classifier"
-    assert fetch(store, first, tmp_path / "run") == f"run {first}"
+    assert download_model(store, "1", tmp_path / "one") == "version 1 of speaker-classifier"
+    assert download_model(store, first, tmp_path / "run") == f"run {first}"
     assert load_model(tmp_path / "run").source == {"run": first, "store": store.shown}
     assert trained.source["version"] == "2"
     assert best_runs(store, "s", 2)[1] == first
@@ -101,7 +104,7 @@ def test_an_unknown_model_is_one_clear_line(
     store: TrackingStore, tmp_path: Path, name: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        fetch(store, name, tmp_path / "model")
+        download_model(store, name, tmp_path / "model")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "model").exists()
 
@@ -117,7 +120,7 @@ def test_weights_that_changed_in_the_store_are_refused(
         file.write_bytes(data)
     for name in (CHAMPION, run_id):
         with pytest.raises(UserError, match="must have sha256"):
-            fetch(store, name, tmp_path / "model")
+            download_model(store, name, tmp_path / "model")
 
 
 @pytest.mark.parametrize("state_name", ["pruned", "failed", "interrupted"])
@@ -138,7 +141,7 @@ def test_a_model_whose_files_are_gone_is_one_clear_line(
     shutil.rmtree(tmp_path / "mlruns" / "artifacts")
     for name in (CHAMPION, run_id):
         with pytest.raises(UserError, match="files cannot be read"):
-            fetch(store, name, tmp_path / "model")
+            download_model(store, name, tmp_path / "model")
 
 
 def test_mlflow_alone_gets_the_same_answers(

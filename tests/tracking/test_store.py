@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from experiments.context import TrainingContext
-from experiments.tracking.store import BEST_WHOLE, EXPERIMENT, TrackingStore, existing_store
+from experiments.tracking.names import BEST_WHOLE, EXPERIMENT
+from experiments.tracking.store import TrackingStore, existing_store
 from speaker.common.errors import UserError
 from speaker.common.signals import Interrupted
 from speaker.model.classifier import SpeakerClassifier

@@ -1,0 +1,18 @@
+"""What runs, experiments and models are called in MLflow, and the names of their tags and metrics
+that are not training's own (those are in speaker/training/metrics.py). Old stores hold these, too.
+"""
+
+EXPERIMENT = "speaker-classifier"
+MODEL = "speaker-classifier"
+CHAMPION = "champion"
+MODEL_FOLDER = "model"  # of a run's artifacts
+
+KIND, KIND_STUDY, KIND_TRIAL = "kind", "study", "trial"
+STUDY, STUDY_ID, TRIAL, PRESET = "study", "study.id", "trial", "preset"
+STATE, REASON, RUNNING = "state", "state.reason", "running"
+POINT, FINGERPRINT = "point", "config.fingerprint"
+FALLBACKS, SHA256 = "device.fallbacks", "weights.sha256"
+
+SECONDS, PARAMETERS = "speed/seconds", "model/parameters"
+BEST_WHOLE, BEST_CROPS = "best/accuracy_whole", "best/accuracy_crops"
+BEST_LOSS, BEST_STEP = "best/loss_whole", "best/step"

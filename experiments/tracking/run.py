@@ -1,0 +1,175 @@
+"""One trial's run in MLflow, open for writing."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# A server that is down answers in seconds, not minutes.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+import mlflow  # after the settings it reads at import
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+from experiments.context import TrainingContext
+from experiments.tracking import names
+from speaker.common.errors import DeviceLostError
+from speaker.common.files import canonical_json
+from speaker.config import TrialConfig
+from speaker.model.saved_model import save_model
+from speaker.training.metrics import ACCURACY_CROPS, ACCURACY_WHOLE, LOSS_WHOLE, OBJECTIVE, Metrics
+from speaker.training.train import TrialResult
+
+# A store or disk fails; no fault of the trial.
+STORE_ERRORS = (MlflowException, SQLAlchemyError, OSError)
+STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED", "interrupted": "KILLED"}
+
+
+class TrackedRun:
+    """One run, open for writing.
+
+    Everything it writes may be written again after a crash without standing twice.
+    """
+
+    def __init__(
+        self, client: mlflow.MlflowClient, run_id: str, name: str, clock: Callable[[], float]
+    ) -> None:
+        self._client = client
+        self._name = name
+        self._clock = clock
+        self.run_id = run_id
+        # A trial that starts over measures again what the killed one had logged; those rows stay as
+        # they are.
+        self._logged = {key: self._last_step(key) for key in (OBJECTIVE, names.SECONDS)}
+
+    def log_setup(self, config: TrialConfig, context: TrainingContext) -> None:
+        """Log the point, field by field and whole, and the corpus."""
+        params = [Param(name, str(value)) for name, value in config.to_dict().items()]
+        tags = {
+            names.POINT: config.label(),
+            names.FINGERPRINT: config.fingerprint(),
+            **context.tags(),
+        }
+        self._client.log_batch(self.run_id, params=params, tags=as_tags(tags))
+        self._client.log_inputs(self.run_id, [dataset_input(context)])
+        self._client.log_text(self.run_id, config.to_json(), "config.json")
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        """Log one evaluation's row, unless it stands there already."""
+        self._log_once(OBJECTIVE, metrics, step)
+
+    def log_result(
+        self, result: TrialResult, config: TrialConfig, context: TrainingContext
+    ) -> None:
+        """Log the best of a trial and its weights, with what is needed to load them."""
+        summary = {names.PARAMETERS: float(result.parameters), names.SECONDS: result.seconds}
+        if result.best:
+            summary[names.BEST_WHOLE] = result.best[ACCURACY_WHOLE]
+            summary[names.BEST_CROPS] = result.best[ACCURACY_CROPS]
+            summary[names.BEST_LOSS] = result.best[LOSS_WHOLE]
+            summary[names.BEST_STEP] = float(result.best_step)
+            with tempfile.TemporaryDirectory() as folder:
+                sha256 = save_model(
+                    Path(folder),
+                    result.weights,
+                    config,
+                    context.pack.n_mels,
+                    context.pack.speakers,
+                    context.pack.digest,
+                )
+                self._client.log_artifacts(self.run_id, folder, names.MODEL_FOLDER)
+            self._client.set_tag(self.run_id, names.SHA256, sha256)
+        if result.fallback:
+            reasons = "; ".join((*context.compute.fallbacks, result.fallback))
+            self._client.set_tag(self.run_id, names.FALLBACKS, reasons)
+        self._log_once(names.SECONDS, summary, result.steps)
+
+    @contextlib.contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Close the run when what happens inside is interrupted or raises,
+        and let that pass through.
+        """
+        try:
+            yield
+        except STORE_ERRORS as error:
+            with contextlib.suppress(*STORE_ERRORS):
+                self.close("interrupted", describe_error(error))
+            raise
+        except KeyboardInterrupt:
+            self.close("interrupted", "stopped by the user")
+            raise
+        except DeviceLostError as error:
+            self.close("interrupted", str(error))
+            raise
+        except Exception as error:
+            self.close("failed", describe_error(error))
+            raise
+
+    def close(self, state: str, reason: str = "") -> None:
+        """End the run: complete, pruned, failed or interrupted, with the reason as a tag.
+
+        The UI's table shows neither tags nor more than two kinds of end, so the name of a run says
+        how it ended, too.
+        """
+        self._client.log_batch(
+            self.run_id, tags=as_tags({names.STATE: state, names.REASON: reason[:4000]})
+        )
+        self._client.update_run(self.run_id, name=_marked(self._name, state))
+        self._client.set_terminated(self.run_id, STATUS[state])
+
+    def _log_once(self, key: str, metrics: Metrics, step: int) -> None:
+        """Log a row, known by one of its keys, unless that key has this step or a later one."""
+        if step > self._logged[key]:
+            now = int(self._clock() * 1000)
+            rows = [Metric(name, value, now, step) for name, value in metrics.items()]
+            self._client.log_batch(self.run_id, metrics=rows)
+
+    def _last_step(self, key: str) -> int:
+        return max(
+            (row.step for row in self._client.get_metric_history(self.run_id, key)), default=-1
+        )
+
+
+def describe_error(error: Exception) -> str:
+    """Return an error as a run's reason."""
+    return f"{type(error).__name__}: {error}"
+
+
+def dataset_input(context: TrainingContext) -> DatasetInput:
+    """Return the corpus as MLflow shows it among a run's inputs."""
+    profile = {
+        "utterances": len(context.pack),
+        "speakers": len(context.pack.speakers),
+        "frames": len(context.pack.frames),
+        "test_utterances": len(context.corpus.test),
+    }
+    schema = {"mels": f"float32 (frames, {context.pack.n_mels})", "speaker": "id"}
+    dataset = Dataset(
+        name=context.corpus.name,
+        # Short, for the UI's table; the tag corpus.digest holds it all.
+        digest=context.pack.digest[:12],
+        source_type="local",
+        source=canonical_json({"uri": context.corpus.folder.as_uri()}),
+        schema=canonical_json(schema),
+        profile=canonical_json(profile),
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", "train and valid")])
+
+
+def as_tags(values: dict[str, Any]) -> list[RunTag]:
+    """Return tags as MLflow's batches take them."""
+    return [RunTag(name, str(value)) for name, value in values.items()]
+
+
+def _marked(name: str, state: str) -> str:
+    """Return a run's name with its end in it, behind the trial's number:
+    "#7 pruned d256 h8 L4 relu".
+    """
+    number, _, rest = name.partition(" ") if name.startswith("#") else ("", "", name)
+    return name if state == "complete" else f"{number} {state} {rest}".strip()
