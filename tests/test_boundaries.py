@@ -14,7 +14,7 @@ from tests.helpers import ROOT
 
 # From the bottom up. Every folder may also import itself.
 MAY_IMPORT = {
-    "speaker.common": {"torch", "filelock"},
+    "speaker.common": {"torch", "filelock", "pydantic"},
     "speaker.config": {"speaker.common"},
     "speaker.data": {
         "speaker.common", "speaker.config",

@@ -5,7 +5,7 @@ built once and used by every trial.
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ from tqdm import tqdm
 
 from speaker.common.errors import UserError
 from speaker.common.files import create_once
+from speaker.common.records import parse_record
 from speaker.data.corpus import Corpus, read_mels
 
 FORMAT = 1
+ABOUT = "pack.json"
 FRAMES_AT_ONCE = 1 << 20  # that are sent to a device
 PADDING = -20.0  # the homework's padding value; masked wherever the model could see it
 
@@ -168,25 +170,30 @@ def _build(corpus: Corpus, folder: Path) -> None:
             "lists them"
         )
     save_file({"lengths": lengths, "labels": labels}, folder / "index.safetensors")
-    about = {
-        "format": FORMAT,
-        "n_mels": corpus.n_mels,
-        "speakers": corpus.speakers,
-        "digest": digest.hexdigest(),
-    }
-    (folder / "pack.json").write_text(json.dumps(about, indent=1))
+    about = _About(FORMAT, corpus.n_mels, corpus.speakers, digest.hexdigest())
+    (folder / ABOUT).write_text(json.dumps(asdict(about), indent=1))
+
+
+@dataclass(frozen=True)
+class _About:
+    """What ABOUT holds."""
+
+    format: int
+    n_mels: int
+    speakers: tuple[str, ...]
+    digest: str
 
 
 def _open(folder: Path) -> Pack:
     path = folder / "frames.f16"
     try:
-        about = json.loads((folder / "pack.json").read_text())
+        about = parse_record(_About, (folder / ABOUT).read_bytes(), folder / ABOUT, "")
         index = load_file(folder / "index.safetensors")
-        lengths, labels, n_mels = index["lengths"], index["labels"], int(about["n_mels"])
+        lengths, labels, n_mels = index["lengths"], index["labels"], about.n_mels
         ends = lengths.cumsum(0)
         total = int(ends[-1])
-        whole = about["format"] == FORMAT and path.stat().st_size == 2 * total * n_mels
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        whole = about.format == FORMAT and path.stat().st_size == 2 * total * n_mels
+    except (OSError, ValueError, KeyError, UserError, SafetensorError):
         whole = False
     if not whole:
         raise UserError(
@@ -201,8 +208,8 @@ def _open(folder: Path) -> Pack:
         offsets=ends - lengths,
         lengths=lengths,
         labels=labels,
-        speakers=tuple(about["speakers"]),
-        digest=about["digest"],
+        speakers=about.speakers,
+        digest=about.digest,
         shortest=int(lengths.min()),
         longest=int(lengths.max()),
     )

@@ -5,7 +5,7 @@ Data, never code.
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from speaker.common.errors import UserError, first_line
 from speaker.common.files import parse_json, read_bounded, sha256_file, write_atomically
+from speaker.common.records import parse_record
 from speaker.config import TrialConfig
 from speaker.model.classifier import SpeakerClassifier
 
@@ -25,6 +26,18 @@ FORMAT = 2
 MAX_BYTES = 1 << 30
 WEIGHTS, CONFIG, CARD = "weights.safetensors", "config.json", "model.json"
 SOURCE = "source.json"  # beside them in a fetched model: the run and version it came from
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What is written beside a model's weights."""
+
+    format: int
+    n_mels: int
+    speakers: tuple[str, ...]
+    corpus: str  # digest of what it was trained on
+    config: str  # fingerprint
+    weights_sha256: str  # hex
 
 
 @dataclass(frozen=True)
@@ -65,15 +78,8 @@ def save_model(
     write_atomically(folder / WEIGHTS, save(weights))
     write_atomically(folder / CONFIG, config.to_json().encode())
     sha256 = sha256_file(folder / WEIGHTS)
-    card = {
-        "format": FORMAT,
-        "n_mels": n_mels,
-        "speakers": speakers,
-        "corpus": digest,
-        "config": config.fingerprint(),
-        "weights_sha256": sha256,
-    }
-    write_atomically(folder / CARD, json.dumps(card, indent=1).encode())
+    card = ModelCard(FORMAT, n_mels, speakers, digest, config.fingerprint(), sha256)
+    write_atomically(folder / CARD, json.dumps(asdict(card), indent=1).encode())
     return sha256
 
 
@@ -83,14 +89,8 @@ def load_model(folder: Path) -> TrainedModel:
 
     Raises UserError when a file is missing, broken, or not the one the model was saved with.
     """
-    card = _read_object(folder / CARD)
-    n_mels = _field(card, "n_mels", int, folder / CARD)
-    speakers = tuple(_field(card, "speakers", list, folder / CARD))
-    if (
-        card.get("format") != FORMAT
-        or not all(isinstance(name, str) for name in speakers)
-        or n_mels < 1
-    ):
+    card = parse_record(ModelCard, _read(folder / CARD), folder / CARD, "fetch the model again")
+    if card.format != FORMAT or card.n_mels < 1:
         raise UserError(
             f"{folder / CARD} must be a model's of format {FORMAT}, but is not; save the model "
             "again"
@@ -98,7 +98,7 @@ def load_model(folder: Path) -> TrainedModel:
     config = _read_config(folder, card)
     data = read_bounded(folder / WEIGHTS, MAX_BYTES)
     sha256 = hashlib.sha256(data).hexdigest()
-    if sha256 != card.get("weights_sha256"):
+    if sha256 != card.weights_sha256:
         raise UserError(
             f"{folder / WEIGHTS}: its sha256 must be the one in {CARD}, but is not; fetch the "
             "model again"
@@ -106,19 +106,19 @@ def load_model(folder: Path) -> TrainedModel:
     source = (
         _read_object(folder / SOURCE) if (folder / SOURCE).exists() else {"folder": str(folder)}
     )
-    model = _build(data, config, n_mels, len(speakers), folder / WEIGHTS)
+    model = _build(data, config, card.n_mels, len(card.speakers), folder / WEIGHTS)
     return TrainedModel(
-        model.eval(), config, n_mels, speakers, str(card.get("corpus")), sha256, source
+        model.eval(), config, card.n_mels, card.speakers, card.corpus, sha256, source
     )
 
 
-def _read_config(folder: Path, card: dict[str, Any]) -> TrialConfig:
+def _read_config(folder: Path, card: ModelCard) -> TrialConfig:
     """Return the point beside the weights, which must be the one that the card was written with."""
     try:
         config = TrialConfig.from_dict(_read_object(folder / CONFIG))
     except UserError as error:
         raise UserError(f"{folder / CONFIG}: {error}") from error
-    if config.fingerprint() != card.get("config"):
+    if config.fingerprint() != card.config:
         raise UserError(
             f"{folder / CONFIG} must be the config that {CARD} was written with, but is another"
         )
@@ -161,26 +161,19 @@ def _build(
     return model
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> bytes:
     try:
-        data = read_bounded(path, MAX_BYTES)
+        return read_bounded(path, MAX_BYTES)
     except UserError as error:
         raise UserError(
             f"{error}; a model is a folder with {WEIGHTS}, {CONFIG} and {CARD}"
         ) from error
-    value = parse_json(data, path)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    value = parse_json(_read(path), path)
     if not isinstance(value, dict):
         raise UserError(
             f"{path} must hold an object, but holds {type(value).__name__}; fetch the model again"
-        )
-    return value
-
-
-def _field(record: dict[str, Any], key: str, kind: type[T], path: Path) -> T:
-    value = record.get(key)
-    if type(value) is not kind:
-        raise UserError(
-            f"{path}: {key} must be {kind.__name__}, but is {type(value).__name__}; fetch the "
-            "model again"
         )
     return value

@@ -1,5 +1,6 @@
 """Recordings to feature files: several processes, resumable, the same files every time."""
 
+import contextlib
 import io
 import json
 import multiprocessing
@@ -17,16 +18,13 @@ from tqdm import tqdm
 
 from speaker.common.errors import UserError, first_line
 from speaker.common.processes import exit_with_parent, shielded_from_interrupts
+from speaker.common.records import parse_record
 from speaker.data.features import log_mel, normalize_peak, trim_silence
 from speaker.sources.audio import Sound, read_sound
 from speaker.sources.recordings import Recording
 
 JOURNAL = "prepared.jsonl"
-
-
 AT_ONCE = 8  # recordings that a process takes at a time
-
-
 CLIPPED_AT, CLIPPED_SHARE = 0.999, 0.01  # of full scale; of a recording's samples
 
 
@@ -40,6 +38,14 @@ class Extraction:
     error: str = ""
     rate: int = 0  # at which it was recorded, in Hz; 0 if an older version prepared it
     disguised: str = ""  # its format, where its name says another
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A line of the journal."""
+
+    recording: Recording
+    outcome: Extraction
 
 
 def extract_all(
@@ -64,8 +70,8 @@ def extract_all(
         for recording, extraction in _extracted(audio, folder, missing, workers):
             done[recording] = extraction
             if not extraction.error:  # what failed is tried again
-                entry = {"recording": asdict(recording), "outcome": asdict(extraction)}
-                journal.write(json.dumps(entry) + "\n")
+                entry = _Entry(recording, extraction)
+                journal.write(json.dumps(asdict(entry)) + "\n")
             bar.update()
     return {recording: done[recording] for recording in recordings}
 
@@ -162,18 +168,18 @@ def _read_journal(folder: Path, recordings: list[Recording]) -> dict[Recording, 
     whole feature files.
     """
     wanted = set(recordings)
-    done = {}
+    done: dict[Recording, Extraction] = {}
     path = folder / JOURNAL
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ():
-        if not line.endswith("}}\n"):  # the last one, cut off
-            continue
-        entry = json.loads(line)
-        recording, extraction = Recording(**entry["recording"]), Extraction(**entry["outcome"])
-        target = folder / recording.feature_path
-        if (
-            recording in wanted
-            and target.is_file()
-            and zlib.crc32(target.read_bytes()) == extraction.crc
-        ):
-            done[recording] = extraction
-    return done
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(UserError):  # a line cut off or damaged: it is extracted again
+            entry = parse_record(_Entry, line, path, "")
+            done[entry.recording] = entry.outcome
+    return {
+        recording: extraction
+        for recording, extraction in done.items()
+        if recording in wanted and _crc(folder / recording.feature_path) == extraction.crc
+    }
+
+
+def _crc(path: Path) -> int | None:
+    return zlib.crc32(path.read_bytes()) if path.is_file() else None

@@ -22,6 +22,7 @@ from urllib3.exceptions import HTTPError
 
 from speaker.common.errors import UserError
 from speaker.common.files import recognize_file, sha256_file, sync_folder, write_atomically
+from speaker.common.records import parse_record
 from speaker.sources.parts import MAX_PART_BYTES, NOT_A_PART, Part, check_url
 
 THREADS = 4
@@ -378,8 +379,8 @@ class _Fetch:
     def _read_source(self) -> _Source | None:
         """Return what the sidecar says, if it is of the same URL."""
         try:
-            source = _Source(**json.loads(self._sidecar.read_bytes()))
-        except (FileNotFoundError, ValueError, TypeError):
+            source = parse_record(_Source, self._sidecar.read_bytes(), self._sidecar, "")
+        except (FileNotFoundError, UserError):
             return None
         return source if source.url == self._part.url else None
 

@@ -559,6 +559,28 @@ def test_what_an_older_version_prepared_is_kept(audio: Path, tmp_path: Path) -> 
     assert prepared.warnings == ()
 
 
+def test_a_damaged_line_of_the_journal_costs_that_recording_alone(
+    audio: Path, tmp_path: Path
+) -> None:
+    whole = prepare(audio, tmp_path / "whole", PrepareOptions()).corpus.folder
+    copy = Path(shutil.copytree(audio, tmp_path / "copy"))
+    (copy / "id00000" / "bad.wav").touch()
+    with pytest.raises(RecordingsError):
+        prepare(copy, tmp_path / "corpus", PrepareOptions())
+    (copy / "id00000" / "bad.wav").unlink()
+    journal = tmp_path / ".corpus.partial" / JOURNAL
+    lines = journal.read_bytes().splitlines()
+    assert len(lines) == 15
+    damage = (b"", b"{", b"[]", b"\xff\xfe", lines[4][:-9], lines[5].replace(b"16000", b'"x"'))
+    lines[: len(damage)] = damage
+    journal.write_bytes(b"\n".join(lines))
+    before = {path.name: path.stat().st_mtime_ns for path in journal.parent.glob("uttr-*.pt")}
+    folder = prepare(copy, tmp_path / "corpus", PrepareOptions()).corpus.folder
+    after = {path.name: path.stat().st_mtime_ns for path in folder.glob("uttr-*.pt")}
+    assert sum(before[name] == after[name] for name in before) == 15 - len(damage)
+    assert files(folder) == files(whole)
+
+
 def test_recordings_under_another_formats_name_are_named(audio: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(audio, tmp_path / "copy"))
     for speaker in ("id00000", "id00001"):
