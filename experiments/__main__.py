@@ -9,11 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from experiments.model_folders import model_folders
 from speaker.common.cli import Parser, add_tracking_uri, plain_name, port, positive_int, run_cli
 from speaker.common.errors import UserError
 from speaker.common.paths import STATE
-from speaker.prediction.command import add_flags
-from speaker.prediction.name import add_name_flags
+from speaker.prediction.verbs import add_verbs
 
 
 def parser() -> Parser:
@@ -52,14 +52,7 @@ def parser() -> Parser:
     )
     fetch.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     fetch.set_defaults(run=run_fetch)
-    predict = verbs.add_parser(
-        "predict", help="name the speakers of a corpus's test utterances, as a CSV"
-    )
-    add_flags(predict)
-    predict.set_defaults(run=run_predict)
-    name = verbs.add_parser("name", help="name the likeliest speakers of recordings")
-    add_name_flags(name)
-    name.set_defaults(run=run_name)
+    add_verbs(verbs, model_folders)
     ui = verbs.add_parser(
         "ui", parents=[tracking], help="open the MLflow UI on this machine's loopback address"
     )
@@ -100,24 +93,6 @@ def run_fetch(arguments: argparse.Namespace) -> None:
             print(f"Fetched {download_model(store, run_id, arguments.out / str(rank))}.")
     else:
         print(f"Fetched {download_model(store, arguments.model, arguments.out)}.")
-
-
-def run_predict(arguments: argparse.Namespace) -> None:
-    """Predict the test utterances of a corpus with models that MLflow holds,
-    or with one in a folder.
-    """
-    from experiments.predict import model_folders
-    from speaker.prediction.command import predict
-
-    predict(arguments, model_folders(arguments))
-
-
-def run_name(arguments: argparse.Namespace) -> None:
-    """Name the speakers of recordings with a model that MLflow holds, or with one in a folder."""
-    from experiments.predict import model_folders
-    from speaker.prediction.name import name
-
-    name(arguments, model_folders(arguments))
 
 
 def run_ui(arguments: argparse.Namespace) -> None:

@@ -19,8 +19,7 @@ from speaker.common.cli import (
     share,
 )
 from speaker.common.errors import UserError
-from speaker.prediction.command import add_flags, is_local
-from speaker.prediction.name import add_name_flags
+from speaker.prediction.verbs import add_verbs, is_local
 
 
 def parser() -> Parser:
@@ -38,14 +37,7 @@ def parser() -> Parser:
             "check", help="say all that is wrong with a corpus, and what it looks like"
         )
     )
-    predict = verbs.add_parser(
-        "predict", help="name the speakers of a corpus's test utterances, as a CSV"
-    )
-    add_flags(predict)
-    predict.set_defaults(run=run_predict)
-    name = verbs.add_parser("name", help="name the likeliest speakers of recordings")
-    add_name_flags(name)
-    name.set_defaults(run=run_name)
+    add_verbs(verbs, local_model)
     return flags
 
 
@@ -197,20 +189,6 @@ def run_check(arguments: argparse.Namespace) -> None:
             f"a corpus must have no errors, but {arguments.corpus} has {found.total():,} of "
             f"{len(found):,} kinds; fix them as said above"
         )
-
-
-def run_predict(arguments: argparse.Namespace) -> None:
-    """Predict the test utterances of a corpus with a model in a folder."""
-    from speaker.prediction.command import predict
-
-    predict(arguments, local_model(arguments))
-
-
-def run_name(arguments: argparse.Namespace) -> None:
-    """Name the speakers of recordings with a model in a folder."""
-    from speaker.prediction.name import name
-
-    name(arguments, local_model(arguments))
 
 
 def local_model(arguments: argparse.Namespace) -> contextlib.nullcontext[list[Path]]:

@@ -48,6 +48,16 @@ def context(
 
 
 @pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A folder with a corpus, where a user stands.
+
+    Utterances are short, so that wide points train in seconds.
+    """
+    write_corpus(tmp_path / "corpus", speakers=3, per_speaker=14, test=5, frames=(4, 9))
+    return tmp_path
+
+
+@pytest.fixture
 def state(tmp_path: Path) -> Path:
     folder = tmp_path / "mlruns"
     folder.mkdir()

@@ -48,7 +48,7 @@ MAY_IMPORT = {
         "experiments.tracked_training", "speaker",
         "optuna", "sqlalchemy", "filelock", "tqdm",
     },
-    "experiments": {"experiments", "speaker"},  # __main__ and predict
+    "experiments": {"experiments", "speaker"},  # __main__ and model_folders
     "search": {"experiments", "speaker"},
     "train_trial": {"experiments", "speaker", "tqdm"},
 }  # fmt: skip

@@ -28,16 +28,6 @@ from tests.helpers import KILLS, STUDY, assert_whole, environment, run, start, w
 SEARCH = ("search.py", "--data", "corpus", "--steps", "5", "--trials")
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """A folder with a corpus, where a user stands.
-
-    Utterances are short, so that wide points train in seconds.
-    """
-    write_corpus(tmp_path / "corpus", speakers=3, per_speaker=14, test=5, frames=(4, 9))
-    return tmp_path
-
-
 def test_from_corpus_to_predictions(home: Path) -> None:
     done = run(home, *SEARCH, 3)
     assert done.returncode == 0, done.stderr

@@ -8,45 +8,8 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from speaker.common.cli import add_device, add_tracking_uri, positive_int
 from speaker.common.errors import UserError
 from speaker.common.paths import STATE
-
-
-def add_flags(flags: argparse.ArgumentParser) -> None:
-    """Add the flags of `predict`."""
-    flags.add_argument(
-        "--data",
-        type=Path,
-        required=True,
-        metavar="FOLDER",
-        help="corpus whose testdata.json to predict",
-    )
-    flags.add_argument(
-        "--model", metavar="NAME", help="folder, or alias, version or run id in MLflow; champion"
-    )
-    flags.add_argument(
-        "--ensemble", type=positive_int, metavar="N", help="the best N runs of --study vote instead"
-    )
-    flags.add_argument("--study", metavar="NAME", help="whose best runs vote")
-    flags.add_argument(
-        "--out", type=Path, default=Path("submission.csv"), metavar="FILE", help="CSV to write"
-    )
-    flags.add_argument(
-        "--probabilities",
-        action="store_true",
-        help="write class probabilities beside it, as a Parquet table",
-    )
-    flags.add_argument(
-        "--batch-size", type=positive_int, metavar="N", help="most utterances at once"
-    )
-    add_device(flags)
-    add_tracking_uri(flags)
-
-
-def is_local(arguments: argparse.Namespace) -> bool:
-    """Tell whether a folder is asked for, and not a model that MLflow holds."""
-    return not arguments.ensemble and Path(arguments.model or "champion").is_dir()
 
 
 def predict(arguments: argparse.Namespace, models: AbstractContextManager[list[Path]]) -> None:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from speaker.common.cli import add_tracking_uri, printable
+from speaker.common.cli import printable
 from speaker.common.errors import UserError
 
 if TYPE_CHECKING:  # they bring torch, which --help does without
@@ -17,21 +17,6 @@ if TYPE_CHECKING:  # they bring torch, which --help does without
     from speaker.model.saved_model import TrainedModel
 
 LIKELIEST = 5
-
-
-def add_name_flags(flags: argparse.ArgumentParser) -> None:
-    """Add the flags of `name`."""
-    flags.add_argument(
-        "files", type=Path, nargs="+", metavar="FILE", help="recording of one speaker"
-    )
-    flags.add_argument(
-        "--model", metavar="NAME", help="folder, or alias, version or run id in MLflow; champion"
-    )
-    form = flags.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print one JSON list")
-    form.add_argument("--csv", action="store_true", help="print File,Rank,Speaker,Probability")
-    add_tracking_uri(flags)
-    flags.set_defaults(ensemble=None, study=None)
 
 
 def name(arguments: argparse.Namespace, models: AbstractContextManager[list[Path]]) -> None:

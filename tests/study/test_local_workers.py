@@ -30,7 +30,7 @@ from speaker.common.errors import DeviceLostError, UserError
 from speaker.data.pack import Pack
 from speaker.data.protocol import Protocol
 from speaker.training.train import TrialResult
-from tests.helpers import KILLS, TINY, assert_whole, run, start, write_corpus
+from tests.helpers import KILLS, TINY, assert_whole, run, start
 
 SEARCH = ("search.py", "--data", "corpus", "--steps", "5", "--jobs", "2", "--trials")
 ALL_LOSE = 13  # a seed
@@ -46,16 +46,6 @@ PLAN = SearchSettings(
 )
 
 pytestmark = pytest.mark.skipif(usable_cores() < 2, reason="two jobs need two cores")
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """A folder with a corpus, where a user stands.
-
-    Utterances are short, so that wide points train in seconds.
-    """
-    write_corpus(tmp_path / "corpus", speakers=3, per_speaker=14, test=5, frames=(4, 9))
-    return tmp_path
 
 
 @pytest.fixture

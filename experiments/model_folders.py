@@ -1,4 +1,4 @@
-"""Models for `predict`: copied out of MLflow into a temporary folder,
+"""Models for `predict` and `name`: copied out of MLflow into a temporary folder,
 for as long as they are needed.
 """
 
@@ -8,18 +8,19 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from experiments.tracking.registry import best_runs, download_model
-from experiments.tracking.store import existing_store
 from speaker.common.paths import STATE
-from speaker.prediction.command import is_local
+from speaker.prediction.verbs import is_local
 
 
 @contextlib.contextmanager
 def model_folders(arguments: argparse.Namespace) -> Iterator[list[Path]]:
-    """Give the folders of the models that `predict` asks for.
+    """Give the folders of the models that are asked for.
 
     Raises UserError when there are no such models.
     """
+    from experiments.tracking.registry import best_runs, download_model
+    from experiments.tracking.store import existing_store
+
     if is_local(arguments):
         yield [Path(arguments.model)]
         return
