@@ -11,7 +11,7 @@ from speaker.common.cuda import release_memory, share_memory
 from speaker.common.devices import Compute, find_compute, validate_jobs
 from speaker.common.provenance import provenance
 from speaker.config import TrialConfig
-from speaker.data.check import check_quickly
+from speaker.data.check import check_manifests
 from speaker.data.corpus import Corpus, read_corpus
 from speaker.data.pack import Pack, open_pack
 from speaker.data.protocol import Protocol
@@ -87,7 +87,7 @@ def load_context(
         print(f"No --data given: making the demo corpus of invented speakers in {folder}, once.")
         build_demo(folder)
     corpus = read_corpus(folder)
-    warnings = check_quickly(corpus)
+    warnings = check_manifests(corpus)
     if warnings.counts:
         print("\n".join(warnings.lines("warnings")))
     pack = open_pack(corpus, state / "packs")

@@ -107,7 +107,7 @@ def check(folder: Path) -> Report:
     return report
 
 
-def check_quickly(corpus: Corpus) -> Findings:
+def check_manifests(corpus: Corpus) -> Findings:
     """Return what the manifests alone say against an accuracy on this corpus. No file is read.
 
     Raises UserError where feature files are missing.

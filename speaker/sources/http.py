@@ -23,7 +23,7 @@ from urllib3.exceptions import HTTPError
 from speaker.common.errors import UserError
 from speaker.common.files import recognize_file, sha256_file, sync_folder, write_atomically
 from speaker.common.records import parse_record
-from speaker.sources.parts import MAX_PART_BYTES, NOT_A_PART, Part, check_url
+from speaker.sources.parts import MAX_PART_BYTES, NOT_A_PART, Part, validate_url
 
 THREADS = 4
 CHUNK = 256 << 10
@@ -421,9 +421,9 @@ def redirect_target(url: str, location: str, asked: str) -> str:
     """
     try:
         target = urljoin(url, location)
-    except ValueError:  # not an address; check_url says so
+    except ValueError:  # not an address; validate_url says so
         target = location
-    check_url(target, f"{asked}: what it redirects to")
+    validate_url(target, f"{asked}: what it redirects to")
     if url.startswith("https:") and not target.startswith("https:"):
         raise UserError(f"{asked}: https must not redirect to http, but does; {ELSEWHERE}")
     return target

@@ -181,7 +181,7 @@ def _read_entry(value: object, where: str) -> Part:
 
 def _name(url: str, where: str) -> str:
     """Return the file name at the end of a URL, both checked."""
-    check_url(url, where)
+    validate_url(url, where)
     name = urlsplit(url).path.rpartition("/")[2]
     if not PLAIN_NAME.fullmatch(name):
         raise UserError(
@@ -191,7 +191,7 @@ def _name(url: str, where: str) -> str:
     return name
 
 
-def check_url(url: str, where: str) -> None:
+def validate_url(url: str, where: str) -> None:
     """Raise UserError unless `url` is one of http or https, with a host and without a password."""
     try:
         split = urlsplit(url)

@@ -9,7 +9,7 @@ import torch
 
 from experiments.context import load_context
 from speaker.common.errors import UserError
-from speaker.data.check import Findings, check, check_quickly, describe, draw
+from speaker.data.check import Findings, check, check_manifests, describe, draw
 from speaker.data.corpus import Corpus, read_corpus, read_mels
 from tests.data.test_corpus import rename
 from tests.helpers import change, run, write_corpus
@@ -175,17 +175,17 @@ def test_an_empty_corpus_can_be_described_and_drawn(tmp_path: Path) -> None:
 
 
 def test_the_quick_part_reads_no_features(copy: Path) -> None:
-    assert not check_quickly(read_corpus(copy)).counts
+    assert not check_manifests(read_corpus(copy)).counts
     corpus = read_corpus(copy)
     (copy / corpus.utterances[3].feature_path).write_bytes(b"")
-    assert not check_quickly(corpus).counts
+    assert not check_manifests(corpus).counts
     (copy / corpus.utterances[5].feature_path).unlink()
     (copy / corpus.test[5].feature_path).unlink()
     with pytest.raises(
         UserError,
         match=f"2 of 66 are missing, the first is {corpus.utterances[5].feature_path}; run python",
     ):
-        check_quickly(corpus)
+        check_manifests(corpus)
 
 
 def test_a_search_warns_of_labels_before_it_packs(
