@@ -7,9 +7,17 @@ import sys
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from speaker.common.errors import UserError
 from speaker.common.paths import STATE
+
+if TYPE_CHECKING:  # they bring torch, which --help does without
+    import torch
+
+    from speaker.common.devices import Compute
+    from speaker.data.corpus import Corpus
+    from speaker.model.saved_model import TrainedModel
 
 
 def predict(arguments: argparse.Namespace, models: AbstractContextManager[list[Path]]) -> None:
@@ -18,54 +26,26 @@ def predict(arguments: argparse.Namespace, models: AbstractContextManager[list[P
 
     `models` is entered, to give the models' folders, once all else is known to be usable.
     """
-    import torch
-
-    from speaker.common import cuda
-    from speaker.common.devices import find_compute
-    from speaker.common.provenance import provenance
     from speaker.data.corpus import read_corpus
     from speaker.data.labels import read_labels_if_right, write_csv
-    from speaker.data.pack import open_pack
-    from speaker.data.protocol import Protocol
-    from speaker.model.saved_model import load_model
-    from speaker.prediction.predict import predict_probabilities, validate_match, validation_gain
+    from speaker.prediction.predict import predict_probabilities
     from speaker.prediction.submission import write_probabilities, write_sidecar
 
-    if (arguments.ensemble is None) != (arguments.study is None) or (
-        arguments.ensemble and arguments.model
-    ):
-        raise UserError(
-            "--ensemble N needs --study NAME and no --model; see python -m speaker predict --help"
-        )
+    _validate_ensemble(arguments)
     table, sidecar = _output_paths(arguments)
-    compute = find_compute(arguments.device, "fp32")
-    for fallback in compute.fallbacks:
-        print(f"warning: {fallback}", file=sys.stderr)
-    device = compute.device
-    if device.type == "cuda":
-        cuda.use(device)
+    compute = _find_compute(arguments.device)
     corpus = read_corpus(arguments.data)
     labels = read_labels_if_right(corpus)
     if not corpus.test:
         raise UserError(
             f"{corpus.folder / 'testdata.json'} must list utterances to predict, but lists none"
         )
-    with models as folders:
-        trained = [load_model(folder) for folder in folders]
-    for each in trained:
-        validate_match(each, corpus)
-    note: dict[str, object] = {
-        "models": [each.describe() for each in trained],
-        "corpus": {"folder": str(corpus.folder), "manifests_sha256": corpus.key},
-        "code": provenance(replace(compute, threads=torch.get_num_threads())),
-    }
+    trained = _load_models(models, corpus)
+    note = _note(trained, corpus, compute)
     if arguments.ensemble:
-        digest = open_pack(corpus, STATE / "packs").digest
-        gain = validation_gain(trained, corpus, digest, device, Protocol())
-        note["validation"] = asdict(gain)
-        print(gain.describe())
+        note["validation"] = _measure_gain(trained, corpus, compute.device)
     probabilities = predict_probabilities(
-        trained, corpus, corpus.test, device, arguments.batch_size
+        trained, corpus, corpus.test, compute.device, arguments.batch_size
     ).mean(0)
     speakers = [corpus.speakers[choice] for choice in probabilities.argmax(1).tolist()]
     if labels:
@@ -79,6 +59,68 @@ def predict(arguments: argparse.Namespace, models: AbstractContextManager[list[P
     write_csv(arguments.out, corpus, speakers)
     by = trained[0].config.label() if len(trained) == 1 else f"the vote of {len(trained)} models"
     print(f"Wrote {len(speakers):,} predictions of {by} to {arguments.out}.")
+
+
+def _validate_ensemble(arguments: argparse.Namespace) -> None:
+    if (arguments.ensemble is None) != (arguments.study is None) or (
+        arguments.ensemble and arguments.model
+    ):
+        raise UserError(
+            "--ensemble N needs --study NAME and no --model; see python -m speaker predict --help"
+        )
+
+
+def _find_compute(device: str) -> "Compute":
+    """Return how to compute, and make a GPU ready. What could not be used is said."""
+    from speaker.common import cuda
+    from speaker.common.devices import find_compute
+
+    compute = find_compute(device, "fp32")
+    for fallback in compute.fallbacks:
+        print(f"warning: {fallback}", file=sys.stderr)
+    if compute.device.type == "cuda":
+        cuda.use(compute.device)
+    return compute
+
+
+def _load_models(
+    models: AbstractContextManager[list[Path]], corpus: "Corpus"
+) -> list["TrainedModel"]:
+    from speaker.model.saved_model import load_model
+    from speaker.prediction.predict import validate_match
+
+    with models as folders:
+        trained = [load_model(folder) for folder in folders]
+    for each in trained:
+        validate_match(each, corpus)
+    return trained
+
+
+def _note(trained: list["TrainedModel"], corpus: "Corpus", compute: "Compute") -> dict[str, object]:
+    """Return what made a prediction, as it is kept beside it."""
+    import torch
+
+    from speaker.common.provenance import provenance
+
+    return {
+        "models": [each.describe() for each in trained],
+        "corpus": {"folder": str(corpus.folder), "manifests_sha256": corpus.key},
+        "code": provenance(replace(compute, threads=torch.get_num_threads())),
+    }
+
+
+def _measure_gain(
+    trained: list["TrainedModel"], corpus: "Corpus", device: "torch.device"
+) -> dict[str, object]:
+    """Say what the vote gains on the validation part, and return it for the note."""
+    from speaker.data.pack import open_pack
+    from speaker.data.protocol import Protocol
+    from speaker.prediction.predict import validation_gain
+
+    digest = open_pack(corpus, STATE / "packs").digest
+    gain = validation_gain(trained, corpus, digest, device, Protocol())
+    print(gain.describe())
+    return asdict(gain)
 
 
 def _output_paths(arguments: argparse.Namespace) -> tuple[Path, Path]:

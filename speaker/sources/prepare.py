@@ -188,9 +188,7 @@ def _choose(found: Found, options: PrepareOptions, audio: Path) -> list[Recordin
 def _finish(
     folder: Path, extractions: dict[Recording, Extraction], options: PrepareOptions, found: Found
 ) -> Prepared:
-    """Write the manifests and the labels of the held-out part,
-    and remove what belongs to no utterance.
-    """
+    """Make a corpus of the features in `folder`, and return what there is to say about it."""
     bad = tuple(extraction.error for extraction in extractions.values() if extraction.error)
     if bad and not options.skip_bad:
         raise RecordingsError(bad, len(extractions))
@@ -203,6 +201,26 @@ def _finish(
             f"a corpus needs at least 2 speakers, but of only {len(by_speaker)} a recording can be "
             f"used; the first that cannot: {bad[0]}"
         )
+    corpus = _write_corpus(folder, by_speaker, extractions, options)
+    return Prepared(
+        corpus=corpus,
+        frames=sum(extraction.frames for extraction in extractions.values()),
+        clipped=sum(extraction.clipped for extraction in extractions.values()),
+        bad=bad,
+        lost=tuple(sorted({recording.speaker for recording in extractions} - set(by_speaker))),
+        ignored=len(found.ignored),
+        endings=count_endings(found.ignored),
+        warnings=(*found.warnings, *_name_disguised(extractions), *_compare_rates(extractions)),
+    )
+
+
+def _write_corpus(
+    folder: Path,
+    by_speaker: dict[str, list[Recording]],
+    extractions: dict[Recording, Extraction],
+    options: PrepareOptions,
+) -> Corpus:
+    """Write manifests and labels beside the features, and remove what belongs to no utterance."""
     held_out = {
         recording for theirs in by_speaker.values() for recording in _hold_out(theirs, options)
     }
@@ -233,16 +251,7 @@ def _finish(
         if path.name not in kept:
             path.unlink()
     os.sync()  # the corpus is put in place by a rename, which must not outrun what is in it
-    return Prepared(
-        corpus=corpus,
-        frames=sum(extraction.frames for extraction in extractions.values()),
-        clipped=sum(extraction.clipped for extraction in extractions.values()),
-        bad=bad,
-        lost=tuple(sorted({recording.speaker for recording in extractions} - set(by_speaker))),
-        ignored=len(found.ignored),
-        endings=count_endings(found.ignored),
-        warnings=(*found.warnings, *_name_disguised(extractions), *_compare_rates(extractions)),
-    )
+    return corpus
 
 
 def _name_disguised(extractions: dict[Recording, Extraction]) -> list[str]:
