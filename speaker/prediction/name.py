@@ -58,6 +58,9 @@ def likeliest(trained: "TrainedModel", mels: "Tensor") -> list[tuple[str, float]
     """
     import torch
 
+    from speaker.prediction.predict import warn_of_long
+
+    warn_of_long([len(mels)])
     with torch.inference_mode():
         probabilities = trained.model(mels[None]).softmax(1)[0]
     best = probabilities.topk(min(LIKELIEST, len(trained.speakers)))

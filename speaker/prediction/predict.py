@@ -1,6 +1,7 @@
 """Test utterances to class probabilities, by one model or by the vote of several."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,8 @@ from speaker.data.protocol import Protocol
 from speaker.data.split import split
 from speaker.model.saved_model import TrainedModel
 from speaker.training.evaluation import MAX_FRAMES, MAX_UTTERANCES
+
+LONG_FRAMES = 15_000  # of one utterance: 150 s
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,19 @@ def validate_match(trained: TrainedModel, corpus: Corpus) -> None:
         )
 
 
+def warn_of_long(frames: Iterable[int]) -> None:
+    """Say on stderr if utterances of these lengths take long: attention grows with their square."""
+    long = [count for count in frames if count > LONG_FRAMES]
+    if long:
+        print(
+            f"warning: {len(long):,} utterances have more than {LONG_FRAMES:,} frames, the longest "
+            f"{max(long):,}; attention over them takes seconds to minutes each; to be quicker, "
+            "predict excerpts",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 @torch.inference_mode()
 def predict_probabilities(
     models: Sequence[TrainedModel],
@@ -69,6 +85,7 @@ def predict_probabilities(
     `batch_size` utterances are in a batch, and as many frames as suit the device; fewer where its
     memory is too short for them.
     """
+    warn_of_long(utterance.frames for utterance in utterances)
     result = torch.empty(len(models), len(utterances), len(corpus.speakers))
     lengths = torch.tensor([utterance.frames for utterance in utterances], dtype=torch.int64)
     bar = tqdm(total=len(utterances), desc="predicting", unit="utterance", disable=None)

@@ -100,6 +100,20 @@ def test_a_model_of_other_speakers_or_features_is_refused(
         validate_match(trained, read_corpus(tmp_path / "mels"))
 
 
+def test_long_utterances_are_warned_of(
+    corpus: Corpus,
+    trained: TrainedModel,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    longest = max(utterance.frames for utterance in corpus.test)
+    for bound, warned in ((longest - 1, True), (longest, False)):
+        monkeypatch.setattr("speaker.prediction.predict.LONG_FRAMES", bound)
+        predict_probabilities([trained], corpus, corpus.test, CPU)
+        said = f"utterances have more than {bound:,} frames, the longest {longest:,};"
+        assert (said in capsys.readouterr().err) == warned
+
+
 def test_where_memory_is_short_a_batch_is_halved(
     corpus: Corpus, trained: TrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
