@@ -15,6 +15,8 @@ from experiments.study.space import Space
 from speaker.config import ACTIVATIONS
 from tests.helpers import ROOT, TINY, run, write_corpus
 
+pytestmark = pytest.mark.slow
+
 OLD = ROOT / "tests" / "files" / "mlruns-of-november-2026.tar.xz"
 SPACE = Space("homework", choices={"activation": ACTIVATIONS}, integers={"num_layers": (1, 6)})
 

@@ -25,6 +25,8 @@ from experiments.tracking.store import TrackingStore
 from speaker.common.devices import find_precision
 from tests.helpers import KILLS, STUDY, assert_whole, environment, run, start, write_corpus
 
+pytestmark = pytest.mark.slow
+
 SEARCH = ("search.py", "--data", "corpus", "--steps", "5", "--trials")
 
 

@@ -12,6 +12,8 @@ import soundfile
 from speaker.sources.demo import draw_voice, synthesize
 from tests.helpers import ROOT
 
+pytestmark = pytest.mark.slow
+
 REMOVED = ("optuna", "mlflow", "alembic", "sqlalchemy")
 
 

@@ -18,7 +18,7 @@ from speaker.data.split import split
 from speaker.model.saved_model import TrainedModel
 from speaker.training.evaluation import MAX_FRAMES, MAX_UTTERANCES
 
-LONG_FRAMES = 15_000  # of one utterance: 150 s
+LONG_FRAMES = 10_000  # of one utterance: 100 s
 
 
 @dataclass(frozen=True)

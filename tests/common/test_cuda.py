@@ -336,6 +336,7 @@ def test_cards_that_the_user_hides_are_not_there(driver: Driver) -> None:
         find_device("cuda")
 
 
+@pytest.mark.slow
 def test_all_shapes_are_traced_as_a_card_runs_them_and_fit_into_12_gb() -> None:
     """In a process of its own: traced tensors of a device
     that is not there can take a process down.

@@ -222,6 +222,7 @@ def test_findings_keep_the_first_cases_alone() -> None:
     assert findings.lines("errors")[-1] == "      and 995 more"
 
 
+@pytest.mark.slow
 def test_the_verb(copy: Path, tmp_path: Path) -> None:
     done = run(tmp_path, "speaker", "check", "copy")
     assert done.returncode == 0, done.stderr

@@ -40,6 +40,7 @@ def test_the_likeliest_are_the_models_own(home: Path) -> None:
     assert [p for _, p in found] == pytest.approx(sorted(probabilities)[:1:-1], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_text_json_and_csv_say_the_same(home: Path) -> None:
     words = ("speaker", "name", "a.wav", "b.wav", "--model", "model")
     text, as_json, as_csv = (run(home, *words, *more) for more in ((), ("--json",), ("--csv",)))

@@ -835,6 +835,7 @@ def test_a_missing_last_part_shows_when_the_archive_ends(
     assert kept(out) == {}
 
 
+@pytest.mark.slow
 def test_the_verb(
     server: FaultServer, tmp_path: Path, dataset: Path, files: dict[str, bytes]
 ) -> None:

@@ -109,6 +109,7 @@ def test_a_share_is_held_out_with_its_labels_beside_it(audio: Path, tmp_path: Pa
     assert {each.feature_path for each in other.test} != {each.feature_path for each in corpus.test}
 
 
+@pytest.mark.slow
 def test_voxcelebs_tree_and_a_sample_of_its_speakers(tmp_path: Path) -> None:
     audio = write_audio(tmp_path / "audio", speakers=5, each=1, depth="video1")
     for speaker in sorted(audio.iterdir()):
@@ -201,6 +202,7 @@ def test_what_is_there_stays(audio: Path, tmp_path: Path) -> None:
         prepare(audio, tmp_path / "link", PrepareOptions())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_goes_on_where_it_was_stopped(
     many: Path, whole: dict[str, bytes], tmp_path: Path, signum: signal.Signals
@@ -293,6 +295,7 @@ def test_a_changed_recording_is_read_again(audio: Path, tmp_path: Path) -> None:
     assert files(tmp_path / "corpus") == files(tmp_path / "anew")
 
 
+@pytest.mark.slow
 def test_ctrl_c_at_any_moment_leaves_no_traceback(many: Path, tmp_path: Path) -> None:
     stops = 0
     for wait in (0.2, 1.0, 1.6, 2.2, 3.0):
@@ -328,6 +331,7 @@ def test_speakers_who_are_lost_are_named(audio: Path, tmp_path: Path) -> None:
         prepare(copy, tmp_path / "none", PrepareOptions(skip_bad=True))
 
 
+@pytest.mark.slow
 def test_the_verb(audio: Path, tmp_path: Path) -> None:
     done = run(
         tmp_path,
@@ -399,6 +403,7 @@ LIBRISPEECH = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("paths", "typed", "speakers"),
     [
@@ -591,6 +596,7 @@ def test_recordings_under_another_formats_name_are_named(audio: Path, tmp_path: 
     assert len(prepared.corpus.utterances) == 15
 
 
+@pytest.mark.slow
 def test_a_link_to_itself_is_one_clear_line(audio: Path, tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     for words in (("loop", "corpus"), ("loop/audio", "corpus"), (audio, "loop"), (audio, "loop/x")):

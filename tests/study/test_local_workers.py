@@ -45,7 +45,10 @@ PLAN = SearchSettings(
     None,
 )
 
-pytestmark = pytest.mark.skipif(usable_cores() < 2, reason="two jobs need two cores")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(usable_cores() < 2, reason="two jobs need two cores"),
+]
 
 
 @pytest.fixture

@@ -124,6 +124,7 @@ def test_trials_means_that_many_finished_trials(
     assert worker._store.client.get_run(worker.shared.parent).info.status == "FINISHED"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_a_study_draws_the_same_however_often_it_is_interrupted(
@@ -428,6 +429,7 @@ def test_pruners_end_trials_within_the_rules(
     assert TrialState.PRUNED in {trial.state for trial in worker.study.trials}
 
 
+@pytest.mark.slow
 def test_eight_processes_open_a_new_storage_at_once(state: Path) -> None:
     url = f"sqlite:///{state}/optuna.db"
     with multiprocessing.get_context("spawn").Pool(8) as pool:

@@ -144,6 +144,7 @@ def test_a_model_whose_files_are_gone_is_one_clear_line(
             download_model(store, name, tmp_path / "model")
 
 
+@pytest.mark.slow
 def test_mlflow_alone_gets_the_same_answers(
     store: TrackingStore, context: TrainingContext, tmp_path: Path
 ) -> None:

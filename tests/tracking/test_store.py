@@ -151,6 +151,7 @@ def test_the_best_so_far_of_a_study_stands_once(
     )
 
 
+@pytest.mark.slow
 def test_eight_processes_open_new_books_at_once(state: Path) -> None:
     uri = f"sqlite:///{state}/mlflow.db"
     with multiprocessing.get_context("spawn").Pool(8) as pool:
@@ -181,6 +182,7 @@ def test_more_runs_than_a_page(store: TrackingStore, monkeypatch: pytest.MonkeyP
     assert [run.info.run_name for run in store.runs("")] == [f"r{number}" for number in range(7)]
 
 
+@pytest.mark.slow
 def test_a_store_that_is_not_there(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(UserError, match="there are no runs yet"):

@@ -341,6 +341,7 @@ def test_float16_learns_what_float32_learns(pack: Pack) -> None:
     assert "train/skipped_steps" not in rows[2]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("card")
 def test_a_training_leaves_nothing_behind(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fifty points of all shapes: when the result is there, no tensor of its learner lives."""
