@@ -12,7 +12,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,14 +20,14 @@ from typing import Any
 
 import optuna
 import sqlalchemy
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.context import TrainingContext
 from experiments.study.locks import Locks, Release, open_locks
+from experiments.study.pruners import PRUNERS
+from experiments.study.samplers import SAMPLERS
 from experiments.study.space import Space
 from experiments.study.trial import OPTUNA_STATES, PRESET, RUN_ID, STORE_FAILURES, StudyContext
 from experiments.tracked_training import explaining_failures
@@ -46,17 +46,6 @@ BUSY_TIMEOUT_S = 60
 POLL_S = 0.5
 RESUME = "run the same command to resume"
 OUTCOMES = {state: outcome for outcome, state in OPTUNA_STATES.items()}
-
-SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
-    "tpe": lambda seed: TPESampler(seed=seed),
-    "random": lambda seed: RandomSampler(seed=seed),
-}
-# By the steps of a trial; none stops one in its first third.
-PRUNERS: dict[str, Callable[[int], BasePruner]] = {
-    "median": lambda steps: MedianPruner(n_startup_trials=10, n_warmup_steps=steps // 3),
-    "hyperband": lambda steps: HyperbandPruner(min_resource=max(1, steps // 3), max_resource=steps),
-    "none": lambda _steps: NopPruner(),
-}
 
 
 @dataclass(frozen=True)
