@@ -1,6 +1,7 @@
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
@@ -105,10 +106,13 @@ def test_both_signals_at_once_are_one() -> None:
 
 
 def send_both() -> None:
+    """Send both to this thread: another one, if there are some, would not block them."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    send(signal.SIGINT)
-    send(signal.SIGTERM)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.pthread_kill(threading.get_ident(), signum)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
 
 
 def test_no_terminal_obeys_an_error() -> None:

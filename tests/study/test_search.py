@@ -147,7 +147,7 @@ def test_an_interrupted_trial_is_resumed_under_its_number_and_run(
     open_search: Callable[[SearchSettings], StudyWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = open_search(PLAN)
-    original = train
+    original = vars(tracked_training)["train"]
 
     def interrupt(*arguments: object) -> TrialResult:
         original(*arguments)  # type: ignore[arg-type]
@@ -236,7 +236,7 @@ def test_a_lost_device_costs_a_trial_only_the_second_time(
     """As a card does it: an error in the third evaluation's step,
     whatever is computed afterwards in this process.
     """
-    original = train
+    original = vars(tracked_training)["train"]
 
     def lose(
         config: TrialConfig, pack: Pack, protocol: Protocol, report: Report, *rest: object
@@ -274,7 +274,7 @@ def test_a_lost_device_costs_a_trial_only_the_second_time(
 def test_points_that_fail_or_are_pruned_end_as_such_and_the_search_goes_on(
     open_search: Callable[[SearchSettings], StudyWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = train
+    original = vars(tracked_training)["train"]
     calls = []
 
     def train_some(config: TrialConfig, *rest: object) -> TrialResult:
