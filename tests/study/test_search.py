@@ -150,7 +150,7 @@ def test_an_interrupted_trial_is_resumed_under_its_number_and_run(
     original = vars(tracked_training)["train"]
 
     def interrupt(*arguments: object) -> TrialResult:
-        original(*arguments)  # type: ignore[arg-type]
+        original(*arguments)
         raise Interrupted(15)
 
     with monkeypatch.context() as patch:
@@ -249,7 +249,7 @@ def test_a_lost_device_costs_a_trial_only_the_second_time(
                     )
             return report(step, metrics)
 
-        return original(config, pack, protocol, heard, *rest)  # type: ignore[arg-type]
+        return original(config, pack, protocol, heard, *rest)
 
     reason = "cuda:0 was lost (CUDA error: device-side assert triggered)"
     with monkeypatch.context() as patch:
@@ -280,8 +280,8 @@ def test_points_that_fail_or_are_pruned_end_as_such_and_the_search_goes_on(
     def train_some(config: TrialConfig, *rest: object) -> TrialResult:
         calls.append(config)
         if len(calls) == 1:
-            return original(config.replace(lr=1e30, warmup_steps=0), *rest)  # type: ignore[arg-type]
-        result = original(config, *rest)  # type: ignore[arg-type]
+            return original(config.replace(lr=1e30, warmup_steps=0), *rest)
+        result = original(config, *rest)
         return (
             replace(result, outcome=Outcome.PRUNED, reason="too slow")
             if len(calls) == 3
