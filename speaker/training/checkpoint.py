@@ -20,7 +20,7 @@ from speaker.common.files import canonical_json, parse_json, read_bounded, write
 from speaker.config import TrialConfig
 from speaker.data.pack import Pack
 from speaker.data.protocol import Protocol
-from speaker.training.metrics import OBJECTIVE, Metrics
+from speaker.training.metrics import OBJECTIVE, Metrics, hex_of
 
 MIN_INTERVAL_S = 1.0  # between two checkpoints
 MAX_TIME_FRACTION = 0.02  # of a training's time that writing them may take
@@ -43,6 +43,7 @@ class TrainingState:
     last: int = 0  # step of the last evaluation
     seconds: float = 0.0
     best_step: int = 0
+    hits: str = ""  # at best_step: see `hex_of`
     rows: list[tuple[int, Metrics]] = field(default_factory=list)  # of all evaluations
     weights: dict[str, Tensor] = field(default_factory=dict, repr=False)  # at best_step, on the CPU
 
@@ -51,13 +52,16 @@ class TrainingState:
         """The metrics at best_step."""
         return dict(self.rows).get(self.best_step, {})
 
-    def add(self, metrics: Metrics, copy_weights: Callable[[], dict[str, Tensor]]) -> None:
-        """Add an evaluation after the last step.
+    def add(
+        self, metrics: Metrics, hits: Tensor, copy_weights: Callable[[], dict[str, Tensor]]
+    ) -> None:
+        """Add an evaluation after the last step; `hits` is its bool (n,).
 
-        The weights of the best, the first of equals, are kept.
+        The hits and the weights of the best, the first of equals, are kept.
         """
         if not self.rows or metrics[OBJECTIVE] > self.best[OBJECTIVE]:
             self.best_step, self.weights = self.step, copy_weights()
+            self.hits = hex_of(hits)
         self.rows.append((self.step, metrics))
         self.last = self.step
 

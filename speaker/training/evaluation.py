@@ -58,6 +58,9 @@ class Evaluator:
         self._clock = clock
         _, valid = protocol.split(pack)
         self._count = len(valid)
+        self._valid = valid
+        self.hits = torch.zeros(len(valid), dtype=torch.bool)
+        """Of the last evaluation: whether each validation utterance, whole, was told right."""
         self._wholes = whole_batches(pack, valid)
         self._crops = crop_batches(pack, valid, protocol)
 
@@ -66,9 +69,10 @@ class Evaluator:
         with evaluating(model, loss):
             total, hits, rate = self._measure(model, loss, self._wholes)
             _, crop_hits, crop_rate = self._measure(model, loss, self._crops)
+        self.hits = self._in_order(hits, self._wholes)
         return {
-            ACCURACY_WHOLE: hits / self._count,
-            ACCURACY_CROPS: crop_hits / self._count,
+            ACCURACY_WHOLE: int(hits.sum()) / self._count,
+            ACCURACY_CROPS: int(crop_hits.sum()) / self._count,
             LOSS_WHOLE: total / self._count,
             UTTERANCES_PER_S: rate,
             CROPS_PER_S: crop_rate,
@@ -97,29 +101,39 @@ class Evaluator:
 
     def _measure(
         self, model: nn.Module, loss: nn.Module, batches: list[Batch]
-    ) -> tuple[float, float, float]:
-        """Return the sums of loss and hits over some batches, and utterances a second."""
+    ) -> tuple[float, Tensor, float]:
+        """Return the sum of the loss over some batches, which of their utterances were told right,
+        bool on the CPU, and utterances a second.
+        """
         while True:
             began = self._clock()
             try:
                 scores = self._pool.map(lambda batch: self._score(model, loss, batch), batches)
-                total, hits = torch.stack(scores).sum(0).tolist()  # waits for the device
+                losses, hits = zip(*scores, strict=True)
+                total = float(torch.stack(losses).sum())  # waits for the device
+                told_right = torch.cat(hits).cpu()
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or all(len(batch.rows) == 1 for batch in batches):
                     raise
             else:
-                return total, hits, self._count / max(self._clock() - began, 1e-9)
+                return total, told_right, self._count / max(self._clock() - began, 1e-9)
             batches[:] = [half for batch in batches for half in _halve(batch)]
             release_memory()
 
     @torch.inference_mode()
-    def _score(self, model: nn.Module, loss: nn.Module, batch: Batch) -> Tensor:
-        """Return the sums of loss and hits over a batch, (2,)."""
+    def _score(self, model: nn.Module, loss: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the sum of a batch's loss, (), and its hits, bool (B,)."""
         mels, lengths = self._pack.gather(*batch)
         labels = self._pack.labels.index_select(0, batch.rows)
         logits = model(mels, lengths).float()
-        hits = (logits.argmax(1) == labels).sum()
-        return torch.stack((loss(logits, labels, "sum"), hits))
+        return loss(logits, labels, "sum"), logits.argmax(1) == labels
+
+    def _in_order(self, hits: Tensor, batches: list[Batch]) -> Tensor:
+        """Return hits in the order of the validation rows."""
+        rows = torch.cat([batch.rows for batch in batches]).cpu()
+        ordered = torch.empty_like(hits)
+        ordered[self._valid.argsort()] = hits[rows.argsort()]
+        return ordered
 
 
 def whole_batches(pack: Pack, rows: Tensor) -> list[Batch]:

@@ -4,6 +4,8 @@ what stands before the slash groups the charts.
 Accuracies are in [0, 1], losses in nats.
 """
 
+from torch import Tensor
+
 Metrics = dict[str, float]
 
 ACCURACY_WHOLE = "valid/accuracy_whole"  # on whole utterances
@@ -25,3 +27,15 @@ CROPS_PER_S = "speed/valid_crops_per_s"
 def format_accuracy(value: float | None) -> str:
     """Return an accuracy as it is shown, or a dash where there is none."""
     return "-" if value is None else f"{value:.4f}"
+
+
+def hex_of(hits: Tensor) -> str:
+    """Return hits, bool (n,), as hex digits: a bit an utterance, the first one highest, after a 1
+    that keeps the length.
+    """
+    return f"{int('1' + ''.join('01'[hit] for hit in hits.tolist()), 2):x}"
+
+
+def hits_of(text: str) -> list[bool]:
+    """Return the hits that `hex_of` wrote. Raises ValueError for other text."""
+    return [bit == "1" for bit in f"{int(text, 16):b}"[1:]]

@@ -51,6 +51,7 @@ class TrialResult:
     best_step: int = 0
     best: Metrics = field(default_factory=dict)  # the metrics at best_step
     weights: dict[str, Tensor] = field(default_factory=dict, repr=False)  # the model's at best_step
+    hits: str = ""  # at best_step, of the validation utterances, whole: see `hex_of`
     parameters: int = 0
     seconds: float = 0.0
     fallback: str = ""  # why it was computed in a slower way than its device offers
@@ -152,7 +153,7 @@ def _train(
                         f"diverged: a loss or a weight is not finite any more at step {state.step}"
                     )
                     break
-                state.add(metrics, learner.model_state)
+                state.add(metrics, evaluate.hits, learner.model_state)
             if checkpoint.due():
                 state.seconds = clock() - began
                 checkpoint.save(state, learner.state())
@@ -170,6 +171,7 @@ def _train(
             best_step=state.best_step,
             best=state.best,
             weights=state.weights,
+            hits=state.hits,
             parameters=count_parameters(learner.model),
             seconds=clock() - began,
             fallback=learner.fallback,
