@@ -3,8 +3,11 @@
 `python search.py --help` lists the flags.
 """
 
+import argparse
 import shlex
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from speaker.common.cli import (
     Parser,
@@ -20,6 +23,9 @@ from speaker.common.cli import (
 from speaker.common.paths import STATE
 from speaker.common.signals import uninterrupted
 
+if TYPE_CHECKING:
+    from experiments.study.search import StudyWorker, WorkerSpec
+
 
 def parser() -> Parser:
     """Return the command line."""
@@ -31,7 +37,7 @@ def parser() -> Parser:
         "--trials",
         type=positive_int,
         default=50,
-        help="how many finished trials the study shall have",
+        help="how many finished trials the study shall have; with --preset, all of its points",
     )
     flags.add_argument(
         "--data", type=Path, metavar="FOLDER", help="corpus; without one, the built-in demo corpus"
@@ -63,13 +69,36 @@ def parser() -> Parser:
         help="of the study: sampler, weights, dropout, data order",
     )
     flags.add_argument(
-        "--sampler", default="tpe", choices=("tpe", "random"), help="how points are proposed"
+        "--sampler", default="tpe", choices=("tpe", "gp", "random"), help="how points are proposed"
     )
     flags.add_argument(
         "--pruner",
-        default="median",
-        choices=("median", "hyperband", "none"),
-        help="when to stop a trial",
+        default="halving",
+        choices=("halving", "median", "hyperband", "none"),
+        help="when to stop a trial early",
+    )
+    flags.add_argument(
+        "--preset",
+        choices=("homework", "four-edits"),
+        help="train these points alone: the homework's two, or all 16 between them",
+    )
+    flags.add_argument(
+        "--seeds",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="of each point of --preset or --confirm",
+    )
+    flags.add_argument(
+        "--confirm",
+        type=positive_int,
+        metavar="N",
+        help="at the end train the best N points again, on --seeds fresh seeds each",
+    )
+    flags.add_argument(
+        "--prune-presets",
+        action="store_true",
+        help="let the homework's two points be stopped early, too",
     )
     flags.add_argument(
         "--timeout",
@@ -92,20 +121,34 @@ def parser() -> Parser:
 
 
 def main() -> None:
-    """Run the search and print its table."""
-    arguments = parser().parse_args()
-    # Late: torch, optuna and mlflow take seconds to import, and --help needs none of them.
-    from experiments.context import load_context, move_to_device
-    from experiments.study.local_workers import run_workers
-    from experiments.study.progress import Progress
-    from experiments.study.search import RESUME, SearchSettings, WorkerSpec, default_storage
-    from experiments.study.space import find_space
-    from experiments.study.trial import run_trial
-    from experiments.tracking.leaderboard import ranked, table
-    from experiments.tracking.store import default_tracking_uri
+    """Run the search and print what it found."""
     from experiments.urls import masked
+
+    arguments = parser().parse_args()
+    spec = make_spec(arguments)
+    worker = spec.open()
+    with worker.closing():
+        missing = spec.settings.trials - len(worker.finished())
+        if missing > 0:
+            spec = look_ahead(spec, worker, missing, arguments.jobs)
+        run_trials(spec, worker, max(1, min(arguments.jobs, missing)))
+    elsewhere = ["--tracking-uri", masked(spec.tracking_uri)] if arguments.tracking_uri else []
+    print_results(spec, worker, elsewhere)
+    if arguments.confirm:
+        confirm_best(spec, worker, arguments)
+
+
+# Imports are late: torch, optuna and mlflow take seconds, and --help needs none of them.
+
+
+def make_spec(arguments: argparse.Namespace) -> "WorkerSpec":
+    """Return the search that is asked for. Raises UserError for what makes none."""
+    from experiments.context import load_context
+    from experiments.study.presets import SETS, homework_points
+    from experiments.study.search import SearchSettings, WorkerSpec, default_storage
+    from experiments.study.space import find_space
+    from experiments.tracking.store import default_tracking_uri
     from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE
-    from speaker.training.lookahead import describe
 
     space = find_space(arguments.space)
     storage_url = arguments.storage or default_storage(STATE)
@@ -115,45 +158,109 @@ def main() -> None:
     )
     base = HOMEWORK_BASELINE if arguments.data else DEMO_BUDGET
     base = base.with_steps(arguments.steps) if arguments.steps else base
+    presets = homework_points(space)
+    if arguments.preset:
+        presets = SETS[arguments.preset](space, arguments.seeds)
     settings = SearchSettings(
-        name=arguments.study or f"{space.name}-{context.corpus.name}",
+        name=arguments.study or f"{arguments.preset or space.name}-{context.corpus.name}",
         space=space,
         base=context.fit_batch(base, arguments.batch_size),
         seed=arguments.seed,
         sampler=arguments.sampler,
         pruner=arguments.pruner,
-        trials=arguments.trials,
+        trials=len(presets) if arguments.preset else arguments.trials,
         timeout=arguments.timeout,
+        presets=presets,
+        preset=f"{arguments.preset} on {arguments.seeds} seeds" if arguments.preset else "",
+        prune_presets=arguments.prune_presets,
     )
-    worker = WorkerSpec(settings, context, storage_url, tracking_uri).open()
-    with worker.closing():
-        done = worker.finished()
-        missing = settings.trials - len(done)
-        if missing > 0:
-            points = space.points(settings.base)
-            context, costs = move_to_device(context, (points[0], points[-1]), arguments.jobs)
-            with uninterrupted():
-                worker.use(context)
-            device, steps = context.provenance["device"], settings.base.steps
-            print(
-                f"Study {settings.name}: {settings.trials} trials of {steps:,} steps on {device}."
-            )
-            print(describe(points, costs, missing, context.compute, arguments.jobs), flush=True)
-        at_once = max(1, min(arguments.jobs, missing))
-        with uninterrupted(), Progress(worker.shared, settings.trials, done, at_once) as progress:
-            if at_once > 1:
-                spec = WorkerSpec(settings, context, storage_url, tracking_uri)
-                run_workers(spec, at_once, progress)
-            else:
-                for trial in worker.trials():
-                    config, result = run_trial(worker.shared, trial, progress.running[0])
-                    progress.ended(trial.number, config, result)
-    finished = len(worker.finished())
+    return WorkerSpec(settings, context, storage_url, tracking_uri)
+
+
+def look_ahead(spec: "WorkerSpec", worker: "StudyWorker", missing: int, jobs: int) -> "WorkerSpec":
+    """Move the data to their device, and say what the missing trials will cost there."""
+    from experiments.context import move_to_device
+    from speaker.training.lookahead import describe
+
+    settings = spec.settings
+    points = settings.space.points(settings.base)
+    context, costs = move_to_device(spec.context, (points[0], points[-1]), jobs)
+    with uninterrupted():
+        worker.use(context)
+    device, steps = context.provenance["device"], settings.base.steps
+    print(f"Study {settings.name}: {settings.trials} trials of {steps:,} steps on {device}.")
+    print(describe(points, costs, missing, context.compute, jobs), flush=True)
+    return replace(spec, context=context)
+
+
+def run_trials(spec: "WorkerSpec", worker: "StudyWorker", at_once: int) -> None:
+    """Run the missing trials, in this process or in several."""
+    from experiments.study.local_workers import run_workers
+    from experiments.study.progress import Progress
+    from experiments.study.trial import run_trial
+
+    done = worker.finished()
+    with uninterrupted(), Progress(worker.shared, spec.settings.trials, done, at_once) as progress:
+        if at_once > 1:
+            run_workers(spec, at_once, progress)
+            return
+        for trial in worker.trials():
+            config, result = run_trial(worker.shared, trial, progress.running[0])
+            progress.ended(trial.number, config, result)
+
+
+def print_results(spec: "WorkerSpec", worker: "StudyWorker", elsewhere: list[str]) -> None:
+    """Say what was trained and found, and what to type next."""
+    from experiments.analysis.answer import describe_answer
+    from experiments.analysis.effects import describe_effects, effects_of
+    from experiments.analysis.leaderboard import ranked, table
+    from experiments.study.search import RESUME
+
+    settings = spec.settings
+    finished, steps = len(worker.finished()), worker.steps()
     if finished < settings.trials:
         print(f"Time is up with {finished} of {settings.trials} trials finished; {RESUME}.")
-    elsewhere = ["--tracking-uri", masked(tracking_uri)] if arguments.tracking_uri else []
-    print(f"\n{table(ranked(worker.shared.store, settings.name), best=5)}\n\nNext:")
-    print(next_commands(settings.name, context.corpus.folder, elsewhere))
+    planned = max(1, finished * settings.base.steps)
+    print(f"Trained {steps:,} of {planned:,} steps; stopping early saved the others.")
+    rows = ranked(worker.shared.store, settings.name)
+    print(f"\n{table(rows, best=5)}\n\n{describe_answer(rows)}\n")
+    if effects := effects_of(rows):
+        print(f"{describe_effects(effects)}\n")
+    print("Next:")
+    print(next_commands(settings.name, spec.context.corpus.folder, elsewhere))
+
+
+def confirm_best(
+    spec: "WorkerSpec", searched: "StudyWorker", arguments: argparse.Namespace
+) -> None:
+    """Train the best points of a search again on fresh seeds, as a study of its own, and compare
+    them.
+    """
+    from experiments.analysis.confirmation import confirm, describe_confirmation
+    from experiments.analysis.leaderboard import ranked
+    from experiments.study.presets import finalists
+
+    store, settings = searched.shared.store, spec.settings
+    complete = [row for row in ranked(store, settings.name) if row.state == "complete"]
+    best = [row.values for row in complete[: arguments.confirm]]
+    points = finalists(settings.space, best, arguments.seeds)
+    again = replace(
+        settings,
+        name=f"{settings.name}-confirm",
+        trials=len(points),
+        presets=points,
+        preset=f"best {arguments.confirm} of {settings.name} on {arguments.seeds} seeds",
+    )
+    spec = replace(spec, settings=again)
+    worker = spec.open()
+    print(f"\nThe best {len(best)} points again, on fresh seeds:")
+    with worker.closing():
+        missing = len(points) - len(worker.finished())
+        if missing > 0:
+            spec = look_ahead(spec, worker, missing, arguments.jobs)
+        run_trials(spec, worker, max(1, min(arguments.jobs, missing)))
+    found = confirm(ranked(store, again.name))
+    print(f"\n{describe_confirmation(found)}" if found else "No seed has all points complete.")
 
 
 def next_commands(study: str, folder: Path, elsewhere: list[str]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from experiments.model_folders import model_folders
 from speaker.common.cli import Parser, add_tracking_uri, plain_name, port, positive_int, run_cli
 from speaker.common.errors import UserError
-from speaker.common.paths import STATE
+from speaker.common.paths import STATE, validate_output_path
 from speaker.prediction.verbs import add_verbs
 
 
@@ -28,6 +28,12 @@ def parser() -> Parser:
     compare.add_argument("--study", type=plain_name, required=True, metavar="NAME")
     compare.add_argument("--best", type=positive_int, default=10, help="how many rows to show")
     compare.set_defaults(run=run_compare)
+    effects = verbs.add_parser(
+        "effects", parents=[tracking], help="which of the homework's four edits earned how much"
+    )
+    effects.add_argument("--study", type=plain_name, required=True, metavar="NAME")
+    effects.add_argument("--figure", type=Path, metavar="FILE", help="PNG to draw, too")
+    effects.set_defaults(run=run_effects)
     promote = verbs.add_parser(
         "promote", parents=[tracking], help="register the best model of a study as champion"
     )
@@ -63,19 +69,38 @@ def parser() -> Parser:
 
 def run_compare(arguments: argparse.Namespace) -> None:
     """Print a study's table."""
-    from experiments.tracking.leaderboard import ranked, table
+    from experiments.analysis.answer import describe_answer
+    from experiments.analysis.leaderboard import ranked, table
     from experiments.tracking.store import existing_store
 
-    print(
-        table(
-            ranked(existing_store(arguments.tracking_uri, STATE), arguments.study), arguments.best
+    rows = ranked(existing_store(arguments.tracking_uri, STATE), arguments.study)
+    print(f"{table(rows, arguments.best)}\n\n{describe_answer(rows)}".rstrip())
+
+
+def run_effects(arguments: argparse.Namespace) -> None:
+    """Print, and draw, what each edit earned."""
+    from experiments.analysis.effects import describe_effects, draw_effects, effects_of
+    from experiments.analysis.leaderboard import ranked
+    from experiments.tracking.store import existing_store
+
+    if arguments.figure:
+        validate_output_path(arguments.figure)
+    effects = effects_of(ranked(existing_store(arguments.tracking_uri, STATE), arguments.study))
+    if effects is None:
+        raise UserError(
+            f"study {arguments.study!r} must hold all 16 corners of a seed, but does not; "
+            "run python search.py --preset four-edits"
         )
-    )
+    print(describe_effects(effects))
+    if arguments.figure:
+        draw_effects(effects, arguments.figure)
+        print(f"Drew {arguments.figure}.")
 
 
 def run_promote(arguments: argparse.Namespace) -> None:
     """Promote a study's best run, or a given one."""
-    from experiments.tracking.registry import best_runs, promote
+    from experiments.analysis.leaderboard import best_runs
+    from experiments.tracking.registry import promote
     from experiments.tracking.store import existing_store
 
     store = existing_store(arguments.tracking_uri, STATE)
@@ -84,7 +109,8 @@ def run_promote(arguments: argparse.Namespace) -> None:
 
 def run_fetch(arguments: argparse.Namespace) -> None:
     """Copy a model, or the best ones of a study, out of MLflow."""
-    from experiments.tracking.registry import best_runs, download_model
+    from experiments.analysis.leaderboard import best_runs
+    from experiments.tracking.registry import download_model
     from experiments.tracking.store import existing_store
 
     store = existing_store(arguments.tracking_uri, STATE)

@@ -18,7 +18,8 @@ def model_folders(arguments: argparse.Namespace) -> Iterator[list[Path]]:
 
     Raises UserError when there are no such models.
     """
-    from experiments.tracking.registry import best_runs, download_model
+    from experiments.analysis.leaderboard import best_runs
+    from experiments.tracking.registry import download_model
     from experiments.tracking.store import existing_store
 
     if is_local(arguments):

@@ -12,7 +12,9 @@ import optuna
 import pytest
 import torch
 
-from experiments.study.search import open_storage
+from experiments.study.presets import homework_points
+from experiments.study.search import SearchSettings, open_storage
+from experiments.study.space import HOMEWORK
 from experiments.study.trial import RUN_ID
 from experiments.tracking.store import TrackingStore
 from speaker.common.errors import UserError
@@ -30,6 +32,18 @@ TINY = TrialConfig(
     steps=12,
     warmup_steps=2,
     valid_every=4,
+)
+# A search of four short trials, the homework's points first.
+PLAN = SearchSettings(
+    "s",
+    HOMEWORK,
+    TINY.replace(steps=4, warmup_steps=1, valid_every=2),
+    0,
+    "random",
+    "none",
+    4,
+    None,
+    homework_points(HOMEWORK),
 )
 LOSS = CrossEntropy(TINY, 4)
 # Shapes of 1 and 6 layers stand for those between, which repeat the same layer.

@@ -40,6 +40,10 @@ MAY_IMPORT = {
         "experiments.context", "experiments.urls", "speaker",
         "mlflow", "torch", "numpy", "sqlalchemy",
     },
+    "experiments.analysis": {
+        "experiments.study", "experiments.tracking", "speaker",
+        "mlflow", "numpy", "scipy", "torch", "matplotlib",
+    },
     "experiments.tracked_training": {
         "experiments.context", "experiments.tracking", "speaker", "tqdm",
     },

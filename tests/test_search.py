@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.tracking.registry import best_runs
+from experiments.analysis.leaderboard import best_runs
 from experiments.tracking.store import TrackingStore
 from speaker.common.devices import find_precision
 from tests.helpers import KILLS, STUDY, assert_whole, environment, run, start, write_corpus

@@ -26,10 +26,18 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.context import TrainingContext
 from experiments.study.locks import Locks, Release, open_locks
+from experiments.study.presets import Preset
 from experiments.study.pruners import PRUNERS
-from experiments.study.samplers import SAMPLERS
+from experiments.study.samplers import make_sampler
 from experiments.study.space import Space
-from experiments.study.trial import OPTUNA_STATES, PRESET, RUN_ID, STORE_FAILURES, StudyContext
+from experiments.study.trial import (
+    OPTUNA_STATES,
+    PRESET,
+    REPLICATE,
+    RUN_ID,
+    STORE_FAILURES,
+    StudyContext,
+)
 from experiments.tracked_training import explaining_failures
 from experiments.tracking.store import TrackingStore
 from experiments.urls import masked
@@ -60,6 +68,9 @@ class SearchSettings:
     pruner: str
     trials: int
     timeout: float | None  # seconds
+    presets: tuple[Preset, ...] = ()  # points that the study begins with
+    preset: str = ""  # their name, where they are all that is asked for
+    prune_presets: bool = False  # whether these may be stopped early, too
 
 
 @dataclass(frozen=True)
@@ -112,7 +123,14 @@ class StudyWorker:
             )
             self.study.set_user_attr(PARENT, parent)
         self.shared = StudyContext(
-            self.study, settings.space, settings.base, settings.seed, context, store, parent
+            self.study,
+            settings.space,
+            settings.base,
+            settings.seed,
+            context,
+            store,
+            parent,
+            settings.prune_presets,
         )
         self._close_ended_runs()
 
@@ -128,6 +146,14 @@ class StudyWorker:
         return [
             trial for trial in self.study.get_trials(deepcopy=False) if trial.state.is_finished()
         ]
+
+    def steps(self) -> int:
+        """Return the training steps of the trials that have ended."""
+        whole = self._settings.base.steps
+        return sum(
+            whole if trial.state == TrialState.COMPLETE else trial.last_step or 0
+            for trial in self.finished()
+        )
 
     def trials(self) -> Iterator[optuna.trial.Trial]:
         """Yield trials to run until the planned number is finished or time is up.
@@ -205,18 +231,20 @@ class StudyWorker:
             waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
             if not waiting and len(trials) >= self._settings.trials:
                 return None
-            presets = self._settings.space.presets()
+            presets = self._settings.presets
             if not waiting and len(trials) < len(presets):
-                name, values = presets[len(trials)]
-                self.study.enqueue_trial(values, user_attrs={PRESET: name})
+                preset = presets[len(trials)]
+                about = {PRESET: preset.name, REPLICATE: preset.replicate}
+                self.study.enqueue_trial(preset.values, user_attrs=about)
             self._seed_sampler(waiting[0] if waiting else len(trials))
             new = self.study.ask()
+            # Here, where no other worker proposes at the same time: no point is tried twice.
+            self._settings.space.sample(new, self._settings.base)
             return new, self._locks.take(_lock_name(new.number))
 
     def _seed_sampler(self, number: int) -> None:
-        self.study.sampler = SAMPLERS[self._settings.sampler](
-            derive_seed(self._settings.seed, number, "sampler")
-        )
+        seed = derive_seed(self._settings.seed, number, "sampler")
+        self.study.sampler = make_sampler(self._settings.sampler, self._settings.space, seed)
 
     def _close_ended_runs(self) -> None:
         """Close the runs of trials whose worker died after it told the study
@@ -297,6 +325,7 @@ def _contract(settings: SearchSettings, context: TrainingContext) -> dict[str, s
             if name not in varied and name != "seed"
         },
         **{f"protocol.{name}": str(value) for name, value in vars(context.protocol).items()},
+        **({"preset": settings.preset} if settings.preset else {}),
         "seed": str(settings.seed),
         "version.torch": version("torch"),
         "version.optuna": version("optuna"),

@@ -5,9 +5,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 
 from speaker.common.errors import UserError
-from speaker.config import ACTIVATIONS, PRESETS, TrialConfig
+from speaker.config import ACTIVATIONS, TrialConfig
 from speaker.model.classifier import count_operations
 
 
@@ -44,27 +50,34 @@ class Space:
             values[name] = trial.suggest_float(name, low, high, log=True)
         return base.replace(**values)
 
-    def points(self, base: TrialConfig) -> list[TrialConfig]:
-        """Return every combination of the values that can be counted, over those of `base`,
-        smallest models first.
-        """
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Return each field's range as `sample` asks Optuna for it."""
+        return {
+            **{name: CategoricalDistribution(values) for name, values in self.choices.items()},
+            **{name: IntDistribution(low, high) for name, (low, high) in self.integers.items()},
+            **{
+                name: FloatDistribution(low, high, log=True)
+                for name, (low, high) in self.log_floats.items()
+            },
+        }
+
+    def combinations(self) -> list[dict[str, Any]]:
+        """Return every combination of the values that can be counted."""
         counted = {
             **self.choices,
             **{name: range(low, high + 1) for name, (low, high) in self.integers.items()},
         }
-        combinations = itertools.product(*counted.values())
-        points = [
-            base.replace(**dict(zip(counted, values, strict=True))) for values in combinations
-        ]
-        return sorted(points, key=count_operations)
-
-    def presets(self) -> list[tuple[str, dict[str, Any]]]:
-        """Return the homework's points by name, as values of the fields that this space varies."""
-        names = [*self.choices, *self.integers, *self.log_floats]
         return [
-            (preset, {name: getattr(config, name) for name in names})
-            for preset, config in PRESETS.items()
+            dict(zip(counted, values, strict=True))
+            for values in itertools.product(*counted.values())
         ]
+
+    def points(self, base: TrialConfig) -> list[TrialConfig]:
+        """Return every combination of the values that can be counted, over those of `base`,
+        smallest models first.
+        """
+        points = [base.replace(**values) for values in self.combinations()]
+        return sorted(points, key=count_operations)
 
     def definition(self) -> dict[str, str]:
         """Return each field's range in words; two spaces are the same when these are."""

@@ -20,7 +20,8 @@ from speaker.training.metrics import OBJECTIVE, Metrics
 from speaker.training.outcome import Outcome
 from speaker.training.train import Report, TrialResult
 
-RUN_ID, PRESET, LOSSES = "mlflow.run_id", "preset", "device.losses"  # attributes of an Optuna trial
+# Attributes of an Optuna trial.
+RUN_ID, PRESET, REPLICATE, LOSSES = "mlflow.run_id", "preset", "replicate", "device.losses"
 MAX_LOSSES = 2  # a trial that has lost its device so often ends as failed
 STORE_FAILURES = (*STORE_ERRORS, StorageInternalError)  # of MLflow's, Optuna's or a disk
 OPTUNA_STATES = {
@@ -41,10 +42,18 @@ class StudyContext:
     context: TrainingContext
     store: TrackingStore
     parent: str  # the study's run
+    prune_presets: bool = False
 
     def config(self, trial: optuna.trial.Trial) -> TrialConfig:
-        """Return a trial's point; its seed is addressed by the study's and the trial's number."""
+        """Return a trial's point.
+
+        Its seed is addressed by the study's and the trial's number, or by that of the replicate:
+        points of one replicate share their seed, so that they differ in nothing else.
+        """
+        replicate = trial.user_attrs.get(REPLICATE)
         seed = derive_seed(self.seed, trial.number, "train")
+        if replicate is not None:
+            seed = derive_seed(self.seed, replicate, "replicate")
         return self.space.sample(trial, self.base).replace(seed=seed)
 
 
@@ -67,7 +76,7 @@ def run_trial(
     bar.reset(config.steps)
     bar.set_description_str(f"{run_name(trial.number, config)}", refresh=False)
     try:
-        return config, training.train(_pruning(trial), bar, STORE_FAILURES)
+        return config, training.train(listen(trial, shared.prune_presets), bar, STORE_FAILURES)
     except DeviceLostError as error:
         losses = trial.user_attrs.get(LOSSES, 0) + 1
         trial.set_user_attr(LOSSES, losses)
@@ -88,6 +97,8 @@ def _open_run(shared: StudyContext, trial: optuna.trial.Trial, config: TrialConf
     tags = {names.STUDY: study, names.TRIAL: str(trial.number)}
     if preset := trial.user_attrs.get(PRESET):
         tags[names.PRESET] = preset
+    if (replicate := trial.user_attrs.get(REPLICATE)) is not None:
+        tags[names.REPLICATE] = str(replicate)
     run = shared.store.open_run(run_name(trial.number, config), tags, shared.parent, run_id)
     trial.set_user_attr(RUN_ID, run.run_id)
     return run
@@ -105,17 +116,19 @@ def _drop_other_checkpoint(training: TrackedTraining, trial: optuna.trial.Trial)
         checkpoint.remove()
 
 
-def _pruning(trial: optuna.trial.Trial) -> Report:
+def listen(trial: optuna.trial.Trial, prune_presets: bool = False) -> Report:
     """Return what tells the study of each evaluation, and asks it whether to stop.
 
-    A resumed trial measures again what the killed one had reported.
+    A resumed trial measures again what the killed one had reported. A preset is heard like any
+    other, so that others are measured by it, but stopped only if that is asked for.
     """
+    may_stop = prune_presets or PRESET not in trial.user_attrs
     reported = max(trial.storage.get_trial(trial._trial_id).intermediate_values, default=-1)
 
     def report(step: int, metrics: Metrics) -> bool:
         if step > reported:
             trial.report(metrics[OBJECTIVE], step)
-        return step >= reported and trial.should_prune()
+        return step >= reported and trial.should_prune() and may_stop
 
     return report
 

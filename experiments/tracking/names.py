@@ -8,10 +8,11 @@ CHAMPION = "champion"
 MODEL_FOLDER = "model"  # of a run's artifacts
 
 KIND, KIND_STUDY, KIND_TRIAL = "kind", "study", "trial"
-STUDY, STUDY_ID, TRIAL, PRESET = "study", "study.id", "trial", "preset"
+STUDY, STUDY_ID, TRIAL = "study", "study.id", "trial"
+PRESET, REPLICATE = "preset", "replicate"
 STATE, REASON, RUNNING = "state", "state.reason", "running"
 POINT, FINGERPRINT = "point", "config.fingerprint"
-FALLBACKS, SHA256 = "device.fallbacks", "weights.sha256"
+FALLBACKS, SHA256, HITS = "device.fallbacks", "weights.sha256", "valid.hits"
 
 SECONDS, PARAMETERS = "speed/seconds", "model/parameters"
 BEST_WHOLE, BEST_CROPS = "best/accuracy_whole", "best/accuracy_crops"

@@ -18,7 +18,6 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
-from experiments.tracking.leaderboard import ranked
 from experiments.tracking.names import (
     BEST_CROPS,
     BEST_WHOLE,
@@ -77,20 +76,6 @@ class Promotion:
                     "not compare."
                 )
         return "\n".join(lines)
-
-
-def best_runs(store: TrackingStore, study: str, count: int) -> list[str]:
-    """Return the ids of a study's best complete runs, best first.
-
-    Raises UserError when there are fewer.
-    """
-    rows = [row for row in ranked(store, study) if row.state == "complete"]
-    if len(rows) < count:
-        raise UserError(
-            f"only complete trials can be used, but {count} are wanted and study {study!r} has "
-            f"{len(rows)}; run search.py on it first"
-        )
-    return [row.run_id for row in rows[:count]]
 
 
 def promote(store: TrackingStore, run_id: str) -> Promotion:

@@ -28,6 +28,7 @@ from speaker.training.train import TrialResult
 
 # A store or disk fails; no fault of the trial.
 STORE_ERRORS = (MlflowException, SQLAlchemyError, OSError)
+MAX_TAG = 8_000  # characters
 STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED", "interrupted": "KILLED"}
 
 
@@ -85,6 +86,8 @@ class TrackedRun:
                 )
                 self._client.log_artifacts(self.run_id, folder, names.MODEL_FOLDER)
             self._client.set_tag(self.run_id, names.SHA256, sha256)
+            if 0 < len(result.hits) <= MAX_TAG:
+                self._client.set_tag(self.run_id, names.HITS, result.hits)
         if result.fallback:
             reasons = "; ".join((*context.compute.fallbacks, result.fallback))
             self._client.set_tag(self.run_id, names.FALLBACKS, reasons)

@@ -24,6 +24,7 @@ from experiments.urls import masked
 from speaker.common.errors import UserError, describe_differences, first_line
 from speaker.common.files import create_once
 from speaker.config import ADDED_LATER, TrialConfig
+from speaker.training.metrics import OBJECTIVE
 
 T = TypeVar("T")
 
@@ -174,6 +175,11 @@ class TrackingStore:
             TrackedRun(self.client, run.info.run_id, run.info.run_name, self._clock)
             for run in self.trial_runs(study, "attributes.status = 'RUNNING'")
         ]
+
+    def curve(self, run_id: str) -> list[tuple[int, float]]:
+        """Return what a trial reported: (step, accuracy on whole utterances), in order."""
+        rows = self.client.get_metric_history(run_id, OBJECTIVE)
+        return sorted((row.step, row.value) for row in rows)
 
     def runs(self, condition: str) -> list[Run]:
         """Return all runs of the experiment that meet an MLflow filter, oldest first."""

@@ -22,28 +22,17 @@ from experiments.context import TrainingContext
 from experiments.study.local_workers import _work as work
 from experiments.study.local_workers import run_workers
 from experiments.study.progress import Progress
-from experiments.study.search import SearchSettings, WorkerSpec
-from experiments.study.space import HOMEWORK
+from experiments.study.search import WorkerSpec
 from experiments.study.trial import LOSSES
 from speaker.common.devices import usable_cores
 from speaker.common.errors import DeviceLostError, UserError
 from speaker.data.pack import Pack
 from speaker.data.protocol import Protocol
 from speaker.training.train import TrialResult
-from tests.helpers import KILLS, TINY, assert_whole, run, start
+from tests.helpers import KILLS, PLAN, assert_whole, run, start
 
 SEARCH = ("search.py", "--data", "corpus", "--steps", "5", "--jobs", "2", "--trials")
 ALL_LOSE = 13  # a seed
-PLAN = SearchSettings(
-    "s",
-    HOMEWORK,
-    TINY.replace(steps=4, warmup_steps=1, valid_every=2),
-    0,
-    "random",
-    "none",
-    4,
-    None,
-)
 
 pytestmark = [
     pytest.mark.slow,

@@ -16,7 +16,7 @@ from experiments import tracked_training
 from experiments.context import TrainingContext
 from experiments.study.locks import open_locks
 from experiments.study.search import SearchSettings, StudyWorker, open_storage
-from experiments.study.space import HOMEWORK, WIDE
+from experiments.study.space import WIDE
 from experiments.study.trial import PRESET, RUN_ID, run_trial
 from experiments.tracking.run import TrackedRun
 from experiments.tracking.store import TrackingStore
@@ -29,18 +29,7 @@ from speaker.data.protocol import Protocol
 from speaker.training.metrics import OBJECTIVE, Metrics
 from speaker.training.outcome import Outcome
 from speaker.training.train import Report, TrialResult, train
-from tests.helpers import TINY
-
-PLAN = SearchSettings(
-    "s",
-    HOMEWORK,
-    TINY.replace(steps=4, warmup_steps=1, valid_every=2),
-    0,
-    "random",
-    "none",
-    4,
-    None,
-)
+from tests.helpers import PLAN, TINY
 
 
 @pytest.fixture

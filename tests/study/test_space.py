@@ -1,6 +1,7 @@
 import optuna
 import pytest
 
+from experiments.study.presets import homework_points
 from experiments.study.space import HOMEWORK, SPACES, Space, find_space
 from speaker.common.errors import UserError
 from speaker.config import HOMEWORK_BASELINE, HOMEWORK_EDITED, TrialConfig
@@ -28,8 +29,8 @@ def test_the_homework_space_holds_what_was_edited_by_hand() -> None:
 def test_the_homeworks_points_lie_in_every_space(space: Space) -> None:
     study = optuna.create_study()
     sampled: list[TrialConfig] = []
-    for _, values in space.presets():
-        study.enqueue_trial(values)
+    for preset in homework_points(space):
+        study.enqueue_trial(preset.values)
         sampled.append(space.sample(study.ask(), HOMEWORK_BASELINE))
     assert sampled == [HOMEWORK_BASELINE, HOMEWORK_EDITED]
     for trial in study.trials:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from experiments.analysis.leaderboard import best_runs
 from experiments.context import TrainingContext
 from experiments.tracking.names import CHAMPION, MODEL
-from experiments.tracking.registry import best_runs, download_model, find_version, promote
+from experiments.tracking.registry import download_model, find_version, promote
 from experiments.tracking.store import TrackingStore
 from speaker.common.errors import UserError
 from speaker.model.classifier import SpeakerClassifier

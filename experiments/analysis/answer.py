@@ -1,0 +1,38 @@
+"""What a search has found, in sentences: the winner, how sure that is, and what equals it."""
+
+from experiments.analysis.leaderboard import Row
+
+MAX_NAMED = 5  # trials in a line
+
+
+def describe_answer(rows: list[Row]) -> str:
+    """Return what the ranked trials of a study say, a few lines; nothing if they say nothing."""
+    complete = [row for row in rows if row.state == "complete"]
+    if not complete or complete[0].expected is None:
+        return ""
+    winner, count = complete[0], len(complete[0].hits)
+    low, high = complete[0].expected.interval()
+    lines = [
+        f"Winner: {_name(winner)}. On new utterances of these speakers expect "
+        f"{complete[0].expected.mean:.2f}, nine times out of ten between {max(low, 0.0):.2f} and "
+        f"{min(high, 1.0):.2f}; it had {winner.whole:.2f} on {count:,} validation utterances.",
+    ]
+    tied = [row for row in complete[1:] if row.is_tied]
+    if tied:
+        named = ", ".join(f"#{row.trial}" for row in tied[:MAX_NAMED])
+        more = f" and {len(tied) - MAX_NAMED} more" if len(tied) > MAX_NAMED else ""
+        lines.append(
+            f"These utterances cannot tell it from {len(tied)} of the {len(complete) - 1} other "
+            f"complete trials (McNemar's test, p > 0.1): {named}{more}."
+        )
+        smallest = min((winner, *tied), key=lambda row: row.parameters)
+        quickest = min((winner, *tied), key=lambda row: row.seconds)
+        lines.append(
+            f"Among these the smallest is {_name(smallest)} ({smallest.parameters:,} parameters), "
+            f"the quickest {_name(quickest)} ({quickest.seconds:.1f} s)."
+        )
+    return "\n".join(lines)
+
+
+def _name(row: Row) -> str:
+    return f"#{row.trial} {row.point}"

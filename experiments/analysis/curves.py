@@ -1,0 +1,161 @@
+"""A model of all learning curves of a study: what each trained model would score on new utterances.
+
+The best of many noisy accuracies flatters. A Gaussian process over points and steps (in the manner
+of Swersky, Snoek and Adams 2014, "Freeze-thaw Bayesian optimization") takes an accuracy apart:
+
+    accuracy(trial, step) = level(step) + point(trial's point, step) + trial(trial, step) + noise
+
+so that a value is believed as far as its neighbours in the space and its own curve bear it out.
+What is left of a trial's own part is shrunk once more: of its variance, the validation part's size
+explains a share that is luck.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+FITTING_STEPS = 60
+JITTER = 1e-6
+MAX_ROWS = 1_500  # of all curves: time grows with the cube; beyond, early values are left out
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What one trial showed: its place in the space, each coordinate in [0, 1], and its accuracies
+    by the fraction of the budget that it had trained.
+    """
+
+    place: tuple[float, ...]
+    values: tuple[tuple[float, float], ...]  # (fraction, accuracy), at least one
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An accuracy on new utterances of the same speakers: its mean and standard deviation."""
+
+    mean: float
+    deviation: float
+
+    def interval(self) -> tuple[float, float]:
+        """Return the bounds that hold it nine times out of ten."""
+        return self.mean - 1.645 * self.deviation, self.mean + 1.645 * self.deviation
+
+
+def estimate(curves: Sequence[Curve], utterances: int, agreement: float = 0.0) -> list[Estimate]:
+    """Return what each trial's model would score at the whole budget.
+
+    `utterances` is the size of the validation part. `agreement` is the correlation of two models'
+    hits on it: as much of its luck is shared by all models, and cannot be seen in their values.
+    """
+    fractions, places, owners, values = _rows(curves)
+    mean = values.mean()
+    center = float(mean)
+    hyper = _fit(fractions, places, owners, values - mean)
+    covariance = _covariance(hyper, (fractions, places, owners), (fractions, places, owners))
+    covariance += torch.eye(len(values)) * (hyper.noise + JITTER)
+    factor = torch.linalg.cholesky(covariance)
+    ends = (torch.ones(len(curves)), places_of(curves), torch.arange(len(curves)))
+    rows = (fractions, places, owners)
+    weights = torch.cholesky_solve((values - mean)[:, None], factor)
+
+    luck = max(center * (1 - center), 0.0) / utterances
+    real = max(0.0, 1 - (1 - agreement) * luck / float(hyper.trial))
+    shared = _covariance(hyper, ends, rows, trial=0.0)
+    own = _covariance(hyper, ends, rows) - shared
+    cross = shared + real * own
+    means = mean + (cross @ weights)[:, 0]
+    prior = hyper.level + hyper.point + real * hyper.trial
+    solved = torch.linalg.solve_triangular(factor, cross.T, upper=False)
+    variance = (prior - solved.square().sum(0)).clamp(min=0) + agreement * luck
+    return [
+        Estimate(float(value), math.sqrt(float(each)))
+        for value, each in zip(means, variance, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Hyper:
+    """Variances and lengths of the kernel."""
+
+    level: Tensor
+    point: Tensor
+    trial: Tensor
+    noise: Tensor
+    step_length: Tensor
+    lengths: Tensor  # one a coordinate
+
+
+def _unpack(raw: Tensor) -> _Hyper:
+    level, point, trial, noise, step_length = raw[:5].exp()
+    return _Hyper(level, point, trial, noise, step_length, raw[5:].exp())
+
+
+def _rows(curves: Sequence[Curve]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return fractions (n,), places (n, d), owners (n,) and accuracies (n,) of all values."""
+    kept = [
+        (owner, fraction, value)
+        for owner, curve in enumerate(curves)
+        for fraction, value in curve.values
+    ]
+    if len(kept) > MAX_ROWS:
+        kept = [(owner, *curve.values[-1]) for owner, curve in enumerate(curves)]
+    owners = torch.tensor([owner for owner, _, _ in kept])
+    fractions = torch.tensor([fraction for _, fraction, _ in kept])
+    values = torch.tensor([value for _, _, value in kept])
+    return fractions, places_of(curves)[owners], owners, values
+
+
+def places_of(curves: Sequence[Curve]) -> Tensor:
+    """Return the places of some curves, float32 (n, d)."""
+    return torch.tensor([curve.place for curve in curves], dtype=torch.float32)
+
+
+def _covariance(
+    hyper: _Hyper,
+    one: tuple[Tensor, Tensor, Tensor],
+    other: tuple[Tensor, Tensor, Tensor],
+    trial: Tensor | float | None = None,
+) -> Tensor:
+    """Return the covariance of values at (fractions, places, owners), without noise."""
+    along = _matern((one[0][:, None] - other[0][None]).abs() / hyper.step_length)
+    apart = ((one[1][:, None] - other[1][None]) / hyper.lengths).square().sum(-1)
+    near = _matern((apart + 1e-12).sqrt())
+    same = (one[2][:, None] == other[2][None]).float()
+    own = hyper.trial if trial is None else trial
+    return along * (hyper.level + hyper.point * near + own * same)
+
+
+def _matern(distance: Tensor) -> Tensor:
+    """Return the Matern kernel of smoothness 5/2."""
+    scaled = math.sqrt(5) * distance
+    return (1 + scaled + scaled.square() / 3) * (-scaled).exp()
+
+
+def _fit(fractions: Tensor, places: Tensor, owners: Tensor, values: Tensor) -> _Hyper:
+    """Return the likeliest kernel under weak priors, by the marginal likelihood."""
+    center = torch.tensor(
+        [0.03, 0.01, 0.001, 0.0005, 0.7, *[1.0] * places.shape[1]], dtype=torch.float32
+    ).log()
+    raw = center.clone().requires_grad_()
+    rows = (fractions, places, owners)
+    optimizer = torch.optim.LBFGS(
+        [raw], lr=0.5, max_iter=FITTING_STEPS, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        hyper = _unpack(raw)
+        covariance = _covariance(hyper, rows, rows)
+        covariance = covariance + torch.eye(len(values)) * (hyper.noise + JITTER)
+        factor = torch.linalg.cholesky(covariance)
+        solved = torch.linalg.solve_triangular(factor, values[:, None], upper=False)
+        fit = 0.5 * solved.square().sum() + factor.diagonal().log().sum()
+        total = fit + 0.5 * (raw - center).square().sum()
+        total.backward()
+        return total
+
+    optimizer.step(loss)
+    return _unpack(raw.detach())

@@ -1,0 +1,195 @@
+"""Rank the trials of a study by what they can be expected to score, and lay them out as a table."""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from mlflow.entities import Run
+from scipy.stats import binomtest
+
+from experiments.analysis.curves import Curve, Estimate, estimate
+from experiments.tracking import names
+from experiments.tracking.store import TrackingStore
+from speaker.common.errors import UserError
+from speaker.config import TrialConfig
+from speaker.training.metrics import format_accuracy, hits_of
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trial's run, as far as a reader compares it.
+
+    Accuracies are in [0, 1]; None when it never got a score.
+    """
+
+    run_id: str
+    trial: str
+    point: str
+    state: str
+    preset: str
+    replicate: str
+    whole: float | None
+    crops: float | None
+    parameters: int
+    seconds: float
+    values: dict[str, Any] = field(default_factory=dict)  # of the config's fields, by name
+    curve: tuple[tuple[float, float], ...] = ()  # (fraction of the budget, accuracy)
+    hits: tuple[bool, ...] = ()  # of the validation utterances, by the best weights
+    expected: Estimate | None = None  # accuracy on new utterances, where hits are kept
+    is_tied: bool = False  # whether the validation part cannot tell it from the winner
+
+
+SURE = 0.1  # a difference is one if luck alone makes such a one less often
+
+
+def ranked(store: TrackingStore, study: str) -> list[Row]:
+    """Return a study's ended trials: the complete ones best first, then the others.
+
+    The best is the one of which most is to be expected on new utterances (see curves.py); of runs
+    that an older version made, the one that scored most on the validation part. A study has one
+    protocol, so its accuracies may be ranked together. Raises UserError for an unknown study.
+    """
+    if not store.study_runs(study):
+        raise UserError(
+            f"there is no study {study!r} in {store.shown}; run search.py --study {study} first"
+        )
+    rows = [_row(run, store) for run in store.trial_runs(study)]
+    ended = _judge([row for row in rows if row.state in ("complete", "pruned", "failed")])
+    ordered = sorted(ended, key=_merit)
+    return [replace(row, is_tied=_are_alike(row.hits, ordered[0].hits)) for row in ordered]
+
+
+def _merit(row: Row) -> tuple[bool, float, int]:
+    value = row.expected.mean if row.expected else row.whole or 0.0
+    return row.state != "complete", -value, int(row.trial)
+
+
+def _judge(rows: list[Row]) -> list[Row]:
+    """Return rows with what is to be expected of those that are complete, if all have hits."""
+    complete = [row for row in rows if row.state == "complete"]
+    if not complete or not all(row.hits and row.curve for row in complete):
+        return rows
+    seen = [row for row in rows if row.curve]
+    where = places([row.values for row in seen])
+    curves = [Curve(place, row.curve) for place, row in zip(where, seen, strict=True)]
+    found = estimate(curves, len(complete[0].hits), agreement([row.hits for row in complete]))
+    by_run = {row.run_id: each for row, each in zip(seen, found, strict=True)}
+    return [
+        replace(row, expected=by_run[row.run_id]) if row.state == "complete" else row
+        for row in rows
+    ]
+
+
+def places(points: list[dict[str, Any]]) -> list[tuple[float, ...]]:
+    """Return where points lie in the space of the fields in which they differ, each in [0, 1]:
+    numbers on a logarithmic scale where they span a factor of four, others a coordinate a value.
+    """
+    coordinates: list[list[float]] = []
+    for name in points[0]:
+        values = [point[name] for point in points]
+        distinct = sorted(set(values))
+        if len(distinct) == 1 or name == "seed":
+            continue
+        if any(isinstance(value, str) for value in values):
+            coordinates += [[float(value == each) for value in values] for each in distinct]
+            continue
+        if distinct[0] > 0 and distinct[-1] >= 4 * distinct[0]:
+            values, distinct = np.log(values).tolist(), np.log(distinct).tolist()
+        spread = distinct[-1] - distinct[0]
+        coordinates.append([(value - distinct[0]) / spread for value in values])
+    return list(zip(*coordinates, strict=True)) if coordinates else [()] * len(points)
+
+
+def agreement(hits: Sequence[tuple[bool, ...]]) -> float:
+    """Return how far models are right on the same utterances: the mean correlation of their hits,
+    in [0, 1].
+    """
+    values = [np.corrcoef(one, other)[0, 1] for one, other in combinations(hits[:40], 2)
+              if 0 < sum(one) < len(one) and 0 < sum(other) < len(other)]  # fmt: skip
+    return float(np.clip(np.mean(values), 0, 1)) if values else 0.0
+
+
+def _are_alike(one: tuple[bool, ...], other: tuple[bool, ...]) -> bool:
+    """Tell whether two models cannot be told apart by the utterances that one of them alone gets
+    right (McNemar's test, exact).
+    """
+    if not one or not other:
+        return False
+    first = sum(mine and not theirs for mine, theirs in zip(one, other, strict=True))
+    second = sum(theirs and not mine for mine, theirs in zip(one, other, strict=True))
+    return first + second == 0 or binomtest(first, first + second).pvalue > SURE
+
+
+def best_runs(store: TrackingStore, study: str, count: int) -> list[str]:
+    """Return the ids of a study's best complete runs, best first.
+
+    Raises UserError when there are fewer.
+    """
+    rows = [row for row in ranked(store, study) if row.state == "complete"]
+    if len(rows) < count:
+        raise UserError(
+            f"only complete trials can be used, but {count} are wanted and study {study!r} has "
+            f"{len(rows)}; run search.py on it first"
+        )
+    return [row.run_id for row in rows[:count]]
+
+
+def table(rows: list[Row], best: int) -> str:
+    """Return the best rows and the homework's points as text, with the rank of each."""
+    lines = [
+        f"{'rank':>4}  {'trial':>5}  {'point':<22} {'expected':>8} {'whole':>6} {'crops':>6} "
+        f"{'parameters':>10} {'seconds':>8}"
+    ]
+    for rank, row in enumerate(rows, start=1):
+        if rank <= best or row.preset:
+            note = " ".join(
+                word for word in (row.preset, row.state if row.state != "complete" else "") if word
+            )
+            lines.append(
+                f"{1 if row.is_tied else rank:>4}  {'#' + row.trial:>5}  {row.point:<22} "
+                f"{format_accuracy(row.expected.mean if row.expected else None):>8} "
+                f"{format_accuracy(row.whole):>6} {format_accuracy(row.crops):>6} "
+                f"{row.parameters:>10,} {row.seconds:>8.1f}  {note}".rstrip()
+            )
+    return "\n".join(lines)
+
+
+def _row(run: Run, store: TrackingStore) -> Row:
+    tags, metrics, params = run.data.tags, run.data.metrics, run.data.params
+    values = {name: _parse(params[name]) for name in TrialConfig().to_dict() if name in params}
+    steps = float(values.get("steps", 1))
+    return Row(
+        run_id=run.info.run_id,
+        trial=tags.get(names.TRIAL, "0"),
+        point=tags.get(names.POINT, ""),
+        state=tags.get(names.STATE, ""),
+        preset=tags.get(names.PRESET, ""),
+        replicate=tags.get(names.REPLICATE, ""),
+        whole=metrics.get(names.BEST_WHOLE),
+        crops=metrics.get(names.BEST_CROPS),
+        parameters=int(metrics.get(names.PARAMETERS, 0)),
+        seconds=metrics.get(names.SECONDS, 0.0),
+        values=values,
+        curve=tuple((step / steps, value) for step, value in store.curve(run.info.run_id)),
+        hits=_hits(tags.get(names.HITS, "")),
+    )
+
+
+def _hits(text: str) -> tuple[bool, ...]:
+    """Return a run's hits; none of a run that lacks them."""
+    with contextlib.suppress(ValueError):
+        return tuple(hits_of(text))
+    return ()
+
+
+def _parse(text: str) -> int | float | str:
+    """Return what a run's parameter says: a number or a truth value if it is one."""
+    if text in ("True", "False"):
+        return text == "True"
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
