@@ -1,0 +1,1 @@
+"""A table of trained points, and searches replayed on it."""
