@@ -113,12 +113,27 @@ def run_fetch(arguments: argparse.Namespace) -> None:
     from experiments.tracking.registry import download_model
     from experiments.tracking.store import existing_store
 
+    if arguments.best != 1 and not arguments.study:
+        raise UserError("--best needs --study NAME; without it, one --model is copied")
+    _validate_model_folder(arguments.out)
     store = existing_store(arguments.tracking_uri, STATE)
     if arguments.study:
         for rank, run_id in enumerate(best_runs(store, arguments.study, arguments.best), start=1):
             print(f"Fetched {download_model(store, run_id, arguments.out / str(rank))}.")
     else:
         print(f"Fetched {download_model(store, arguments.model, arguments.out)}.")
+
+
+def _validate_model_folder(folder: Path) -> None:
+    """Raise UserError unless a model can be put into a folder without hurting what is there."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise UserError(f"--out must be a folder, but {folder} is not; choose another")
+    holds_a_model = any((folder / each / "model.json").exists() for each in (".", "1"))
+    if folder.is_dir() and any(folder.iterdir()) and not holds_a_model:
+        raise UserError(
+            f"--out must be a new or empty folder or one with a model to replace, but {folder} "
+            "holds something else; choose another"
+        )
 
 
 def run_ui(arguments: argparse.Namespace) -> None:

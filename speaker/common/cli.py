@@ -5,12 +5,13 @@ import re
 import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from speaker.common.errors import UserError
 from speaker.common.signals import Interrupted, install_signal_handlers
 
 BAD_INPUT = 2
+N = TypeVar("N", int, float)
 
 
 class Parser(argparse.ArgumentParser):
@@ -61,9 +62,16 @@ def plain_name(text: str) -> str:
     return text
 
 
+def _number(text: str, kind: Callable[[str], N], words: str) -> N:
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be {words}, but got {text[:80]!r}") from None
+
+
 def port(text: str) -> int:
     """Parse a port of this machine."""
-    value = int(text)
+    value = _number(text, int, "a whole number")
     if not 1 <= value <= 65_535:
         raise argparse.ArgumentTypeError(f"must be from 1 to 65535, but got {text}")
     return value
@@ -71,7 +79,7 @@ def port(text: str) -> int:
 
 def natural(text: str) -> int:
     """Parse a whole number of at least 0."""
-    value = int(text)
+    value = _number(text, int, "a whole number")
     if value < 0:
         raise argparse.ArgumentTypeError(f"must be at least 0, but got {text}")
     return value
@@ -79,7 +87,7 @@ def natural(text: str) -> int:
 
 def positive_int(text: str) -> int:
     """Parse a whole number of at least 1."""
-    value = int(text)
+    value = _number(text, int, "a whole number")
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, but got {text}")
     return value
@@ -87,7 +95,7 @@ def positive_int(text: str) -> int:
 
 def positive_float(text: str) -> float:
     """Parse a number above 0."""
-    value = float(text)
+    value = _number(text, float, "a number")
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be above 0 and finite, but got {text}")
     return value
@@ -95,7 +103,7 @@ def positive_float(text: str) -> float:
 
 def share(text: str) -> float:
     """Parse a part of a whole, from 0 to less than 1."""
-    value = float(text)
+    value = _number(text, float, "a number")
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 0 and below 1, but got {text}")
     return value

@@ -5,6 +5,7 @@ and things that are made once however many ask.
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shlex
@@ -165,7 +166,10 @@ def parse_json(data: bytes, path: Path) -> Any:
     """
     try:
         return json.loads(
-            data, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant
+            data,
+            object_pairs_hook=_without_duplicates,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
         )
     except (ValueError, RecursionError) as error:
         reason, advice = str(error)[:200], "fetch it again"
@@ -234,6 +238,12 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"the key {key[:80]!r} stands twice")
         result[key] = value
     return result
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text[:80]} is too large")
+    return value
 
 
 def _refuse_constant(name: str) -> None:

@@ -8,9 +8,13 @@ from speaker.common.files import real_path, what_is_at, write_atomically
 STATE = Path("mlruns")  # all that the program keeps, below the folder that it is started in
 
 
-def validate_output_path(path: Path, flag: str = "--out", corpus: Path | None = None) -> None:
-    """Raise UserError unless a file can be made at `path`,
-    or one replaced that is no device and not of a corpus.
+def validate_output_path(
+    path: Path, flag: str = "--out", corpus: Path | None = None, begins: bytes = b""
+) -> None:
+    """Raise UserError unless a file can be made at `path`, or one replaced that is no device and
+    not of a corpus.
+
+    `begins` is how such files begin: one that begins otherwise is somebody's, and is kept.
     """
     if not path.name or path.is_dir() or not path.parent.is_dir():
         raise UserError(
@@ -22,6 +26,14 @@ def validate_output_path(path: Path, flag: str = "--out", corpus: Path | None = 
         raise UserError(
             f"{flag} must be a new or a regular file, but {path} {what}; choose another"
         )
+    if path.is_file():
+        with path.open("rb") as stream:
+            head = stream.read(len(begins))
+        if head and head != begins:
+            raise UserError(
+                f"{flag} must be a new file or an earlier one of its kind, but {path} holds "
+                "something else; choose another, or remove it"
+            )
     if corpus and real_path(path.parent) == real_path(corpus):
         raise UserError(
             f"{flag} must lie outside the corpus, but {path} lies in it; choose another"

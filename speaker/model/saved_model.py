@@ -114,14 +114,14 @@ def load_model(folder: Path) -> TrainedModel:
 
 def _read_config(folder: Path, card: ModelCard) -> TrialConfig:
     """Return the point beside the weights, which must be the one that the card was written with."""
+    fields = _read_object(folder / CONFIG)
     try:
-        config = TrialConfig.from_dict(_read_object(folder / CONFIG))
+        config = TrialConfig.from_dict(fields)
     except UserError as error:
-        raise UserError(f"{folder / CONFIG}: {error}") from error
+        raise UserError(f"{folder / CONFIG}: {error}; fetch the model again") from error
     if config.fingerprint() != card.config:
-        raise UserError(
-            f"{folder / CONFIG} must be the config that {CARD} was written with, but is another"
-        )
+        rule = f"{folder / CONFIG} must be the config that {CARD} was written with"
+        raise UserError(f"{rule}, but is another; fetch the model again")
     return config
 
 

@@ -130,10 +130,9 @@ def _output_paths(arguments: argparse.Namespace) -> tuple[Path, Path]:
     """
     from speaker.common.paths import validate_output_path
 
-    validate_output_path(arguments.out, corpus=arguments.data)
-    beside = [
-        arguments.out.with_name(arguments.out.name + ending) for ending in (".parquet", ".json")
-    ]
-    for path in beside:
-        validate_output_path(path)
-    return beside[0], beside[1]
+    validate_output_path(arguments.out, corpus=arguments.data, begins=b"Id,Category")
+    table = arguments.out.with_name(f"{arguments.out.name}.parquet")
+    sidecar = arguments.out.with_name(f"{arguments.out.name}.json")
+    validate_output_path(table, begins=b"PAR1")
+    validate_output_path(sidecar, begins=b"{")
+    return table, sidecar

@@ -156,7 +156,7 @@ def read_sound(path: Path) -> Sound:
         raise _refusal(path, "hold sound, but holds too little for one sample at 16 kHz; remove it")
     if not np.isfinite(waveform).all():
         raise _refusal(path, "hold finite samples, but has NaN or infinity; export it again")
-    misnamed = source.demuxer != DEMUXERS[path.suffix.lower()]
+    misnamed = source.demuxer != DEMUXERS.get(path.suffix.lower())
     return Sound(torch.from_numpy(waveform), rate, FORMATS[source.demuxer][0], misnamed)
 
 
@@ -166,7 +166,7 @@ def _refusal(path: Path, must: str) -> UserError:
 
 def _find_source(path: Path) -> Source:
     """Look at a file's first bytes."""
-    named = DEMUXERS[path.suffix.lower()]
+    named = DEMUXERS.get(path.suffix.lower(), "")
     with path.open("rb") as stream:
         head = stream.read(HEAD)
         tagged = head[:3] == b"ID3" and len(head) >= 10
@@ -179,6 +179,9 @@ def _find_source(path: Path) -> Source:
             shown = "mp3"  # in the clothes of a wav, but its name is right
         if not shown:
             _refuse_foreign(head, path)
+        if not shown and not named:
+            fault = _fault(Source(path, "", False, head, False), ValueError())
+            raise _refusal(path, f"be decodable, but {fault}")
         streamed = shown in ("wav", "caf") and not tagged and _is_streamed(stream, shown, path)
     return Source(path, shown or named, bool(shown), head, streamed)
 

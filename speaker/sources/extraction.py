@@ -170,7 +170,7 @@ def _read_journal(folder: Path, recordings: list[Recording]) -> dict[Recording, 
     wanted = set(recordings)
     done: dict[Recording, Extraction] = {}
     path = folder / JOURNAL
-    for line in path.read_bytes().splitlines() if path.exists() else ():
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
         with contextlib.suppress(UserError):  # a line cut off or damaged: it is extracted again
             entry = parse_record(_Entry, line, path, "")
             done[entry.recording] = entry.outcome

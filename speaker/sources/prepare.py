@@ -86,6 +86,8 @@ def prepare(audio: Path, out: Path, options: PrepareOptions) -> Prepared:
             f"--out must be a new folder, but {out} is there; remove it or choose another"
         )
     root = real_path(audio)
+    if real_path(out).is_relative_to(root):
+        raise UserError(f"--out must lie outside of --audio, but {out} lies in it; choose another")
     found = find_recordings(root, options.level or 1)
     if options.level is None:
         _check_level(found.recordings, audio, out, options)

@@ -53,6 +53,12 @@ def test_a_field_of_another_type_is_named(
         parse_record(Outer, json.dumps(record).encode(), Path("f"), "run again")
 
 
+def test_a_number_that_overflows_is_refused() -> None:
+    text = json.dumps(asdict(WHOLE)).replace("16000", "1e999")
+    with pytest.raises(UserError, match="f must be JSON, but is not .1e999 is too large"):
+        parse_record(Outer, text.encode(), Path("f"), "run again")
+
+
 @pytest.mark.parametrize("text", ["[]", "3", "null", '"a"'])
 def test_what_is_no_object_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="it is wrong"):

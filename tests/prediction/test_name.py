@@ -56,14 +56,18 @@ def test_text_json_and_csv_say_the_same(home: Path) -> None:
 
 def test_a_file_that_cannot_be_read_is_named_and_the_others_are_done(home: Path) -> None:
     (home / "page.wav").write_text("<html>not found</html>")
-    done = run(home, "speaker", "name", "page.wav", "b.wav", "no.wav", "--model", "model")
+    (home / "empty").touch()
+    words = ("page.wav", "b.wav", "no.wav", "empty", "model/model.json")
+    done = run(home, "speaker", "name", *words, "--model", "model")
     assert done.returncode == 2
     assert done.stdout.startswith("b.wav\n")
     *left_out, last = done.stderr.splitlines()
-    assert [line.partition(":")[0] for line in left_out] == ["left out", "left out"]
+    assert [line.partition(":")[0] for line in left_out] == ["left out"] * 4
     assert "page.wav" in left_out[0]
     assert "no.wav" in left_out[1]
-    assert last.startswith("error: every file must be a recording that can be read, but 2 of 3")
+    assert "empty: a recording must be decodable, but is empty" in left_out[2]
+    assert "begins with b'{" in left_out[3]
+    assert last.startswith("error: every file must be a recording that can be read, but 4 of 5")
 
 
 def test_a_registered_model_is_asked_for_where_there_is_none(home: Path) -> None:

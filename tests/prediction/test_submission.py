@@ -169,6 +169,13 @@ def test_a_sidecar_is_json(tmp_path: Path) -> None:
 
 def test_where_no_file_can_be_made_is_said_first(tmp_path: Path) -> None:
     validate_output_path(tmp_path / "x.csv")
+    for content, begins in ((b"", b"Id,"), (b"Id,Category\n", b"Id,"), (b"mine", b"")):
+        (tmp_path / "x.csv").write_bytes(content)
+        validate_output_path(tmp_path / "x.csv", begins=begins)
+    with pytest.raises(UserError, match=r"x.csv holds something else; choose another, or remove"):
+        validate_output_path(tmp_path / "x.csv", begins=b"Id,")
+    assert (tmp_path / "x.csv").read_bytes() == b"mine"
+    (tmp_path / "x.csv").unlink()
     for path in (tmp_path, tmp_path / "none" / "x.csv", Path("/")):
         with pytest.raises(UserError, match="--out must be a file in a folder that is there"):
             validate_output_path(path)
