@@ -27,5 +27,6 @@ def describe_differences(there: Mapping[str, object], here: Mapping[str, object]
     """
     names = [name for name in dict.fromkeys((*here, *there)) if there.get(name) != here.get(name)]
     return "; ".join(
-        f"{name} is {there.get(name)} there and {here.get(name)} here" for name in names
+        f"{name} is {there.get(name, 'none')} there and {here.get(name, 'none')} here"
+        for name in names
     )

@@ -15,9 +15,11 @@ from tqdm import tqdm
 from experiments import tracked_training
 from experiments.context import TrainingContext
 from experiments.study.locks import open_locks
+from experiments.study.presets import homework_points
+from experiments.study.pruners import PRUNERS
 from experiments.study.search import SearchSettings, StudyWorker, open_storage
-from experiments.study.space import WIDE
-from experiments.study.trial import PRESET, RUN_ID, run_trial
+from experiments.study.space import HOMEWORK, WIDE
+from experiments.study.trial import PRESET, REPLICATE, RUN_ID, listen, run_trial
 from experiments.tracking.run import TrackedRun
 from experiments.tracking.store import TrackingStore
 from speaker.common.cuda import noticing_loss
@@ -403,7 +405,7 @@ def test_no_trial_starts_after_the_timeout(
 
 
 @pytest.mark.usefixtures("fast")
-@pytest.mark.parametrize("pruner", ["median", "hyperband"])
+@pytest.mark.parametrize("pruner", ["median", "hyperband", "halving"])
 def test_pruners_end_trials_within_the_rules(
     open_search: Callable[[SearchSettings], StudyWorker], pruner: str
 ) -> None:
@@ -414,8 +416,70 @@ def test_pruners_end_trials_within_the_rules(
     work(worker)
     assert_books_agree(worker, 16)
     for trial in worker.study.trials:
-        assert trial.state == TrialState.COMPLETE or max(trial.intermediate_values) >= 2
+        earliest = 1 if pruner == "halving" else 2
+        assert trial.state == TrialState.COMPLETE or max(trial.intermediate_values) >= earliest
     assert TrialState.PRUNED in {trial.state for trial in worker.study.trials}
+
+
+def test_halving_stops_the_worse_two_thirds_at_each_rung() -> None:
+    study = optuna.create_study(direction="maximize", pruner=PRUNERS["halving"](100))
+    stopped = {}
+    for number, last in enumerate([0.5, 0.4, 0.6, 0.1, 0.7, 0.65, 0.9, 0.8, 0.2]):
+        trial = study.ask()
+        report = listen(trial)
+        steps = [20, 40, 60, 80, 100]
+        stops = [step for step in steps if report(step, {OBJECTIVE: last})]
+        stopped[number] = stops[0] if stops else None
+        study.tell(trial, last)
+    assert stopped[1] == stopped[3] == stopped[8] == 20
+    assert stopped[0] is None, "the first of all has nothing to be measured by"
+    assert stopped[6] is None
+    assert set(stopped.values()) <= {None, 20, 60}
+
+
+@pytest.mark.parametrize("prune_presets", [False, True])
+def test_presets_are_trained_to_their_end_and_others_measured_by_them(prune_presets: bool) -> None:
+    study = optuna.create_study(direction="maximize", pruner=PRUNERS["halving"](100))
+    for values in (0.9, 0.8):
+        trial = study.ask()
+        listen(trial)(20, {OBJECTIVE: values})
+        study.tell(trial, values)
+    study.enqueue_trial({}, user_attrs={PRESET: "p"})
+    assert listen(study.ask(), prune_presets)(20, {OBJECTIVE: 0.1}) == prune_presets
+    assert listen(study.ask())(20, {OBJECTIVE: 0.05})
+
+
+@pytest.mark.usefixtures("fast")
+def test_replicates_of_presets_share_their_seeds(
+    open_search: Callable[[SearchSettings], StudyWorker],
+) -> None:
+    presets = homework_points(HOMEWORK, seeds=2)
+    settings = replace(PLAN, trials=4, presets=presets, preset="homework on 2 seeds")
+    worker = open_search(settings)
+    work(worker)
+    seeds = [
+        worker.shared.config(optuna.trial.Trial(worker.study, trial._trial_id)).seed
+        for trial in worker.study.trials
+    ]
+    assert seeds[0] == seeds[1] != seeds[2] == seeds[3]
+    assert [trial.user_attrs[REPLICATE] for trial in worker.study.trials] == [0, 0, 1, 1]
+    runs = worker._store.trial_runs("s")
+    assert [run.data.tags["replicate"] for run in runs] == ["0", "0", "1", "1"]
+    assert all(run.data.tags["valid.hits"] for run in runs)
+    assert worker.steps() == 16
+    with pytest.raises(UserError, match="preset is homework on 2 seeds there and none here"):
+        open_search(PLAN)
+
+
+@pytest.mark.usefixtures("fast")
+def test_no_two_trials_of_a_study_have_one_point(
+    open_search: Callable[[SearchSettings], StudyWorker],
+) -> None:
+    worker = open_search(replace(PLAN, sampler="tpe", trials=16, base=TINY.replace(
+        steps=2, warmup_steps=1, valid_every=2)))  # fmt: skip
+    work(worker)
+    points = {tuple(sorted(trial.params.items())) for trial in worker.study.trials}
+    assert len(points) == 16
 
 
 @pytest.mark.slow

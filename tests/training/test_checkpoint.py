@@ -174,7 +174,7 @@ def written(pack: Pack, tmp_path: Path) -> Path:
             lambda about: about | {"precision": "bfloat16"},
             "precision is float32 there and bfloat16 here",
         ),
-        (lambda about: {"torch": about["torch"]}, "config.d_model is 16 there and None here"),
+        (lambda about: {"torch": about["torch"]}, "config.d_model is 16 there and none here"),
     ],
 )
 def test_of_another_training_it_is_refused_by_name(

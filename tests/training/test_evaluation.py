@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,7 @@ from speaker.data.pack import Pack
 from speaker.data.protocol import Protocol
 from speaker.model.classifier import SpeakerClassifier
 from speaker.training.evaluation import MAX_FRAMES, Evaluator
-from speaker.training.metrics import ACCURACY_CROPS, ACCURACY_WHOLE
+from speaker.training.metrics import ACCURACY_CROPS, ACCURACY_WHOLE, hex_of, hits_of
 from tests.helpers import LOSS, TINY
 
 
@@ -59,6 +61,31 @@ def test_the_batch_size_does_not_matter(
     assert large[ACCURACY_WHOLE] == small[ACCURACY_WHOLE]
     assert large[ACCURACY_CROPS] == small[ACCURACY_CROPS]
     assert large["valid/loss_whole"] == pytest.approx(small["valid/loss_whole"], abs=1e-5)
+
+
+def test_hits_are_kept_in_the_order_of_the_split(
+    pack: Pack, model: SpeakerClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, valid = Protocol().split(pack)
+    right = [True, False, False, True, True, False]
+    model.eval()
+    labels = pack.labels.clone()
+    with torch.no_grad():
+        for row, hit in zip(valid.tolist(), right, strict=True):
+            start, length = int(pack.offsets[row]), int(pack.lengths[row])
+            answer = int(model(pack.frames[None, start : start + length].float()).argmax())
+            labels[row] = answer if hit else (answer + 1) % 4
+    for most in (MAX_FRAMES["cpu"], 1):
+        monkeypatch.setitem(MAX_FRAMES, "cpu", most)
+        evaluate = Evaluator(replace(pack, labels=labels), Protocol())
+        assert evaluate(model, LOSS)[ACCURACY_WHOLE] == 0.5
+        assert evaluate.hits.tolist() == right
+
+
+def test_hits_are_written_a_bit_each() -> None:
+    for bits in ([], [False], [True], [False, False, True], [True] * 9, [False] * 8 + [True]):
+        assert hits_of(hex_of(torch.tensor(bits, dtype=torch.bool))) == bits
+    assert hex_of(torch.tensor([False, False, True])) == "9"
 
 
 def test_the_model_goes_on_in_the_mode_it_was_in(pack: Pack, model: SpeakerClassifier) -> None:
