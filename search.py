@@ -253,7 +253,7 @@ def confirm_best(
     )
     spec = replace(spec, settings=again)
     worker = spec.open()
-    print(f"\nThe best {len(best)} points again, on fresh seeds:")
+    print(f"\nThe best {len(best)} points again, on fresh seeds:", flush=True)
     with worker.closing():
         missing = len(points) - len(worker.finished())
         if missing > 0:

@@ -80,6 +80,50 @@ def test_from_corpus_to_predictions(home: Path) -> None:
     assert len(note["validation"]["singles"]) == 2
 
 
+def test_four_edits_say_what_each_of_them_earned(home: Path) -> None:
+    done = run(home, "search.py", "--data", "corpus", "--steps", 5, "--preset", "four-edits")
+    assert done.returncode == 0, done.stderr
+    assert "16 trials of 5 steps" in done.stdout
+    said = run(home, "experiments", "effects", "--study", "four-edits-corpus", "--figure", "x.png")
+    assert said.returncode == 0, said.stderr
+    table = said.stdout.partition("Drew")[0].strip()
+    assert table in done.stdout
+    shares = {
+        line.split()[0]: float(line.split()[1]) for line in table.splitlines() if " +" in line or " -" in line
+        if line.split()[0] in ("d_model", "nhead", "num_layers", "activation")
+    }  # fmt: skip
+    total = re.search(r"^all four +([+-][\d.]+)", table, re.MULTILINE)
+    assert total
+    assert len(shares) == 4
+    assert sum(shares.values()) == pytest.approx(float(total[1]), abs=0.25)
+    assert (home / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_best_are_confirmed_on_fresh_seeds_however_often_it_is_killed(home: Path) -> None:
+    words = (*SEARCH, 4, "--confirm", 2, "--seeds", 2)
+    draw = random.Random(0)  # noqa: S311  # moments, not secrets
+    kills = 0
+    for _ in range(KILLS):
+        process = start(home, *words)
+        for line in process.stdout or ():
+            if line.startswith("The best 2 points again"):
+                break
+        time.sleep(draw.uniform(0, 2))
+        process.kill()
+        process.communicate(timeout=60)
+        kills += process.returncode == -signal.SIGKILL
+    assert kills
+    done = run(home, *words)
+    assert done.returncode == 0, done.stderr
+    table = done.stdout.partition("behind the best")[2]
+    assert re.search(r"is best of 2 on 2 seeds", table), done.stdout
+    runs = TrackingStore(f"sqlite:///{home}/mlruns/mlflow.db").trial_runs(f"{STUDY}-confirm")
+    assert [run.info.status for run in runs] == ["FINISHED"] * 4
+    assert Counter(run.data.tags["replicate"] for run in runs) == {"0": 2, "1": 2}
+    assert len({run.data.params["seed"] for run in runs}) == 2
+    assert run(home, *words).stdout.partition("behind the best")[2] == table
+
+
 def test_one_point_is_tracked_like_a_trial_and_promotes(home: Path) -> None:
     done = run(home, "train_trial.py", "--data", "corpus", "--preset", "homework-edited", "--d-model", "32",
                "--num-layers", "2", "--steps", "10", "--batch-size", "8", "--norm-first")  # fmt: skip
