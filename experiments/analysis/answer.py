@@ -1,5 +1,7 @@
 """What a search has found, in sentences: the winner, how sure that is, and what equals it."""
 
+import textwrap
+
 from experiments.analysis.leaderboard import Row
 
 MAX_NAMED = 5  # trials in a line
@@ -31,7 +33,7 @@ def describe_answer(rows: list[Row]) -> str:
             f"Among these the smallest is {_name(smallest)} ({smallest.parameters:,} parameters), "
             f"the quickest {_name(quickest)} ({quickest.seconds:.1f} s)."
         )
-    return "\n".join(lines)
+    return "\n".join(textwrap.fill(line, 79) for line in lines)
 
 
 def _name(row: Row) -> str:

@@ -120,7 +120,7 @@ def test_the_answer_says_how_sure_it_is_and_what_equals_the_winner(
     assert low < first.mean < high
     assert high - low > 0.1, "a hundred utterances do not say more"
     assert [line.split()[0] for line in table(rows, best=5).splitlines()[1:]] == ["1", "1", "3"]
-    answer = describe_answer(rows)
+    answer = " ".join(describe_answer(rows).split())
     assert "Winner: #2" in answer
     assert "it had 0.60 on 100 validation utterances" in answer
     assert (
