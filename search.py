@@ -63,6 +63,20 @@ def parser() -> Parser:
         "--space", default="homework", metavar="NAME", help="search space: homework or wide"
     )
     flags.add_argument(
+        "--fix",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="keep a field of the config at a value, lr=3e-4 say; may be repeated",
+    )
+    flags.add_argument(
+        "--choices",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE,...",
+        help="let a field take these values alone, d_model=128,256 say; may be repeated",
+    )
+    flags.add_argument(
         "--seed",
         type=natural,
         default=0,
@@ -146,21 +160,24 @@ def make_spec(arguments: argparse.Namespace) -> "WorkerSpec":
     from experiments.context import load_context
     from experiments.study.presets import SETS, homework_points
     from experiments.study.search import SearchSettings, WorkerSpec, default_storage
-    from experiments.study.space import find_space
+    from experiments.study.space import find_space, parse_field
     from experiments.tracking.store import default_tracking_uri
     from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE
 
-    space = find_space(arguments.space)
+    fixed = {name: values[0] for name, values in map(parse_field, arguments.fix)}
+    choices = dict(map(parse_field, arguments.choices))
+    space = find_space(arguments.space).narrowed(fixed, choices)
     storage_url = arguments.storage or default_storage(STATE)
     tracking_uri = arguments.tracking_uri or default_tracking_uri(STATE)
+    base = HOMEWORK_BASELINE if arguments.data else DEMO_BUDGET
+    base = base.with_steps(arguments.steps) if arguments.steps else base
+    base = base.replace(**fixed)
+    presets = homework_points(space, fixed=fixed)
+    if arguments.preset:
+        presets = SETS[arguments.preset](space, arguments.seeds)
     context = load_context(
         arguments.data, arguments.device, arguments.precision, STATE, arguments.jobs
     )
-    base = HOMEWORK_BASELINE if arguments.data else DEMO_BUDGET
-    base = base.with_steps(arguments.steps) if arguments.steps else base
-    presets = homework_points(space)
-    if arguments.preset:
-        presets = SETS[arguments.preset](space, arguments.seeds)
     settings = SearchSettings(
         name=arguments.study or f"{arguments.preset or space.name}-{context.corpus.name}",
         space=space,

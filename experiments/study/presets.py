@@ -1,11 +1,12 @@
 """Points that a study begins with, by name, each on one seed or on several."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from experiments.study.space import HOMEWORK, Space
+from speaker.common.errors import UserError
 from speaker.config import HOMEWORK_BASELINE, HOMEWORK_EDITED, PRESETS
 
 EDITED = ("d_model", "nhead", "num_layers", "activation")  # what the student edited, in this order
@@ -21,28 +22,48 @@ class Preset:
     replicate: int | None = None  # which seed of the point, from 0; None: the trial's own
 
 
-def homework_points(space: Space, seeds: int | None = None) -> tuple[Preset, ...]:
-    """Return the homework's two points."""
-    fields = [*space.choices, *space.integers, *space.log_floats]
-    return tuple(
-        Preset(name, {field: getattr(config, field) for field in fields}, replicate)
-        for replicate in (range(seeds) if seeds else (None,))
+def homework_points(
+    space: Space, seeds: int | None = None, fixed: Mapping[str, Any] | None = None
+) -> tuple[Preset, ...]:
+    """Return the homework's two points, as far as they lie in the space and have the fixed values
+    of what the student edited.
+    """
+    fields = list(space.distributions())
+    held = [
+        (name, {field: getattr(config, field) for field in fields})
         for name, config in PRESETS.items()
+        if all(
+            getattr(config, field) == value
+            for field, value in (fixed or {}).items()
+            if field in EDITED
+        )
+    ]
+    return tuple(
+        Preset(name, values, replicate)
+        for replicate in (range(seeds) if seeds else (None,))
+        for name, values in held
+        if space.holds(values)
     )
 
 
-def four_edits(space: Space, seeds: int | None = None) -> tuple[Preset, ...]:
+def four_edits(space: Space, seeds: int) -> tuple[Preset, ...]:
     """Return every combination of the homework's first and second value of the four fields, on
     each seed: what each edit earned follows from these.
+
+    Raises UserError for a space that lacks some of them.
     """
-    base = homework_points(space)[0].values
-    pairs = [
-        (getattr(HOMEWORK_BASELINE, field), getattr(HOMEWORK_EDITED, field)) for field in EDITED
+    varied = list(space.distributions())
+    if set(EDITED) - set(varied):
+        raise UserError("--preset four-edits needs a space that varies all four; leave out --fix")
+    rest = {name: getattr(HOMEWORK_BASELINE, name) for name in varied if name not in EDITED}
+    pairs = [(getattr(HOMEWORK_BASELINE, name), getattr(HOMEWORK_EDITED, name)) for name in EDITED]
+    corners = [
+        {**rest, **dict(zip(EDITED, corner, strict=True))} for corner in itertools.product(*pairs)
     ]
+    if not all(map(space.holds, corners)):
+        raise UserError("--preset four-edits needs both values of all four; leave out --choices")
     return tuple(
-        Preset(FOUR_EDITS, {**base, **dict(zip(EDITED, corner, strict=True))}, replicate)
-        for replicate in range(seeds or 1)
-        for corner in itertools.product(*pairs)
+        Preset(FOUR_EDITS, corner, replicate) for replicate in range(seeds) for corner in corners
     )
 
 
@@ -56,7 +77,7 @@ def finalists(space: Space, points: Sequence[dict[str, Any]], seeds: int) -> tup
     )
 
 
-SETS: dict[str, Callable[[Space, int | None], tuple[Preset, ...]]] = {
+SETS: dict[str, Callable[[Space, int], tuple[Preset, ...]]] = {
     HOMEWORK.name: homework_points,
     FOUR_EDITS: four_edits,
 }

@@ -1,8 +1,9 @@
 """The only file with ranges: named search spaces, and the homework's points in them."""
 
 import itertools
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 from optuna.distributions import (
@@ -15,6 +16,8 @@ from optuna.distributions import (
 from speaker.common.errors import UserError
 from speaker.config import ACTIVATIONS, TrialConfig
 from speaker.model.classifier import count_operations
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,45 @@ class Space:
         for name, (low, high) in self.log_floats.items():
             values[name] = trial.suggest_float(name, low, high, log=True)
         return base.replace(**values)
+
+    def narrowed(self, fixed: Collection[str], choices: dict[str, tuple[Any, ...]]) -> "Space":
+        """Return this space without some fields, and with these choices for others.
+
+        Raises UserError for choices of a field that it does not vary, or outside of what it had.
+        """
+        for name, values in choices.items():
+            if name in fixed or name not in self.distributions():
+                raise UserError(
+                    f"--choices must be of a field that the space {self.name!r} varies "
+                    f"({', '.join(self.distributions())}), but got {name!r}; use --fix for others"
+                )
+            for value in values:
+                if not self.holds({name: value}):
+                    raise UserError(
+                        f"--choices {name} must be within the space {self.name!r} "
+                        f"({self.definition()[name]}), but got {value!r}; choose some of these"
+                    )
+
+        def kept(ranges: dict[str, T]) -> dict[str, T]:
+            return {
+                name: each
+                for name, each in ranges.items()
+                if name not in fixed and name not in choices
+            }
+
+        return Space(
+            self.name, {**kept(self.choices), **choices}, kept(self.integers), kept(self.log_floats)
+        )
+
+    def holds(self, values: dict[str, Any]) -> bool:
+        """Tell whether these fields' values lie in this space."""
+        ranges = self.distributions()
+        return all(
+            value in self.choices[name]
+            if name in self.choices
+            else ranges[name].low <= value <= ranges[name].high  # type: ignore[attr-defined]
+            for name, value in values.items()
+        )
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Return each field's range as `sample` asks Optuna for it."""
@@ -115,3 +157,32 @@ def find_space(name: str) -> Space:
     if name not in SPACES:
         raise UserError(f"--space must be one of {', '.join(SPACES)}, but got {name!r}")
     return SPACES[name]
+
+
+def parse_field(text: str) -> tuple[str, tuple[Any, ...]]:
+    """Return the field and the values of "name=value" or "name=value,value".
+
+    Raises UserError for what is no field, and for a value of another type than the field's.
+    """
+    name, equals, values = text.partition("=")
+    defaults = TrialConfig().to_dict()
+    del defaults["seed"]  # it is the study's, or the trial's
+    if not equals or name not in defaults:
+        raise UserError(
+            f"a field must be given as NAME=VALUE, and be one of {', '.join(defaults)}, but got "
+            f"{text!r}; check the name"
+        )
+    return name, tuple(
+        _parse_value(name, value, type(defaults[name])) for value in values.split(",")
+    )
+
+
+def _parse_value(name: str, text: str, kind: type) -> Any:
+    if kind is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        if kind is bool:
+            raise ValueError
+        return kind(text)
+    except ValueError:
+        raise UserError(f"{name} must be {kind.__name__}, but got {text!r}; check it") from None

@@ -1,8 +1,10 @@
+from typing import Any
+
 import optuna
 import pytest
 
-from experiments.study.presets import homework_points
-from experiments.study.space import HOMEWORK, SPACES, Space, find_space
+from experiments.study.presets import four_edits, homework_points
+from experiments.study.space import HOMEWORK, SPACES, WIDE, Space, find_space, parse_field
 from speaker.common.errors import UserError
 from speaker.config import HOMEWORK_BASELINE, HOMEWORK_EDITED, TrialConfig
 
@@ -46,3 +48,64 @@ def test_a_space_with_an_illegal_combination_is_refused() -> None:
 def test_an_unknown_space_names_the_known() -> None:
     with pytest.raises(UserError, match="homework, wide, but got 'small'"):
         find_space("small")
+
+
+def test_a_space_is_narrowed_by_fixed_fields_and_choices() -> None:
+    name, values = parse_field("d_model=128,256")
+    assert (name, values) == ("d_model", (128, 256))
+    space = HOMEWORK.narrowed({"nhead": 4}, {name: values, "num_layers": (1, 6)})
+    assert set(space.distributions()) == {"d_model", "activation", "num_layers"}
+    assert len(space.points(HOMEWORK_BASELINE)) == 2 * 5 * 2
+    assert space.definition()["num_layers"] == "one of 1, 6"
+    assert HOMEWORK.narrowed({}, {}) == HOMEWORK
+    assert set(WIDE.narrowed({"lr": 3e-4}, {}).log_floats) == {"weight_decay"}
+
+
+@pytest.mark.parametrize(
+    ("choices", "rule"),
+    [
+        ({"d_model": (96,)}, "--choices d_model must be within .*one of 80, 128.*, but got 96"),
+        ({"num_layers": (7,)}, "--choices num_layers must be within .*from 1 to 6.*, but got 7"),
+        ({"lr": (1e-3,)}, "--choices must be of a field that the space 'homework' varies"),
+    ],
+)
+def test_choices_outside_of_a_space_are_refused(
+    choices: dict[str, tuple[Any, ...]], rule: str
+) -> None:
+    with pytest.raises(UserError, match=rule):
+        HOMEWORK.narrowed({}, choices)
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("d_model", "must be given as NAME=VALUE"),
+        ("width=3", "be one of d_model, nhead"),
+        ("seed=3", "be one of d_model"),
+        ("d_model=wide", "d_model must be int, but got 'wide'"),
+        ("lr=1e-3,x", "lr must be float, but got 'x'"),
+        ("norm_first=maybe", "norm_first must be bool, but got 'maybe'"),
+    ],
+)
+def test_what_is_no_field_is_refused(text: str, rule: str) -> None:
+    with pytest.raises(UserError, match=rule):
+        parse_field(text)
+
+
+def test_fields_are_read_as_what_they_are() -> None:
+    assert parse_field("norm_first=true,False") == ("norm_first", (True, False))
+    assert parse_field("lr=3e-4") == ("lr", (3e-4,))
+    assert parse_field("activation=relu") == ("activation", ("relu",))
+
+
+def test_only_presets_that_lie_in_a_narrowed_space_are_tried() -> None:
+    fixed = {"d_model": 80}
+    presets = homework_points(HOMEWORK.narrowed(fixed, {}), fixed=fixed)
+    assert [preset.name for preset in presets] == ["homework-baseline"]
+    assert "d_model" not in presets[0].values
+    space = HOMEWORK.narrowed({}, {"d_model": (128, 256)})
+    assert homework_points(space) == ()
+    with pytest.raises(UserError, match="needs a space that varies all four"):
+        four_edits(HOMEWORK.narrowed(fixed, {}), 1)
+    with pytest.raises(UserError, match="needs both values of all four"):
+        four_edits(space, 1)
