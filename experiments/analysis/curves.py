@@ -3,23 +3,28 @@
 The best of many noisy accuracies flatters. A Gaussian process over points and steps (in the manner
 of Swersky, Snoek and Adams 2014, "Freeze-thaw Bayesian optimization") takes an accuracy apart:
 
-    accuracy(trial, step) = level(step) + point(trial's point, step) + trial(trial, step) + noise
+    accuracy(trial, step) = level(step) + growth(step) point(trial's point, step)
+                            + trial(trial, step) + noise
 
-so that a value is believed as far as its neighbours in the space and its own curve bear it out.
-What is left of a trial's own part is shrunk once more: of its variance, the validation part's size
-explains a share that is luck.
+where growth is the mean accuracy of the complete trials at that step over that at the end: points
+differ little while all are near chance. So a value is believed as far as its neighbours in the
+space and its own curve bear it out. What is left of a trial's own part is shrunk once more: of its
+variance, the validation part's size explains a share that is luck.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import mean
 
+import numpy as np
 import torch
 from torch import Tensor
 
 FITTING_STEPS = 60
 JITTER = 1e-6
 MAX_LEFT_OUT = 60  # trials
+MIN_GROWTH = 0.02
 MIN_SEED_VARIANCE = 0.02**2  # of one point's accuracy: seeds differ by as much at least
 MAX_ROWS = 1_500  # of all curves: time grows with the cube; beyond, early values are left out
 
@@ -52,16 +57,15 @@ def estimate(curves: Sequence[Curve], utterances: int, agreement: float = 0.0) -
     `utterances` is the size of the validation part. `agreement` is the correlation of two models'
     hits on it: as much of its luck is shared by all models, and cannot be seen in their values.
     """
-    fractions, places, owners, values = _rows(curves)
-    mean = values.mean()
-    center = float(mean)
-    hyper = _fit(fractions, places, owners, values - mean)
-    covariance = _covariance(hyper, (fractions, places, owners), (fractions, places, owners))
+    rows, values = _rows(curves)
+    center = float(values.mean())
+    hyper = _fit(rows, values - center)
+    covariance = _covariance(hyper, rows, rows)
     covariance += torch.eye(len(values)) * (hyper.noise + JITTER)
     factor = torch.linalg.cholesky(covariance)
-    ends = (torch.ones(len(curves)), places_of(curves), torch.arange(len(curves)))
-    rows = (fractions, places, owners)
-    weights = torch.cholesky_solve((values - mean)[:, None], factor)
+    whole = torch.ones(len(curves))
+    ends = _Rows(whole, places_of(curves), torch.arange(len(curves)), whole)
+    weights = torch.cholesky_solve((values - center)[:, None], factor)
 
     luck = max(center * (1 - center), 0.0) / utterances
     trial = float(hyper.trial)
@@ -69,11 +73,11 @@ def estimate(curves: Sequence[Curve], utterances: int, agreement: float = 0.0) -
     shared = _covariance(hyper, ends, rows, trial=0.0)
     own = _covariance(hyper, ends, rows) - shared
     cross = shared + real * own
-    means = mean + (cross @ weights)[:, 0]
+    means = center + (cross @ weights)[:, 0]
     prior = hyper.level + hyper.point + real * hyper.trial
     solved = torch.linalg.solve_triangular(factor, cross.T, upper=False)
     variance = (prior - solved.square().sum(0)).clamp(min=0)
-    variance = variance * _surprise(covariance, owners, values - mean) + agreement * luck
+    variance = variance * _surprise(covariance, rows.owners, values - center) + agreement * luck
     return [
         Estimate(float(value), math.sqrt(float(each)))
         for value, each in zip(means, variance, strict=True)
@@ -120,8 +124,18 @@ def _unpack(raw: Tensor) -> _Hyper:
     return _Hyper(level, point, trial, noise, step_length, raw[5:].exp())
 
 
-def _rows(curves: Sequence[Curve]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return fractions (n,), places (n, d), owners (n,) and accuracies (n,) of all values."""
+@dataclass(frozen=True)
+class _Rows:
+    """Where values were measured: one row each."""
+
+    fractions: Tensor  # (n,)
+    places: Tensor  # (n, d)
+    owners: Tensor  # (n,): which trial's
+    growth: Tensor  # (n,): by how much points differ there, against the end
+
+
+def _rows(curves: Sequence[Curve]) -> tuple[_Rows, Tensor]:
+    """Return all measurements, and their accuracies (n,)."""
     kept = [
         (owner, fraction, value)
         for owner, curve in enumerate(curves)
@@ -130,9 +144,23 @@ def _rows(curves: Sequence[Curve]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if len(kept) > MAX_ROWS:
         kept = [(owner, *curve.values[-1]) for owner, curve in enumerate(curves)]
     owners = torch.tensor([owner for owner, _, _ in kept])
-    fractions = torch.tensor([fraction for _, fraction, _ in kept])
+    fractions = [fraction for _, fraction, _ in kept]
     values = torch.tensor([value for _, _, value in kept])
-    return fractions, places_of(curves)[owners], owners, values
+    growth = torch.tensor(_growth(curves, fractions))
+    return _Rows(torch.tensor(fractions), places_of(curves)[owners], owners, growth), values
+
+
+def _growth(curves: Sequence[Curve], fractions: list[float]) -> list[float]:
+    """Return the mean accuracy of the complete trials at fractions of the budget, over that at the
+    end; between what they measured, linearly.
+    """
+    complete = [dict(curve.values) for curve in curves if curve.values[-1][0] >= 1]
+    if not complete or (end := mean(each[max(each)] for each in complete)) <= 0:
+        return [1.0] * len(fractions)
+    measured = sorted(set.intersection(*map(set, complete)))
+    level = [mean(each[fraction] for each in complete) / end for fraction in measured]
+    found = np.interp(fractions, measured, level)
+    return [max(MIN_GROWTH, min(1.0, float(value))) for value in found]
 
 
 def places_of(curves: Sequence[Curve]) -> Tensor:
@@ -141,18 +169,15 @@ def places_of(curves: Sequence[Curve]) -> Tensor:
 
 
 def _covariance(
-    hyper: _Hyper,
-    one: tuple[Tensor, Tensor, Tensor],
-    other: tuple[Tensor, Tensor, Tensor],
-    trial: Tensor | float | None = None,
+    hyper: _Hyper, one: _Rows, other: _Rows, trial: Tensor | float | None = None
 ) -> Tensor:
-    """Return the covariance of values at (fractions, places, owners), without noise."""
-    along = _matern((one[0][:, None] - other[0][None]).abs() / hyper.step_length)
-    apart = ((one[1][:, None] - other[1][None]) / hyper.lengths).square().sum(-1)
-    near = _matern((apart + 1e-12).sqrt())
-    same = (one[2][:, None] == other[2][None]).float()
+    """Return the covariance of values at two sets of rows, without noise."""
+    steps = (one.fractions[:, None] - other.fractions[None]).abs() / hyper.step_length
+    apart = ((one.places[:, None] - other.places[None]) / hyper.lengths).square().sum(-1)
+    near = _matern((apart + 1e-12).sqrt()) * one.growth[:, None] * other.growth[None]
+    same = (one.owners[:, None] == other.owners[None]).float()
     own = hyper.trial if trial is None else trial
-    return along * (hyper.level + hyper.point * near + own * same)
+    return _matern(steps) * (hyper.level + hyper.point * near + own * same)
 
 
 def _matern(distance: Tensor) -> Tensor:
@@ -161,13 +186,12 @@ def _matern(distance: Tensor) -> Tensor:
     return (1 + scaled + scaled.square() / 3) * (-scaled).exp()
 
 
-def _fit(fractions: Tensor, places: Tensor, owners: Tensor, values: Tensor) -> _Hyper:
+def _fit(rows: _Rows, values: Tensor) -> _Hyper:
     """Return the likeliest kernel under weak priors, by the marginal likelihood."""
     center = torch.tensor(
-        [0.03, 0.01, 0.001, 0.0005, 0.7, *[1.0] * places.shape[1]], dtype=torch.float32
+        [0.03, 0.01, 0.001, 0.0005, 0.7, *[1.0] * rows.places.shape[1]], dtype=torch.float32
     ).log()
     raw = center.clone().requires_grad_()
-    rows = (fractions, places, owners)
     optimizer = torch.optim.LBFGS(
         [raw], lr=0.5, max_iter=FITTING_STEPS, line_search_fn="strong_wolfe"
     )
