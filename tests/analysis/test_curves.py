@@ -75,8 +75,10 @@ def test_what_all_models_share_widens_the_interval_and_keeps_the_order() -> None
     for one, other in zip(alone, agreeing, strict=True):
         assert other.deviation**2 > one.deviation**2 - 1e-6
         assert other.deviation >= math.sqrt(0.5) * LUCK * 0.9
-    best = max(complete(curves), key=lambda number: alone[number].mean)
-    assert agreeing[best].mean == pytest.approx(max(each.mean for each in agreeing), abs=0.02)
+    ended = complete(curves)
+    best = max(ended, key=lambda number: alone[number].mean)
+    highest = max(agreeing[number].mean for number in ended)
+    assert agreeing[best].mean == pytest.approx(highest, abs=0.03)
 
 
 @pytest.mark.parametrize("trials", [1, 2])
