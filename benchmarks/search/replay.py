@@ -69,8 +69,9 @@ class Answer:
     steps: float  # in whole trainings
     seconds: float
     regret: float  # true accuracy lost against the best point
-    flattery: float  # reported less true accuracy
+    flattery: float  # reported less true accuracy, beyond the validation part's own luck
     covered: bool | None  # whether the interval holds the true value
+    covered_but_for_luck: bool | None  # or would, on a validation part as hard as the unseen
     repeats: int
 
 
@@ -97,6 +98,10 @@ class Table:
         for point, each in zip(owners, found, strict=True):
             self.truth[point] = each.mean
         self.best = max(self.truth.values())
+        # The validation part is one draw of utterances: easier than others, or harder, for all.
+        self.luck = statistics.mean(
+            line["rows"][-1][1] - line["unseen"] for lines in self.lines.values() for line in lines
+        )
 
     def nearest(self, values: dict[str, Any]) -> tuple[Any, ...]:
         """Return the point of the table that is nearest to one of the space."""
@@ -144,10 +149,15 @@ def replay(table: Table, strategy: Strategy, seed: int) -> Answer:
         else:
             study.tell(trial, max(value for _, value in _seen(line, steps)))
     complete = [each for each in lines if each[2] == steps]
-    point, shown, covered = _answer(strategy, lines, complete, steps)
+    point, shown, covered = _answer(strategy, lines, complete, steps, table.luck)
     truth = table.truth[point]
     return Answer(
-        used / steps, seconds, table.best - truth, shown - truth, covered, TRIALS - len(set(tried))
+        used / steps,
+        seconds,
+        table.best - truth,
+        shown - truth - table.luck,
+        *covered,
+        TRIALS - len(set(tried)),
     )
 
 
@@ -156,11 +166,12 @@ def _answer(
     lines: list[tuple[tuple[Any, ...], dict[str, Any], int]],
     complete: list[tuple[tuple[Any, ...], dict[str, Any], int]],
     steps: int,
-) -> tuple[tuple[Any, ...], float, bool | None]:
+    luck: float,
+) -> tuple[tuple[Any, ...], float, tuple[bool | None, bool | None]]:
     """Return the winner, the accuracy that is reported of it, and whether its interval is right."""
     if not strategy.by_model:
         best = max(complete, key=lambda each: max(value for _, value in _seen(each[1], steps)))
-        return best[0], max(value for _, value in _seen(best[1], steps)), None
+        return best[0], max(value for _, value in _seen(best[1], steps)), (None, None)
     fields = list(HOMEWORK.definition())
     where = places([dict(zip(fields, point, strict=True)) for point, _, _ in lines])
     curves = [
@@ -172,7 +183,8 @@ def _answer(
     ended = [(each, lines[i]) for i, each in enumerate(found) if lines[i][2] == steps]
     winner, (point, line, _) = max(ended, key=lambda pair: pair[0].mean)
     low, high = winner.interval()
-    return point, winner.mean, low <= line["unseen"] <= high
+    true = line["unseen"]
+    return point, winner.mean, (low <= true <= high, low <= true + luck <= high)
 
 
 def _seen(line: dict[str, Any], steps: int) -> list[tuple[int, float]]:
@@ -213,6 +225,7 @@ def summarise(answers: list[Answer]) -> dict[str, float]:
     regrets = [answer.regret for answer in answers]
     error = statistics.stdev(regrets) / len(regrets) ** 0.5
     known = [answer.covered for answer in answers if answer.covered is not None]
+    lucky = [a.covered_but_for_luck for a in answers if a.covered_but_for_luck is not None]
     return {
         "steps": statistics.mean(answer.steps for answer in answers),
         "seconds": statistics.mean(answer.seconds for answer in answers),
@@ -221,6 +234,7 @@ def summarise(answers: list[Answer]) -> dict[str, float]:
         "within .02": statistics.mean(regret <= 0.02 for regret in regrets),
         "flattery": statistics.mean(answer.flattery for answer in answers),
         "covered": statistics.mean(known) if known else float("nan"),
+        "covered but for luck": statistics.mean(lucky) if lucky else float("nan"),
         "repeats": statistics.mean(answer.repeats for answer in answers),
     }
 
@@ -244,7 +258,15 @@ def main() -> None:
             words = "  ".join(f"{key} {value:.3f}" for key, value in results[strategy.name].items())
             print(f"{strategy.name:<45} {words}", flush=True)
     if arguments.out:
-        about = {"replays": arguments.replays, "strategies": [asdict(each) for each in STRATEGIES]}
+        table = Table(arguments.table)
+        about = {
+            "replays": arguments.replays,
+            "points": len(table.points),
+            "trainings": sum(map(len, table.lines.values())),
+            "best": table.best,
+            "validation part's luck": table.luck,
+            "strategies": [asdict(each) for each in STRATEGIES],
+        }
         arguments.out.write_text(json.dumps({**about, "results": results}, indent=1) + "\n")
 
 

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 
 FITTING_STEPS = 60
+BOUND = 4.0  # of the kernel's parameters: a factor of 55 from where they begin
+FAILED_LOSS = 1e6
 JITTER = 1e-6
 MAX_LEFT_OUT = 60  # trials
 MIN_GROWTH = 0.02
@@ -61,9 +63,9 @@ def estimate(curves: Sequence[Curve], utterances: int, agreement: float = 0.0) -
     center = float(values.mean())
     hyper = _fit(rows, values - center)
     covariance = _covariance(hyper, rows, rows)
-    covariance += torch.eye(len(values)) * (hyper.noise + JITTER)
+    covariance += torch.eye(len(values), dtype=torch.float64) * (hyper.noise + JITTER)
     factor = torch.linalg.cholesky(covariance)
-    whole = torch.ones(len(curves))
+    whole = torch.ones(len(curves), dtype=torch.float64)
     ends = _Rows(whole, places_of(curves), torch.arange(len(curves)), whole)
     weights = torch.cholesky_solve((values - center)[:, None], factor)
 
@@ -145,9 +147,11 @@ def _rows(curves: Sequence[Curve]) -> tuple[_Rows, Tensor]:
         kept = [(owner, *curve.values[-1]) for owner, curve in enumerate(curves)]
     owners = torch.tensor([owner for owner, _, _ in kept])
     fractions = [fraction for _, fraction, _ in kept]
-    values = torch.tensor([value for _, _, value in kept])
-    growth = torch.tensor(_growth(curves, fractions))
-    return _Rows(torch.tensor(fractions), places_of(curves)[owners], owners, growth), values
+    values = torch.tensor([value for _, _, value in kept], dtype=torch.float64)
+    growth = torch.tensor(_growth(curves, fractions), dtype=torch.float64)
+    return _Rows(
+        torch.tensor(fractions, dtype=torch.float64), places_of(curves)[owners], owners, growth
+    ), values
 
 
 def _growth(curves: Sequence[Curve], fractions: list[float]) -> list[float]:
@@ -164,8 +168,8 @@ def _growth(curves: Sequence[Curve], fractions: list[float]) -> list[float]:
 
 
 def places_of(curves: Sequence[Curve]) -> Tensor:
-    """Return the places of some curves, float32 (n, d)."""
-    return torch.tensor([curve.place for curve in curves], dtype=torch.float32)
+    """Return the places of some curves, float64 (n, d)."""
+    return torch.tensor([curve.place for curve in curves], dtype=torch.float64)
 
 
 def _covariance(
@@ -175,7 +179,7 @@ def _covariance(
     steps = (one.fractions[:, None] - other.fractions[None]).abs() / hyper.step_length
     apart = ((one.places[:, None] - other.places[None]) / hyper.lengths).square().sum(-1)
     near = _matern((apart + 1e-12).sqrt()) * one.growth[:, None] * other.growth[None]
-    same = (one.owners[:, None] == other.owners[None]).float()
+    same = (one.owners[:, None] == other.owners[None]).double()
     own = hyper.trial if trial is None else trial
     return _matern(steps) * (hyper.level + hyper.point * near + own * same)
 
@@ -189,7 +193,7 @@ def _matern(distance: Tensor) -> Tensor:
 def _fit(rows: _Rows, values: Tensor) -> _Hyper:
     """Return the likeliest kernel under weak priors, by the marginal likelihood."""
     center = torch.tensor(
-        [0.03, 0.01, 0.001, 0.0005, 0.7, *[1.0] * rows.places.shape[1]], dtype=torch.float32
+        [0.03, 0.01, 0.001, 0.0005, 0.7, *[1.0] * rows.places.shape[1]], dtype=torch.float64
     ).log()
     raw = center.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
@@ -198,15 +202,21 @@ def _fit(rows: _Rows, values: Tensor) -> _Hyper:
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        hyper = _unpack(raw)
+        hyper = _unpack(center + BOUND * ((raw - center) / BOUND).tanh())
         covariance = _covariance(hyper, rows, rows)
-        covariance = covariance + torch.eye(len(values)) * (hyper.noise + JITTER)
-        factor = torch.linalg.cholesky(covariance)
-        solved = torch.linalg.solve_triangular(factor, values[:, None], upper=False)
-        fit = 0.5 * solved.square().sum() + factor.diagonal().log().sum()
-        total = fit + 0.5 * (raw - center).square().sum()
+        covariance = covariance + torch.eye(len(values), dtype=torch.float64) * (
+            hyper.noise + JITTER
+        )
+        factor, failed = torch.linalg.cholesky_ex(covariance)
+        total = 0.5 * (raw - center).square().sum()
+        if failed:  # the line search has stepped too far
+            total = total + FAILED_LOSS
+        else:
+            solved = torch.linalg.solve_triangular(factor, values[:, None], upper=False)
+            total = total + 0.5 * solved.square().sum() + factor.diagonal().log().sum()
         total.backward()
         return total
 
     optimizer.step(loss)
-    return _unpack(raw.detach())
+    found = torch.where(raw.detach().isfinite(), raw.detach(), center)
+    return _unpack(center + BOUND * ((found - center) / BOUND).tanh())

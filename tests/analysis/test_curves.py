@@ -1,4 +1,5 @@
 import math
+import random
 from statistics import mean
 
 import pytest
@@ -107,3 +108,23 @@ def test_many_values_are_thinned_to_the_last_of_each_curve(monkeypatch: pytest.M
     thinned = estimate(curves, UTTERANCES)
     assert [each.mean for each in whole] != [each.mean for each in thinned]
     assert all(abs(a.mean - b.mean) < 0.15 for a, b in zip(whole, thinned, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_curves_without_sense_get_finite_estimates(seed: int) -> None:
+    """All alike, all wrong, all right, few, many at one place: no study may end in a traceback."""
+    draw = random.Random(seed)  # noqa: S311  # cases, not secrets
+    places = [0.0, 0.5, 1.0]
+    curves = [
+        Curve(
+            tuple(draw.choice(places) for _ in range(3)),
+            tuple(
+                (part / 5, draw.choice([0.0, 0.05, 1.0, draw.random()]) if seed % 2 else 0.05)
+                for part in range(1, draw.choice([1, 2, 5]) + 1)
+            ),
+        )
+        for _ in range(draw.choice([1, 2, 3, 10, 30]))
+    ]
+    for each in estimate(curves, draw.choice([3, 100, 5_667]), draw.choice([0.0, 0.5, 1.0])):
+        assert math.isfinite(each.mean)
+        assert math.isfinite(each.deviation)
