@@ -377,15 +377,29 @@ def recording(audio: Path) -> Path:
     return audio / "id00000" / "00000.wav"
 
 
-def test_a_surprise_is_its_recordings_alone(recording: Path, tmp_path: Path) -> None:
-    odd = tmp_path / "a.of-no-format"
-    shutil.copy(recording, odd)
-    extraction = _extract(odd, tmp_path / "a.pt")
-    must = f"{odd}: a recording must be readable, but reading it failed (KeyError: "
-    assert extraction.error.startswith(must)
-    assert extraction.error.endswith("; convert it to wav or flac, or remove it")
+def test_a_surprise_is_its_recordings_alone(
+    recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def surprise(_waveform: torch.Tensor) -> torch.Tensor:
+        raise ZeroDivisionError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("speaker.sources.extraction.trim_silence", surprise)
+        extraction = _extract(recording, tmp_path / "a.pt")
+    rule = "a recording must be readable, but reading it failed (ZeroDivisionError: a bug)"
+    assert extraction.error == f"{recording}: {rule}; convert it to wav or flac, or remove it"
     with pytest.raises(FileNotFoundError):  # a full disk, say, is not the recording's fault
         _extract(recording, tmp_path / "missing" / "a.pt")
+
+
+def test_an_ending_that_is_unknown_is_read_by_what_the_file_is(
+    recording: Path, tmp_path: Path
+) -> None:
+    shutil.copy(recording, tmp_path / "a.of-no-format")
+    assert _extract(tmp_path / "a.of-no-format", tmp_path / "a.pt").disguised == "WAV"
+    (tmp_path / "b.of-no-format").write_bytes(b"nothing that is known" * 9)
+    error = _extract(tmp_path / "b.of-no-format", tmp_path / "b.pt").error
+    assert "begins with b'nothing that" in error
 
 
 def test_24_bits_at_any_rate_make_a_corpus(tmp_path: Path) -> None:
