@@ -71,6 +71,7 @@ def reference_log_mel(waveform: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(filters @ np.abs(spectrum) ** 2, 1e-9)).T
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a", "b", "c"])
 def test_equals_librosa(name: str) -> None:
     waveform = synthesize(draw_voice(name), name)

@@ -70,6 +70,7 @@ def test_a_file_that_cannot_be_read_is_named_and_the_others_are_done(home: Path)
     assert last.startswith("error: every file must be a recording that can be read, but 4 of 5")
 
 
+@pytest.mark.slow
 def test_a_registered_model_is_asked_for_where_there_is_none(home: Path) -> None:
     done = run(home, "speaker", "name", "a.wav")
     assert done.returncode == 2

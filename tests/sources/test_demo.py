@@ -21,6 +21,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return read_corpus(folder)
 
 
+@pytest.mark.slow
 def test_is_a_corpus_in_the_homeworks_layout(demo: Corpus) -> None:
     assert len(demo.speakers) == SPEAKERS
     assert len(demo.utterances) == SPEAKERS * TRAIN_PER_SPEAKER
@@ -30,6 +31,7 @@ def test_is_a_corpus_in_the_homeworks_layout(demo: Corpus) -> None:
         assert read_mels(demo, utterance).std() > 1
 
 
+@pytest.mark.slow
 def test_is_the_same_for_the_same_seed(demo: Corpus, tmp_path: Path) -> None:
     build_demo(tmp_path / "again")
     again = read_corpus(tmp_path / "again")

@@ -785,6 +785,7 @@ def test_unpacks_a_single_file(
     assert tree(out) == tree(dataset)
 
 
+@pytest.mark.slow
 def test_unpacks_what_kaggle_gives(tmp_path: Path, dataset: Path) -> None:
     archive = shutil.make_archive(
         str(tmp_path / "parts" / "ml2023springhw4"), "zip", dataset.parent, "Dataset"

@@ -87,12 +87,14 @@ def test_the_features_are_the_homeworks(audio: Path, tmp_path: Path) -> None:
     assert len(list(corpus.folder.iterdir())) == 15 + 3, "nothing else may lie in a corpus"
 
 
+@pytest.mark.slow
 def test_the_same_corpus_by_any_number_of_processes(audio: Path, tmp_path: Path) -> None:
     one = prepare(audio, tmp_path / "one", PrepareOptions(test_share=0.2)).corpus
     two = prepare(audio, tmp_path / "two", PrepareOptions(test_share=0.2, workers=2)).corpus
     assert files(one.folder) == files(two.folder)
 
 
+@pytest.mark.slow
 def test_a_share_is_held_out_with_its_labels_beside_it(audio: Path, tmp_path: Path) -> None:
     corpus = prepare(audio, tmp_path / "corpus", PrepareOptions(test_share=0.4)).corpus
     assert (len(corpus.utterances), len(corpus.test)) == (9, 6)
@@ -125,6 +127,7 @@ def test_voxcelebs_tree_and_a_sample_of_its_speakers(tmp_path: Path) -> None:
     assert len(corpus.utterances) == 6, "both videos of each"
 
 
+@pytest.mark.slow
 def test_what_cannot_be_used_is_named_and_left_out_only_on_request(
     audio: Path, tmp_path: Path
 ) -> None:
@@ -282,6 +285,7 @@ def _wait_for_the_end_of(pids: list[int]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_changed_recording_is_read_again(audio: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(audio, tmp_path / "copy"))
     (copy / "id00000" / "text.wav").write_text("no sound")
@@ -578,6 +582,7 @@ def test_what_an_older_version_prepared_is_kept(audio: Path, tmp_path: Path) -> 
     assert prepared.warnings == ()
 
 
+@pytest.mark.slow
 def test_a_damaged_line_of_the_journal_costs_that_recording_alone(
     audio: Path, tmp_path: Path
 ) -> None:

@@ -94,6 +94,7 @@ def assert_books_agree(worker: StudyWorker, count: int) -> None:
         assert len(rows) == len(trial.intermediate_values), "a row stands twice"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fast")
 def test_trials_means_that_many_finished_trials(
     open_search: Callable[[SearchSettings], StudyWorker],
@@ -404,6 +405,7 @@ def test_no_trial_starts_after_the_timeout(
     assert work(open_search(replace(PLAN, timeout=1e-9))) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("pruner", ["median", "hyperband", "halving"])
 def test_pruners_end_trials_within_the_rules(
@@ -471,6 +473,7 @@ def test_replicates_of_presets_share_their_seeds(
         open_search(PLAN)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fast")
 def test_no_two_trials_of_a_study_have_one_point(
     open_search: Callable[[SearchSettings], StudyWorker],

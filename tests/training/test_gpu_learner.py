@@ -68,6 +68,7 @@ def shapes() -> list[TrialConfig]:
     return [alike[number % len(alike)] for number, alike in enumerate(by_shape.values())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 @pytest.mark.parametrize("d_model", [80, 128, 256, 512])
 def test_steps_and_evaluations_of_all_shapes_are_a_gpus(
