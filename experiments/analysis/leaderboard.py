@@ -59,7 +59,10 @@ def ranked(store: TrackingStore, study: str) -> list[Row]:
     rows = [_row(run, store) for run in store.trial_runs(study)]
     ended = _judge([row for row in rows if row.state in ("complete", "pruned", "failed")])
     ordered = sorted(ended, key=_merit)
-    return [replace(row, is_tied=_are_alike(row.hits, ordered[0].hits)) for row in ordered]
+    return [
+        replace(row, is_tied=row.state == "complete" and _are_alike(row.hits, ordered[0].hits))
+        for row in ordered
+    ]
 
 
 def _merit(row: Row) -> tuple[bool, float, int]:
@@ -89,6 +92,8 @@ def places(points: list[dict[str, Any]]) -> list[tuple[float, ...]]:
     """
     coordinates: list[list[float]] = []
     for name in points[0]:
+        if not all(name in point for point in points):
+            continue  # an older version knew no such field
         values = [point[name] for point in points]
         distinct = sorted(set(values))
         if len(distinct) == 1 or name == "seed":
@@ -116,7 +121,7 @@ def _are_alike(one: tuple[bool, ...], other: tuple[bool, ...]) -> bool:
     """Tell whether two models cannot be told apart by the utterances that one of them alone gets
     right (McNemar's test, exact).
     """
-    if not one or not other:
+    if not one or len(one) != len(other):
         return False
     first = sum(mine and not theirs for mine, theirs in zip(one, other, strict=True))
     second = sum(theirs and not mine for mine, theirs in zip(one, other, strict=True))
