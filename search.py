@@ -255,7 +255,7 @@ def confirm_best(
     """
     from experiments.analysis.confirmation import confirm, describe_confirmation
     from experiments.analysis.leaderboard import ranked
-    from experiments.study.presets import finalists
+    from experiments.study.presets import digest_of, finalists
 
     store, settings = searched.shared.store, spec.settings
     complete = [row for row in ranked(store, settings.name) if row.state == "complete"]
@@ -263,7 +263,8 @@ def confirm_best(
     points = finalists(settings.space, best, arguments.seeds)
     again = replace(
         settings,
-        name=f"{settings.name}-confirm",
+        # Other points, as after more trials, are another study.
+        name=f"{settings.name}-confirm-{digest_of(points)}",
         trials=len(points),
         presets=points,
         preset=f"best {arguments.confirm} of {settings.name} on {arguments.seeds} seeds",

@@ -117,7 +117,7 @@ def test_the_best_are_confirmed_on_fresh_seeds_however_often_it_is_killed(home: 
     assert done.returncode == 0, done.stderr
     table = done.stdout.partition("behind the best")[2]
     assert re.search(r"is best of 2 on 2 seeds", table), done.stdout
-    runs = TrackingStore(f"sqlite:///{home}/mlruns/mlflow.db").trial_runs(f"{STUDY}-confirm")
+    runs = TrackingStore(f"sqlite:///{home}/mlruns/mlflow.db").runs("tags.preset = 'finalist'")
     assert [run.info.status for run in runs] == ["FINISHED"] * 4
     assert Counter(run.data.tags["replicate"] for run in runs) == {"0": 2, "1": 2}
     assert len({run.data.params["seed"] for run in runs}) == 2

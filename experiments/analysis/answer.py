@@ -2,7 +2,7 @@
 
 import textwrap
 
-from experiments.analysis.leaderboard import Row
+from experiments.analysis.leaderboard import SURE, Row
 
 MAX_NAMED = 5  # trials in a line
 
@@ -25,7 +25,7 @@ def describe_answer(rows: list[Row]) -> str:
         more = f" and {len(tied) - MAX_NAMED} more" if len(tied) > MAX_NAMED else ""
         lines.append(
             f"These utterances cannot tell it from {len(tied)} of the {len(complete) - 1} other "
-            f"complete trials (McNemar's test, p > 0.1): {named}{more}."
+            f"complete trials (McNemar's test, p > {SURE}): {named}{more}."
         )
         smallest = min((winner, *tied), key=lambda row: row.parameters)
         quickest = min((winner, *tied), key=lambda row: row.seconds)

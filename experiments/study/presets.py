@@ -1,5 +1,6 @@
 """Points that a study begins with, by name, each on one seed or on several."""
 
+import hashlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from typing import Any
 
 from experiments.study.space import HOMEWORK, Space
 from speaker.common.errors import UserError
+from speaker.common.files import canonical_json
 from speaker.config import HOMEWORK_BASELINE, HOMEWORK_EDITED, PRESETS
 
 EDITED = ("d_model", "nhead", "num_layers", "activation")  # what the student edited, in this order
@@ -68,13 +70,22 @@ def four_edits(space: Space, seeds: int) -> tuple[Preset, ...]:
 
 
 def finalists(space: Space, points: Sequence[dict[str, Any]], seeds: int) -> tuple[Preset, ...]:
-    """Return points of a search on fresh seeds, all points on the first one before the second."""
+    """Return points of a search on fresh seeds, all points on the first one before the second.
+
+    The order is the same however the points are ranked.
+    """
     fields = list(space.distributions())
-    return tuple(
-        Preset(FINALIST, {name: point[name] for name in fields}, replicate)
-        for replicate in range(seeds)
-        for point in points
+    values = sorted(
+        ({name: point[name] for name in fields} for point in points), key=canonical_json
     )
+    return tuple(Preset(FINALIST, each, replicate) for replicate in range(seeds) for each in values)
+
+
+def digest_of(presets: Sequence[Preset]) -> str:
+    """Return 6 hex digits that tell sets of points from each other."""
+    return hashlib.sha256(canonical_json([each.values for each in presets]).encode()).hexdigest()[
+        :6
+    ]
 
 
 SETS: dict[str, Callable[[Space, int], tuple[Preset, ...]]] = {
