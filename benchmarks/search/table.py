@@ -14,6 +14,7 @@ import gzip
 import json
 import multiprocessing
 import shutil
+import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,13 +88,15 @@ def run(task: Task) -> dict[str, Any]:
         return False
 
     compute = Compute(precision=find_precision(task.precision, torch.device("cpu")))
+    begun = time.process_time()  # of one thread: other work on the machine does not count
     result = train(task.config, pack, PROTOCOL, report, compute)
     line: dict[str, Any] = {
         "point": {name: getattr(task.config, name) for name in HOMEWORK.definition()},
         "seed": task.config.seed,
+        "precision": compute.precision_name,
         "outcome": str(result.outcome),
         "rows": rows,
-        "seconds": round(result.seconds, 2),
+        "seconds": round(time.process_time() - begun, 2),
     }
     if result.best:
         model = SpeakerClassifier(task.config, pack.n_mels, len(pack.speakers)).eval()
@@ -193,7 +196,10 @@ def main() -> None:
     missing = [config for config in configs if identity(config) not in done]
     compute = Compute(precision=find_precision(arguments.precision, torch.device("cpu")))
     about = {"corpus": name, "base": base.to_dict(), "origin": provenance(compute)}
-    arguments.out.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
+    origins = arguments.out.with_suffix(".json")
+    known = json.loads(origins.read_text()) if origins.exists() else []
+    if about not in known:
+        origins.write_text(json.dumps([*known, about], indent=1) + "\n")
     with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
         tasks = [
             pool.submit(run, Task(config, data, unseen, arguments.state, arguments.precision))
