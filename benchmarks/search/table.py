@@ -2,10 +2,10 @@
 
 `python -m benchmarks.search.table --corpus demo --points 250 --out FILE` trains a random sample of
 the space's 600 points, the first `--repeated` of them on three seeds, and adds a line of JSON for
-each to a gzip file. A line holds the accuracy on the validation part at every tenth of the
-budget; the best weights' hits on it, a bit an utterance; and their accuracy on utterances that no
-search sees: for the demo 400 more of its speakers, for a corpus a quarter of it, which is left out
-of the search. Run again, it adds what is missing.
+each to a gzip file. A line holds which utterances of a pool the model got right at each rung, a bit
+an utterance. The pool is the validation part and twice as many utterances that nothing else uses: a
+replay draws its validation part from it, and what a model is worth in truth is its accuracy on the
+whole. Run again, it adds what is missing; `--best N` adds seeds for the N best points so far.
 """
 
 import argparse
@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from experiments.study.space import HOMEWORK
-from speaker.common.devices import Compute, find_precision
+from speaker.common.devices import Compute, ThreadPool, find_precision
 from speaker.common.files import create_once
 from speaker.common.paths import STATE
 from speaker.common.provenance import provenance
@@ -34,7 +35,6 @@ from speaker.data.corpus import Corpus, read_corpus, write_manifests
 from speaker.data.features import N_MELS, log_mel
 from speaker.data.pack import Pack, open_pack
 from speaker.data.protocol import Protocol
-from speaker.model.classifier import SpeakerClassifier
 from speaker.sources.demo import (
     SPEAKERS,
     TEST_PER_SPEAKER,
@@ -43,12 +43,13 @@ from speaker.sources.demo import (
     draw_voice,
     synthesize,
 )
-from speaker.training.metrics import LOSS_WHOLE, OBJECTIVE, hex_of
-from speaker.training.train import train
+from speaker.training.evaluation import evaluating
+from speaker.training.metrics import hex_of, hits_of
+from speaker.training.train import open_learner
 
-RUNGS = 10  # evaluations of a trial
+RUNGS = (0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)  # of the budget: where a model is evaluated
 SEEDS = 3  # of the points that are repeated
-UNSEEN_PER_SPEAKER = 20  # utterances of the demo's speakers
+UNSEEN_PER_SPEAKER = 10  # utterances of the demo's speakers
 UNSEEN_FRACTION = 0.25  # of another corpus
 CORPUS_BUDGET = HOMEWORK_BASELINE.with_steps(200).replace(segment_len=64)
 PROTOCOL = Protocol()
@@ -79,42 +80,42 @@ def points(base: TrialConfig, count: int) -> list[TrialConfig]:
 def run(task: Task) -> dict[str, Any]:
     """Train one point, and return its line."""
     torch.set_num_threads(1)
+    config = task.config
     pack = open_pack(read_corpus(task.data), task.state / "packs")
     unseen = open_pack(read_corpus(task.unseen), task.state / "packs")
-    rows: list[tuple[int, float, float]] = []
-
-    def report(step: int, metrics: dict[str, float]) -> bool:
-        rows.append((step, round(metrics[OBJECTIVE], 5), round(metrics[LOSS_WHOLE], 4)))
-        return False
-
+    rows, valid = PROTOCOL.split(pack)
     compute = Compute(precision=find_precision(task.precision, torch.device("cpu")))
-    begun = time.process_time()  # of one thread: other work on the machine does not count
-    result = train(task.config, pack, PROTOCOL, report, compute)
-    line: dict[str, Any] = {
-        "point": {name: getattr(task.config, name) for name in HOMEWORK.definition()},
-        "seed": task.config.seed,
+    rungs = {round(fraction * config.steps) for fraction in RUNGS}
+    told: list[tuple[int, str]] = []
+    seconds = 0.0
+    with ThreadPool(1) as pool, open_learner(config, pack, rows, compute, pool) as learner:
+        for step in range(config.steps):
+            begun = time.process_time()  # of one thread: other work does not count
+            learner.step(step)
+            seconds += time.process_time() - begun
+            if step + 1 in rungs:
+                parts = (pack, valid), (unseen, torch.arange(len(unseen)))
+                with evaluating(learner.model):
+                    found = [hits(learner.model, *part) for part in parts]
+                told.append((step + 1, hex_of(torch.cat(found))))
+    return {
+        "point": {name: getattr(config, name) for name in HOMEWORK.definition()},
+        "seed": config.seed,
         "precision": compute.precision_name,
-        "outcome": str(result.outcome),
-        "rows": rows,
-        "seconds": round(time.process_time() - begun, 2),
+        "seconds": round(seconds, 2),  # of the steps alone
+        "valid": len(valid),
+        "hits": told,
     }
-    if result.best:
-        model = SpeakerClassifier(task.config, pack.n_mels, len(pack.speakers)).eval()
-        model.load_state_dict(result.weights)
-        _, valid = PROTOCOL.split(pack)
-        line["hits"] = hex_of(hits(model, pack, valid))
-        line["unseen"] = hits(model, unseen, torch.arange(len(unseen))).float().mean().item()
-    return line
 
 
 @torch.inference_mode()
-def hits(model: SpeakerClassifier, pack: Pack, rows: torch.Tensor) -> torch.Tensor:
+def hits(model: nn.Module, pack: Pack, rows: Tensor) -> Tensor:
     """Return whether each of some utterances is told right, bool (len(rows),)."""
-    answers = []
-    for part in rows.split(8):
-        mels, lengths = pack.gather(part, 0, int(pack.lengths[part].max()))
-        answers.append(model(mels, lengths).argmax(1) == pack.labels[part])
-    return torch.cat(answers)
+    found = torch.empty(len(rows), dtype=torch.bool)
+    for part in pack.lengths[rows].argsort().split(8):  # of like lengths
+        mels, lengths = pack.gather(rows[part], 0, int(pack.lengths[rows[part]].max()))
+        found[part] = model(mels, lengths).argmax(1) == pack.labels[rows[part]]
+    return found
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
@@ -124,6 +125,13 @@ def read_table(path: Path) -> list[dict[str, Any]]:
         with gzip.open(path, "rt") as stream, contextlib.suppress(EOFError, ValueError):
             lines.extend(json.loads(line) for line in stream)
     return lines
+
+
+def best_points(lines: list[dict[str, Any]], base: TrialConfig, count: int) -> list[TrialConfig]:
+    """Return the points of which the first seed told most of the pool right."""
+    first = [line for line in lines if line["seed"] == 0]
+    first.sort(key=lambda line: -sum(hits_of(line["hits"][-1][1])))
+    return [base.replace(**line["point"]) for line in first[:count]]
 
 
 def write_unseen(folder: Path) -> None:
@@ -170,6 +178,7 @@ def main() -> None:
     flags.add_argument("--corpus", default="demo", help="demo, or a corpus's folder")
     flags.add_argument("--points", type=int, default=250)
     flags.add_argument("--repeated", type=int, default=30, help="points trained on three seeds")
+    flags.add_argument("--best", type=int, default=0, help="points so far that are, too")
     flags.add_argument("--jobs", type=int, default=2, help="trainings at once, a thread each")
     flags.add_argument("--precision", default="auto")
     flags.add_argument("--state", type=Path, default=STATE, help="folder of packs and corpora")
@@ -186,13 +195,15 @@ def main() -> None:
     for folder in (data, unseen):
         open_pack(read_corpus(folder), arguments.state / "packs")
     base = DEMO_BUDGET if name == "demo" else CORPUS_BUDGET
-    base = base.replace(valid_every=base.steps // RUNGS)
+    lines = read_table(arguments.out)
+    repeated = {*points(base, arguments.repeated), *best_points(lines, base, arguments.best)}
     configs = [
         point.replace(seed=seed)
-        for number, point in enumerate(points(base, arguments.points))
-        for seed in range(SEEDS if number < arguments.repeated else 1)
+        for seed in range(SEEDS)
+        for point in points(base, arguments.points)
+        if point in repeated or not seed
     ]
-    done = {(*line["point"].values(), line["seed"]) for line in read_table(arguments.out)}
+    done = {(*line["point"].values(), line["seed"]) for line in lines}
     missing = [config for config in configs if identity(config) not in done]
     compute = Compute(precision=find_precision(arguments.precision, torch.device("cpu")))
     about = {"corpus": name, "base": base.to_dict(), "origin": provenance(compute)}
