@@ -42,7 +42,7 @@ MAY_IMPORT = {
     },
     "experiments.analysis": {
         "experiments.study", "experiments.tracking", "speaker",
-        "mlflow", "numpy", "scipy", "torch", "matplotlib",
+        "mlflow", "numpy", "scipy", "matplotlib",
     },
     "experiments.tracked_training": {
         "experiments.context", "experiments.tracking", "speaker", "tqdm",
@@ -50,7 +50,7 @@ MAY_IMPORT = {
     "experiments.study": {
         "experiments.context", "experiments.urls", "experiments.tracking",
         "experiments.tracked_training", "speaker",
-        "optuna", "sqlalchemy", "filelock", "tqdm",
+        "optuna", "sqlalchemy", "filelock", "tqdm", "numpy", "scipy", "torch",
     },
     "experiments": {"experiments", "speaker"},  # __main__ and model_folders
     "search": {"experiments", "speaker"},

@@ -1,32 +1,37 @@
 """Replay searches on a table of trained points: steps, regret, and how honest the answer is.
 
 `python -m benchmarks.search.replay TABLE --replays 200 --out FILE` runs whole studies in memory,
-by the product's own samplers, pruners, presets and estimates; a trial's training is looked up. A
-point that the table lacks stands for the nearest one that it has. What a point is worth in truth is
-the accuracy of its models on utterances that no search saw, smoothed over all points of the table.
+by the product's own samplers, pruners, presets, estimates and races; a trial's training is looked
+up. A point that the table lacks stands for the nearest one that it has. Each replay draws a
+validation part of its own from the table's pool, with replacement: what a model is worth in truth
+is its accuracy on the whole pool, and a point's worth is that of its models, smoothed over all
+points of the table.
 """
 
 import argparse
 import json
 import random
 import statistics
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import torch
-from optuna.pruners import MedianPruner, NopPruner
-from optuna.samplers import RandomSampler, TPESampler
+from optuna.pruners import BasePruner, MedianPruner, SuccessiveHalvingPruner
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
 from benchmarks.search.table import read_table
-from experiments.analysis.curves import Curve, estimate
-from experiments.analysis.leaderboard import agreement, places
+from experiments.analysis.leaderboard import agreement
+from experiments.study.curves import Curve, Estimate, estimate, places_of
 from experiments.study.presets import homework_points
 from experiments.study.pruners import PRUNERS
+from experiments.study.race import still_racing, winner
 from experiments.study.samplers import make_sampler
 from experiments.study.space import HOMEWORK
 from experiments.study.trial import PRESET, listen
@@ -35,7 +40,13 @@ from speaker.config import HOMEWORK_BASELINE
 from speaker.training.metrics import OBJECTIVE, hits_of
 
 TRIALS = 50
-EVALUATIONS = 5  # of a trial, as search.py makes them
+SEARCHED = (0.2, 0.4, 0.6, 0.8, 1.0)  # of the budget: where search.py evaluates
+Point = tuple[Any, ...]
+
+OTHER_PRUNERS: dict[str, Callable[[int], BasePruner]] = {
+    "plain median": lambda _steps: MedianPruner(),
+    "halving by 4": lambda steps: SuccessiveHalvingPruner(max(1, steps // 5), 4, 0),
+}
 
 
 @dataclass(frozen=True)
@@ -43,9 +54,12 @@ class Strategy:
     """How a search proposes, stops and answers."""
 
     name: str
-    sampler: str  # of SAMPLERS, or a plain one of Optuna's: "plain tpe", "plain random"
-    pruner: str  # of PRUNERS, or "plain median"
+    sampler: str  # of SAMPLERS, or one of Optuna's as it comes: "plain tpe", "plain random"
+    pruner: str  # of PRUNERS or OTHER_PRUNERS
     by_model: bool  # whether the answer is the model's, or the best shown number
+    finalists: int = 0  # that race on fresh seeds at the end
+    seeds: int = 0  # of each, at most
+    trials: int = TRIALS
 
 
 STRATEGIES = (
@@ -54,11 +68,14 @@ STRATEGIES = (
     Strategy("Optuna's defaults + median", "plain tpe", "plain median", False),
     Strategy("before: TPE + median", "plain tpe", "median", False),
     Strategy("TPE + halving", "plain tpe", "halving", False),
-    Strategy("TPE, no repeats, + halving", "tpe", "halving", False),
-    Strategy("the same, answer by the model", "tpe", "halving", True),
-    Strategy("GP, no repeats, + halving, by the model", "gp", "halving", True),
-    Strategy("random, no repeats, + halving, by the model", "random", "halving", True),
-    Strategy("TPE, no repeats, none stopped, by the model", "tpe", "none", True),
+    Strategy("TPE + halving, by the model", "tpe", "halving", True),
+    Strategy("TPE + halving by 4, by the model", "tpe", "halving by 4", True),
+    Strategy("random + halving, by the model", "random", "halving", True),
+    Strategy("GP + halving, by the model", "gp", "halving", True),
+    Strategy("model + halving, by the model", "model", "halving", True),
+    Strategy("model + halving by 4, by the model", "model", "halving by 4", True),
+    Strategy("TPE + halving, then a race of 4", "tpe", "halving", True, 4, 5),
+    Strategy("model + halving, then a race of 4", "model", "halving", True, 4, 5),
 )
 
 
@@ -69,133 +86,209 @@ class Answer:
     steps: float  # in whole trainings
     seconds: float
     regret: float  # true accuracy lost against the best point
-    flattery: float  # reported less true accuracy, beyond the validation part's own luck
+    flattery: float  # reported less true accuracy
     covered: bool | None  # whether the interval holds the true value
-    covered_but_for_luck: bool | None  # or would, on a validation part as hard as the unseen
     repeats: int
+    fresh: float  # of the race's trainings, the share that was looked up
+
+
+@dataclass(frozen=True)
+class Training:
+    """A line of the table, as a validation part drawn from the pool sees it."""
+
+    point: Point
+    seed: int
+    seconds: float
+    values: tuple[float, ...]  # at each of SEARCHED
+    worths: tuple[float, ...]  # the same on the whole pool
+    hits: tuple[tuple[bool, ...], ...]
+
+    @property
+    def best(self) -> int:
+        """Which evaluation's weights are kept: the first of the best."""
+        return self.values.index(max(self.values))
 
 
 class Table:
     """Trained points, and their worth in truth."""
 
     def __init__(self, path: Path) -> None:
-        self.lines: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+        self.lines: dict[Point, list[dict[str, Any]]] = {}
         for line in read_table(path):
-            if line["outcome"] == "complete":
-                self.lines.setdefault(tuple(line["point"].values()), []).append(line)
+            found = {step: np.array(hits_of(text)) for step, text in line["hits"]}
+            whole = max(found)
+            line["hits"] = np.stack([found[round(each * whole)] for each in SEARCHED])
+            self.lines.setdefault(tuple(line["point"].values()), []).append(line)
+            self.steps, self.valid = whole, line["valid"]
         self.points = list(self.lines)
-        fields = list(HOMEWORK.definition())
-        every = [dict(zip(fields, point, strict=True)) for point in self.points]
-        self._fields, self._where = fields, dict(zip(self.points, places(every), strict=True))
+        self.fields = list(HOMEWORK.definition())
+        where = self.places(self.points)
+        owners = [point for point in self.points for _ in self.lines[point]]
         curves = [
-            Curve(self._where[point], ((1.0, line["unseen"]),))
+            Curve(where[self.points.index(point)], ((1.0, line["hits"][-1].mean()),))
             for point in self.points
             for line in self.lines[point]
         ]
-        owners = [point for point in self.points for _ in self.lines[point]]
-        found = estimate(curves, utterances=1_000_000)
-        self.truth: dict[tuple[Any, ...], float] = {}
-        for point, each in zip(owners, found, strict=True):
-            self.truth[point] = each.mean
-        self.best = max(self.truth.values())
-        # The validation part is one draw of utterances: easier than others, or harder, for all.
-        self.luck = statistics.mean(
-            line["rows"][-1][1] - line["unseen"] for lines in self.lines.values() for line in lines
+        self.truth = dict(
+            zip(owners, (each.mean for each in estimate(curves, 1_000_000)), strict=True)
         )
+        self.best = max(self.truth.values())
 
-    def nearest(self, values: dict[str, Any]) -> tuple[Any, ...]:
+    def places(self, points: list[Point]) -> list[tuple[float, ...]]:
+        """Return where points lie in the space."""
+        return places_of([dict(zip(self.fields, point, strict=True)) for point in points])
+
+    def nearest(self, values: dict[str, Any]) -> Point:
         """Return the point of the table that is nearest to one of the space."""
-        point = tuple(values[name] for name in self._fields)
+        point = tuple(values[name] for name in self.fields)
         return point if point in self.lines else self._nearest(point)
 
     @cache  # noqa: B019  # there is one table a process
-    def _nearest(self, point: tuple[Any, ...]) -> tuple[Any, ...]:
-        every = [dict(zip(self._fields, each, strict=True)) for each in (*self.points, point)]
-        where = torch.tensor(places(every))
+    def _nearest(self, point: Point) -> Point:
+        where = torch.tensor(self.places([*self.points, point]))
         return self.points[int((where[:-1] - where[-1]).square().sum(1).argmin())]
 
 
-def replay(table: Table, strategy: Strategy, seed: int) -> Answer:
-    """Run one search on the table."""
-    draw = random.Random(derive_seed(seed, strategy.name))  # noqa: S311  # which seed's line
-    steps = next(iter(table.lines.values()))[0]["rows"][-1][0]
-    study = optuna.create_study(direction="maximize", pruner=_pruner(strategy.pruner, steps))
-    presets = () if strategy.sampler.startswith("plain") else homework_points(HOMEWORK)
-    used, seconds, tried = 0, 0.0, []
-    lines: list[tuple[tuple[Any, ...], dict[str, Any], int]] = []  # point, line, last step
-    for number in range(TRIALS):
-        study.sampler = _sampler(strategy.sampler, study.sampler, seed, number)
-        if number < len(presets):
-            preset = presets[number]
-            study.enqueue_trial(preset.values, user_attrs={PRESET: preset.name})
-        trial = study.ask()
-        config = HOMEWORK.sample(trial, HOMEWORK_BASELINE)
-        values = {name: getattr(config, name) for name in HOMEWORK.definition()}
-        tried.append(tuple(values.values()))
-        point = table.nearest(values)
-        line = draw.choice(table.lines[point])
-        report = listen(trial)
-        stopped, last = False, 0
-        for step, accuracy in _seen(line, steps):
-            last = step
-            if report(step, {OBJECTIVE: accuracy}) and step < steps:
-                stopped = True
-                break
-        used += last
-        seconds += line["seconds"] * last / steps
-        lines.append((point, line, last))
-        if stopped:
-            study.tell(trial, state=TrialState.PRUNED)
+class Replay:
+    """One search on the table, with a validation part of its own."""
+
+    def __init__(self, table: Table, strategy: Strategy, seed: int) -> None:
+        self.table, self.strategy, self.seed = table, strategy, seed
+        # The same part and the same seeds' lines for all strategies: differences are paired.
+        self.draw = random.Random(derive_seed(seed, "replay"))  # noqa: S311
+        pool = next(iter(table.lines.values()))[0]["hits"].shape[1]
+        self.part = [self.draw.randrange(pool) for _ in range(table.valid)]
+        self.used, self.seconds = 0.0, 0.0
+        self.trials: list[tuple[Training, float]] = []  # and the share of the budget it had
+        self.race: list[bool] = []  # whether each training was looked up
+
+    def run(self) -> Answer:
+        """Search, answer, and hold the answer against the truth."""
+        repeats = self._search()
+        if not self.strategy.by_model:
+            training = max(self._complete(), key=lambda each: max(each.values))
+            shown, interval = max(training.values), None
         else:
-            study.tell(trial, max(value for _, value in _seen(line, steps)))
-    complete = [each for each in lines if each[2] == steps]
-    point, shown, covered = _answer(strategy, lines, complete, steps, table.luck)
-    truth = table.truth[point]
-    return Answer(
-        used / steps,
-        seconds,
-        table.best - truth,
-        shown - truth - table.luck,
-        *covered,
-        TRIALS - len(set(tried)),
-    )
+            ranked = self._ranked()
+            training, found = ranked[0]
+            shown, interval = found.mean, found.interval()
+        point, true = training.point, training.worths[training.best]
+        if self.strategy.finalists:
+            point, shown, interval = self._confirm([each for each, _ in ranked])
+            true = self.table.truth[point]
+        return Answer(
+            self.used,
+            self.seconds,
+            self.table.best - self.table.truth[point],
+            shown - true,
+            interval and interval[0] <= true <= interval[1],
+            repeats,
+            statistics.mean(self.race) if self.race else 1.0,
+        )
+
+    def _search(self) -> int:
+        table, strategy = self.table, self.strategy
+        pruners = {**PRUNERS, **OTHER_PRUNERS}
+        study = optuna.create_study(
+            direction="maximize", pruner=pruners[strategy.pruner](table.steps)
+        )
+        presets = () if strategy.sampler.startswith("plain") else homework_points(HOMEWORK)
+        tried = []
+        for number in range(strategy.trials):
+            study.sampler = _sampler(strategy.sampler, study.sampler, self.seed, number)
+            if number < len(presets):
+                about = {PRESET: presets[number].name}
+                study.enqueue_trial(presets[number].values, user_attrs=about)
+            trial = study.ask()
+            config = HOMEWORK.sample(trial, HOMEWORK_BASELINE)
+            values = {name: getattr(config, name) for name in HOMEWORK.definition()}
+            tried.append(tuple(values.values()))
+            training = self._training(self.draw.choice(table.lines[table.nearest(values)]))
+            report = listen(trial)
+            stopped = False
+            for share, value in zip(SEARCHED, training.values, strict=True):
+                stopped = report(round(share * table.steps), {OBJECTIVE: value}) and share < 1
+                if stopped:
+                    break
+            self._spend(training, share)
+            self.trials.append((training, share))
+            if stopped:
+                study.tell(trial, state=TrialState.PRUNED)
+            else:
+                study.tell(trial, max(training.values))
+        return len(tried) - len(set(tried))
+
+    def _training(self, line: dict[str, Any]) -> Training:
+        part = line["hits"][:, self.part]
+        return Training(
+            tuple(line["point"].values()),
+            line["seed"],
+            line["seconds"],
+            tuple(part.mean(1).tolist()),
+            tuple(line["hits"].mean(1).tolist()),
+            tuple(map(tuple, part.tolist())),
+        )
+
+    def _spend(self, training: Training, share: float) -> None:
+        self.used += share
+        self.seconds += training.seconds * share
+
+    def _complete(self) -> list[Training]:
+        return [training for training, share in self.trials if share == 1]
+
+    def _ranked(self) -> list[tuple[Training, Estimate]]:
+        """Return the complete trainings, the best first, as the leaderboard does."""
+        where = self.table.places([training.point for training, _ in self.trials])
+        curves = [
+            Curve(place, tuple(
+                (each, value) for each, value in zip(SEARCHED, training.values, strict=True)
+                if each <= share
+            ))
+            for place, (training, share) in zip(where, self.trials, strict=True)
+        ]  # fmt: skip
+        hits = [training.hits[training.best] for training in self._complete()]
+        found = estimate(curves, self.table.valid, agreement(hits))
+        ended = [
+            (training, each)
+            for each, (training, share) in zip(found, self.trials, strict=True)
+            if share == 1
+        ]
+        return sorted(ended, key=lambda pair: -pair[1].mean)
+
+    def _confirm(self, ranked: list[Training]) -> tuple[Point, float, tuple[float, float]]:
+        """Race the best points on fresh seeds; return the winner and what is expected of it."""
+        finalists = ranked[: self.strategy.finalists]
+        values: dict[Any, dict[Any, float]] = {each.point: {} for each in finalists}
+        for number in range(self.strategy.seeds):
+            racing = still_racing(values)
+            if len(racing) == 1 and number > 1:
+                break
+            for training in finalists:
+                if training.point in racing:
+                    values[training.point][number] = self._fresh(training, number)
+        hits = [training.hits[training.best] for training in ranked]
+        found = winner(values, self.table.valid, agreement(hits))
+        return found.point, found.expected.mean, found.expected.interval()
+
+    def _fresh(self, training: Training, number: int) -> float:
+        """Return what a point scores on another seed: looked up, or where the table has no more
+        seeds of it, its worth and what a seed of another point is off from that point's.
+        """
+        lines = self.table.lines[training.point]
+        others = [line for line in lines if line["seed"] != training.seed]
+        self.race.append(number < len(others))
+        if number < len(others):
+            other = self._training(others[number])
+            self._spend(other, 1)
+            return max(other.values)
+        self._spend(training, 1)
+        repeated = [each for each in self.table.lines.values() if len(each) > 1]
+        drawn = self._training(self.draw.choice(self.draw.choice(repeated)))
+        truth = self.table.truth
+        return truth[training.point] + max(drawn.values) - truth[drawn.point]
 
 
-def _answer(
-    strategy: Strategy,
-    lines: list[tuple[tuple[Any, ...], dict[str, Any], int]],
-    complete: list[tuple[tuple[Any, ...], dict[str, Any], int]],
-    steps: int,
-    luck: float,
-) -> tuple[tuple[Any, ...], float, tuple[bool | None, bool | None]]:
-    """Return the winner, the accuracy that is reported of it, and whether its interval is right."""
-    if not strategy.by_model:
-        best = max(complete, key=lambda each: max(value for _, value in _seen(each[1], steps)))
-        return best[0], max(value for _, value in _seen(best[1], steps)), (None, None)
-    fields = list(HOMEWORK.definition())
-    where = places([dict(zip(fields, point, strict=True)) for point, _, _ in lines])
-    curves = [
-        Curve(place, tuple((s / steps, value) for s, value in _seen(line, steps) if s <= last))
-        for place, (_, line, last) in zip(where, lines, strict=True)
-    ]
-    hits = [tuple(hits_of(line["hits"])) for _, line, _ in complete]
-    found = estimate(curves, len(hits[0]), agreement(hits))
-    ended = [(each, lines[i]) for i, each in enumerate(found) if lines[i][2] == steps]
-    winner, (point, line, _) = max(ended, key=lambda pair: pair[0].mean)
-    low, high = winner.interval()
-    true = line["unseen"]
-    return point, winner.mean, (low <= true <= high, low <= true + luck <= high)
-
-
-def _seen(line: dict[str, Any], steps: int) -> list[tuple[int, float]]:
-    """Return the evaluations that a search would make."""
-    every = steps // EVALUATIONS
-    return [(step, value) for step, value, _ in line["rows"] if step % every == 0]
-
-
-def _sampler(
-    name: str, last: optuna.samplers.BaseSampler, seed: int, number: int
-) -> optuna.samplers.BaseSampler:
+def _sampler(name: str, last: BaseSampler, seed: int, number: int) -> BaseSampler:
     if not name.startswith("plain"):
         return make_sampler(name, HOMEWORK, derive_seed(seed, number, "sampler"))
     if number:
@@ -203,16 +296,10 @@ def _sampler(
     return TPESampler(seed=seed) if name == "plain tpe" else RandomSampler(seed=seed)
 
 
-def _pruner(name: str, steps: int) -> optuna.pruners.BasePruner:
-    if name == "plain median":
-        return MedianPruner()
-    return NopPruner() if name == "none" else PRUNERS[name](steps)
-
-
 def _work(task: tuple[Path, Strategy, int]) -> Answer:
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    return replay(_table(task[0]), task[1], task[2])
+    return Replay(_table(task[0]), task[1], task[2]).run()
 
 
 @cache
@@ -220,22 +307,20 @@ def _table(path: Path) -> Table:
     return Table(path)
 
 
-def summarise(answers: list[Answer]) -> dict[str, float]:
+def summarise(answers: list[Answer], standard_error: float) -> dict[str, float]:
     """Return means over replays, each regret with its standard error."""
     regrets = [answer.regret for answer in answers]
-    error = statistics.stdev(regrets) / len(regrets) ** 0.5
     known = [answer.covered for answer in answers if answer.covered is not None]
-    lucky = [a.covered_but_for_luck for a in answers if a.covered_but_for_luck is not None]
     return {
         "steps": statistics.mean(answer.steps for answer in answers),
         "seconds": statistics.mean(answer.seconds for answer in answers),
         "regret": statistics.mean(regrets),
-        "regret's standard error": error,
-        "within .02": statistics.mean(regret <= 0.02 for regret in regrets),
+        "regret's standard error": statistics.stdev(regrets) / len(regrets) ** 0.5,
+        "within a standard error": statistics.mean(each <= standard_error for each in regrets),
         "flattery": statistics.mean(answer.flattery for answer in answers),
         "covered": statistics.mean(known) if known else float("nan"),
-        "covered but for luck": statistics.mean(lucky) if lucky else float("nan"),
         "repeats": statistics.mean(answer.repeats for answer in answers),
+        "looked up": statistics.mean(answer.fresh for answer in answers),
     }
 
 
@@ -248,23 +333,25 @@ def main() -> None:
     flags.add_argument("--only", nargs="*", help="words of the strategies' names")
     flags.add_argument("--out", type=Path)
     arguments = flags.parse_args()
+    table = Table(arguments.table)
+    error = (table.best * (1 - table.best) / table.valid) ** 0.5
     results = {}
     with ProcessPoolExecutor(arguments.jobs) as pool:
         for strategy in STRATEGIES:
             if arguments.only and not any(word in strategy.name for word in arguments.only):
                 continue
             tasks = [(arguments.table, strategy, seed) for seed in range(arguments.replays)]
-            results[strategy.name] = summarise(list(pool.map(_work, tasks, chunksize=5)))
+            results[strategy.name] = summarise(list(pool.map(_work, tasks, chunksize=5)), error)
             words = "  ".join(f"{key} {value:.3f}" for key, value in results[strategy.name].items())
             print(f"{strategy.name:<45} {words}", flush=True)
     if arguments.out:
-        table = Table(arguments.table)
         about = {
             "replays": arguments.replays,
             "points": len(table.points),
             "trainings": sum(map(len, table.lines.values())),
             "best": table.best,
-            "validation part's luck": table.luck,
+            "validation part": table.valid,
+            "a standard error": error,
             "strategies": [asdict(each) for each in STRATEGIES],
         }
         arguments.out.write_text(json.dumps({**about, "results": results}, indent=1) + "\n")

@@ -1,18 +1,22 @@
 """Finalists trained again on fresh seeds: which is best, without the luck of having been chosen."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
 from scipy.stats import t as student_t
 
-from experiments.analysis.leaderboard import Row
+from experiments.analysis.leaderboard import Row, agreement
+from experiments.study.curves import Estimate
+from experiments.study.race import winner
 
 
 @dataclass(frozen=True)
 class Confirmed:
-    """A point's accuracies on whole utterances, one a seed, against those of the best point."""
+    """A point's accuracies on whole utterances, one a seed, against those of the best point on the
+    same seeds.
+    """
 
     point: str
     values: tuple[float, ...]
@@ -30,46 +34,63 @@ class Confirmed:
         return stdev(self.values) if len(self.values) > 1 else math.nan
 
 
-def confirm(rows: Sequence[Row]) -> list[Confirmed]:
-    """Return the points of a confirmation's trials, the best first, over the seeds on which all
-    of them are complete.
-    """
-    by_point: dict[str, dict[str, float]] = {}
-    for row in rows:
-        if row.state == "complete" and row.whole is not None and row.replicate:
-            by_point.setdefault(row.point, {})[row.replicate] = row.whole
-    shared = sorted(set.intersection(*map(set, by_point.values()))) if by_point else []
-    if not shared:
-        return []
-    values = {point: tuple(seeds[seed] for seed in shared) for point, seeds in by_point.items()}
-    return _against_best(values)
+@dataclass(frozen=True)
+class Confirmation:
+    """The points of a race, the best first, and what to expect of the best on new utterances."""
+
+    points: list[Confirmed]
+    expected: Estimate
 
 
-def _against_best(values: Mapping[str, tuple[float, ...]]) -> list[Confirmed]:
-    order = sorted(values, key=lambda point: -mean(values[point]))
-    best = values[order[0]]
-    found = []
-    for point in order:
-        gaps = [ours - theirs for ours, theirs in zip(best, values[point], strict=True)]
-        width = math.nan
-        if len(gaps) > 1:
-            quantile = float(student_t.ppf(0.95, len(gaps) - 1))
-            width = quantile * stdev(gaps) / math.sqrt(len(gaps))
-        found.append(Confirmed(point, values[point], mean(gaps), width))
-    return found
+def confirm(rows: Sequence[Row]) -> Confirmation | None:
+    """Return what a confirmation's complete trials say; None while some point has none."""
+    scored = [
+        row for row in rows if row.state == "complete" and row.whole is not None and row.replicate
+    ]
+    scores: dict[str, dict[int, float]] = {row.point: {} for row in rows}
+    for row in scored:
+        scores[row.point][int(row.replicate)] = row.whole or 0.0
+    if not scores or not all(scores.values()):
+        return None
+    hits = [row.hits for row in scored if row.hits]
+    best = winner(scores, len(hits[0]) if hits else 1, agreement(hits))
+    others = sorted(
+        (point for point in scores if point != best.point),
+        key=lambda point: (-len(scores[point]), -mean(scores[point].values())),
+    )
+    return Confirmation(
+        [_against(scores[best.point], point, scores[point]) for point in (best.point, *others)],
+        best.expected,
+    )
 
 
-def describe_confirmation(found: Sequence[Confirmed]) -> str:
+def _against(best: dict[int, float], point: str, values: dict[int, float]) -> Confirmed:
+    gaps = [best[seed] - value for seed, value in sorted(values.items()) if seed in best]
+    width = math.nan
+    if len(gaps) > 1:
+        quantile = float(student_t.ppf(0.95, len(gaps) - 1))
+        width = quantile * stdev(gaps) / math.sqrt(len(gaps))
+    scores = tuple(value for _, value in sorted(values.items()))
+    return Confirmed(point, scores, mean(gaps) if gaps else math.nan, width)
+
+
+def describe_confirmation(found: Confirmation) -> str:
     """Return a table of the points, and what it means."""
-    seeds = len(found[0].values)
-    head = f"{'point':<26} {'mean':>6} {'spread':>7}  behind the best, with its 90 % interval"
-    lines = [head]
-    for each in found:
-        behind = "best" if each is found[0] else f"{each.difference:.4f} +- {each.half_width:.4f}"
-        lines.append(f"{each.point:<26} {each.mean:>6.4f} {each.spread:>7.4f}  {behind}")
-    tied = [each.point for each in found[1:] if not each.difference > each.half_width]
-    verdict = f"{found[0].point} is best of {len(found)} on {seeds} seeds"
+    best, *others = found.points
+    lines = [
+        f"{'point':<24} {'seeds':>5} {'mean':>6} {'spread':>6}  behind the best, 90 % interval"
+    ]
+    for each in found.points:
+        behind = "best" if each is best else f"{each.difference:.4f} +- {each.half_width:.4f}"
+        figures = f"{len(each.values):>5} {each.mean:>6.4f} {each.spread:>6.4f}"
+        lines.append(f"{each.point:<24} {figures}  {behind}")
+    low, high = found.expected.interval()
+    lines.append(
+        f"{best.point} is best of {len(found.points)}. On new utterances expect "
+        f"{found.expected.mean:.2f}, nine times"
+    )
+    lines.append(f"out of ten between {max(low, 0.0):.2f} and {min(high, 1.0):.2f}.")
+    tied = [each.point for each in others if not each.difference > each.half_width]
     if tied:
-        verdict += f", and {' and '.join(tied)} cannot be told from it"
-    lines.append(f"{verdict}.")
+        lines.append(f"It cannot be told from {' and '.join(tied)}.")
     return "\n".join(lines)

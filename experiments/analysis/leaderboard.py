@@ -10,7 +10,7 @@ import numpy as np
 from mlflow.entities import Run
 from scipy.stats import binomtest
 
-from experiments.analysis.curves import Curve, Estimate, estimate
+from experiments.study.curves import Curve, Estimate, estimate, places_of
 from experiments.tracking import names
 from experiments.tracking.store import TrackingStore
 from speaker.common.errors import UserError
@@ -76,7 +76,7 @@ def _judge(rows: list[Row]) -> list[Row]:
     if not complete or not all(row.hits and row.curve for row in complete):
         return rows
     seen = [row for row in rows if row.curve]
-    where = places([row.values for row in seen])
+    where = places_of([row.values for row in seen])
     curves = [Curve(place, row.curve) for place, row in zip(where, seen, strict=True)]
     found = estimate(curves, len(complete[0].hits), agreement([row.hits for row in complete]))
     by_run = {row.run_id: each for row, each in zip(seen, found, strict=True)}
@@ -84,28 +84,6 @@ def _judge(rows: list[Row]) -> list[Row]:
         replace(row, expected=by_run[row.run_id]) if row.state == "complete" else row
         for row in rows
     ]
-
-
-def places(points: list[dict[str, Any]]) -> list[tuple[float, ...]]:
-    """Return where points lie in the space of the fields in which they differ, each in [0, 1]:
-    numbers on a logarithmic scale where they span a factor of four, others a coordinate a value.
-    """
-    coordinates: list[list[float]] = []
-    for name in points[0]:
-        if not all(name in point for point in points):
-            continue  # an older version knew no such field
-        values = [point[name] for point in points]
-        distinct = sorted(set(values))
-        if len(distinct) == 1 or name == "seed":
-            continue
-        if any(isinstance(value, str) for value in values):
-            coordinates += [[float(value == each) for value in values] for each in distinct]
-            continue
-        if distinct[0] > 0 and distinct[-1] >= 4 * distinct[0]:
-            values, distinct = np.log(values).tolist(), np.log(distinct).tolist()
-        spread = distinct[-1] - distinct[0]
-        coordinates.append([(value - distinct[0]) / spread for value in values])
-    return list(zip(*coordinates, strict=True)) if coordinates else [()] * len(points)
 
 
 def agreement(hits: Sequence[tuple[bool, ...]]) -> float:

@@ -8,15 +8,17 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
+from experiments.study.model_sampler import ModelSampler
 from experiments.study.space import Space
 from speaker.common.seeding import permutation
 
 ATTEMPTS = 20  # draws, before any untried point is taken
 
-SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
-    "tpe": lambda seed: TPESampler(seed=seed, multivariate=True),
-    "gp": lambda seed: GPSampler(seed=seed),
-    "random": lambda seed: RandomSampler(seed=seed),
+SAMPLERS: dict[str, Callable[[Space, int], BaseSampler]] = {
+    "model": ModelSampler,
+    "tpe": lambda _space, seed: TPESampler(seed=seed, multivariate=True),
+    "gp": lambda _space, seed: GPSampler(seed=seed),
+    "random": lambda _space, seed: RandomSampler(seed=seed),
 }
 
 
@@ -93,7 +95,7 @@ class DistinctSampler(BaseSampler):
 
 def make_sampler(name: str, space: Space, seed: int) -> BaseSampler:
     """Return a sampler by name for one trial, whose seed this is."""
-    return DistinctSampler(SAMPLERS[name](seed), space, seed)
+    return DistinctSampler(SAMPLERS[name](space, seed), space, seed)
 
 
 def _key(point: Mapping[str, Any], fields: Mapping[str, object]) -> tuple[Any, ...]:

@@ -1,6 +1,7 @@
 """The only file with ranges: named search spaces, and the homework's points in them."""
 
 import itertools
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from optuna.distributions import (
 )
 
 from speaker.common.errors import UserError
+from speaker.common.seeding import uniform
 from speaker.config import ACTIVATIONS, TrialConfig
 from speaker.model.classifier import count_operations
 
@@ -112,6 +114,28 @@ class Space:
         return [
             dict(zip(counted, values, strict=True))
             for values in itertools.product(*counted.values())
+        ]
+
+    def draw(self, count: int, seed: int) -> list[dict[str, Any]]:
+        """Return every combination of a space that has no more than `count`, of a larger one so
+        many points at random.
+        """
+        sizes = [*map(len, self.choices.values())]
+        sizes += [high - low + 1 for low, high in self.integers.values()]
+        if not self.log_floats and math.prod(sizes) <= count:
+            return self.combinations()
+        drawn: dict[str, list[Any]] = {}
+        for name, choices in self.choices.items():
+            shares = uniform(count, seed, "draw", name).tolist()
+            drawn[name] = [choices[int(share * len(choices))] for share in shares]
+        for name, (low, high) in self.integers.items():
+            shares = uniform(count, seed, "draw", name).tolist()
+            drawn[name] = [low + int(share * (high - low + 1)) for share in shares]
+        for name, (smallest, largest) in self.log_floats.items():
+            shares = uniform(count, seed, "draw", name).tolist()
+            drawn[name] = [smallest * (largest / smallest) ** share for share in shares]
+        return [
+            dict(zip(drawn, values, strict=True)) for values in zip(*drawn.values(), strict=True)
         ]
 
     def points(self, base: TrialConfig) -> list[TrialConfig]:

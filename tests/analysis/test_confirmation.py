@@ -21,7 +21,9 @@ def test_points_are_compared_seed_by_seed() -> None:
         for seed, (value, gap) in enumerate(zip(swings, gaps, strict=True))
     ]
     rows += [row("noisy", seed, value) for seed, value in enumerate((0.60, 0.45, 0.60, 0.40))]
-    best, *others = confirm(rows)
+    found = confirm(rows)
+    assert found
+    best, *others = found.points
     assert best.point == "good"
     assert best.mean == pytest.approx(sum(swings) / 4)
     assert best.difference == 0
@@ -29,15 +31,33 @@ def test_points_are_compared_seed_by_seed() -> None:
     assert worse.difference == pytest.approx(sum(gaps) / 4)
     low, high = ttest_rel(swings, worse.values).confidence_interval(0.90)
     assert worse.half_width == pytest.approx((high - low) / 2)
-    text = describe_confirmation([best, *others])
-    assert "good is best of 3 on 4 seeds, and noisy cannot be told from it." in text
+    text = describe_confirmation(found)
+    assert "good is best of 3. On new utterances expect 0.5" in text
+    assert "It cannot be told from noisy." in text
+    assert max(map(len, text.splitlines())) < 80
 
 
-def test_only_seeds_on_which_all_are_complete_count() -> None:
+def test_a_point_that_left_is_compared_on_the_seeds_it_had() -> None:
+    rows = [row("a", seed, 0.6 + seed / 100) for seed in range(4)]
+    rows += [row("b", seed, 0.3) for seed in range(2)]
+    found = confirm(rows)
+    assert found
+    assert [(each.point, len(each.values)) for each in found.points] == [("a", 4), ("b", 2)]
+    assert found.points[1].difference == pytest.approx(0.305)
+
+
+def test_a_seed_that_failed_does_not_count() -> None:
     rows = [row("a", 0, 0.5), row("a", 1, 0.6), row("b", 0, 0.7), row("b", 1, None, "failed")]
     found = confirm(rows)
-    assert [(each.point, each.values) for each in found] == [("b", (0.7,)), ("a", (0.5,))]
-    assert math.isnan(found[1].half_width)
-    assert "a cannot be told from it" in describe_confirmation(found)
-    assert confirm([row("a", 0, 0.5), row("b", 1, 0.5)]) == []
-    assert confirm([]) == []
+    assert found
+    assert [(each.point, each.values) for each in found.points] == [
+        ("b", (0.7,)),
+        ("a", (0.5, 0.6)),
+    ]
+    assert math.isnan(found.points[1].half_width)
+    assert "It cannot be told from a." in describe_confirmation(found)
+
+
+def test_nothing_is_said_before_each_point_has_a_seed() -> None:
+    assert confirm([row("a", 0, 0.5), row("b", 0, None, "failed")]) is None
+    assert confirm([]) is None

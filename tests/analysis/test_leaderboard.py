@@ -6,7 +6,7 @@ import torch
 from mlflow.entities import Param
 
 from experiments.analysis.answer import describe_answer
-from experiments.analysis.leaderboard import Row, agreement, best_runs, places, ranked, table
+from experiments.analysis.leaderboard import Row, agreement, best_runs, ranked, table
 from experiments.context import TrainingContext
 from experiments.tracking import names
 from experiments.tracking.names import BEST_CROPS, BEST_WHOLE
@@ -156,21 +156,6 @@ def test_runs_of_older_versions_are_ranked_by_what_they_scored(
     assert [row.trial for row in rows] == ["1", "0"]
     assert [row.expected for row in rows] == [None, None]
     assert describe_answer(rows) == ""
-
-
-def test_places_are_scaled_by_what_the_points_span() -> None:
-    points: list[dict[str, object]] = [
-        {"d_model": 80, "num_layers": 1, "activation": "relu", "lr": 1e-3, "seed": 1},
-        {"d_model": 512, "num_layers": 3, "activation": "gelu", "lr": 1e-3, "seed": 2},
-        {"d_model": 202.38, "num_layers": 2, "activation": "relu", "lr": 1e-3, "seed": 3},
-    ]
-    found = places(points)
-    assert found[0] == (0, 0, 0, 1)
-    assert found[1] == (1, 1, 1, 0)
-    assert found[2] == pytest.approx((0.5, 0.5, 0, 1), abs=1e-3)
-    assert places(points[:1]) == [()]
-    older = {name: value for name, value in points[1].items() if name != "activation"}
-    assert places([points[0], older]) == [(0, 0), (1, 1)]
 
 
 def test_agreement_is_the_correlation_of_hits() -> None:

@@ -12,10 +12,12 @@ space and its own curve bear it out. What is left of a trial's own part is shrun
 variance, the validation part's size explains a share that is luck.
 """
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,37 +55,108 @@ class Estimate:
         return self.mean - 1.645 * self.deviation, self.mean + 1.645 * self.deviation
 
 
-def estimate(curves: Sequence[Curve], utterances: int, agreement: float = 0.0) -> list[Estimate]:
-    """Return what each trial's model would score at the whole budget.
+@contextlib.contextmanager
+def _in_one_thread() -> Iterator[None]:
+    """Compute with one thread: so small matrices lose by more, tenfold where others compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
-    `utterances` is the size of the validation part. `agreement` is the correlation of two models'
-    hits on it: as much of its luck is shared by all models, and cannot be seen in their values.
-    """
+
+@dataclass(frozen=True)
+class CurveModel:
+    """The Gaussian process of a study's learning curves, fitted."""
+
+    hyper: "_Hyper"
+    rows: "_Rows"
+    values: Tensor  # (n,): accuracies less their mean
+    center: float  # that mean
+    factor: Tensor  # (n, n): Cholesky's, of the covariance with noise
+
+    @_in_one_thread()
+    def trials(self, utterances: int, agreement: float = 0.0) -> list[Estimate]:
+        """Return what each trial's model would score at the whole budget.
+
+        `utterances` is the size of the validation part. `agreement` is the correlation of two
+        models' hits on it: as much of its luck is shared by all models, and cannot be seen in
+        their values.
+        """
+        hyper, owners = self.hyper, self.rows.owners
+        firsts = [int((owners == owner).nonzero()[0]) for owner in owners.unique()]
+        ends = _ends(self.rows.places[firsts], owners.unique())
+        luck = max(self.center * (1 - self.center), 0.0) / utterances
+        trial = float(hyper.trial)
+        real = min(1.0, max(trial - (1 - agreement) * luck, MIN_SEED_VARIANCE) / trial)
+        shared = _covariance(hyper, ends, self.rows, trial=0.0)
+        own = _covariance(hyper, ends, self.rows) - shared
+        means, explained = self._predict(shared + real * own)
+        prior = hyper.level + hyper.point + real * hyper.trial
+        covariance = self.factor @ self.factor.T
+        surprise = _surprise(covariance, owners, self.values)
+        variance = (prior - explained).clamp(min=0) * surprise + agreement * luck
+        return [
+            Estimate(float(value), math.sqrt(float(each)))
+            for value, each in zip(means, variance, strict=True)
+        ]
+
+    @_in_one_thread()
+    def points(self, places: Sequence[tuple[float, ...]]) -> tuple[Tensor, Tensor]:
+        """Return what models of some places would score at the whole budget, on average over
+        seeds: means and standard deviations, float64 (m,).
+        """
+        ends = _ends(torch.tensor(places, dtype=torch.float64), torch.full((len(places),), -1))
+        means, explained = self._predict(_covariance(self.hyper, ends, self.rows, trial=0.0))
+        prior = self.hyper.level + self.hyper.point
+        return means, (prior - explained).clamp(min=JITTER).sqrt()
+
+    def _predict(self, cross: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the means at rows of which `cross` (m, n) is the covariance with what was
+        measured, and the variances (m,) that this explains.
+        """
+        weights = torch.cholesky_solve(self.values[:, None], self.factor)
+        solved = torch.linalg.solve_triangular(self.factor, cross.T, upper=False)
+        return self.center + (cross @ weights)[:, 0], solved.square().sum(0)
+
+
+@_in_one_thread()
+def fit(curves: Sequence[Curve]) -> CurveModel:
+    """Return the likeliest model of some trials' curves."""
     rows, values = _rows(curves)
     center = float(values.mean())
     hyper = _fit(rows, values - center)
     covariance = _covariance(hyper, rows, rows)
     covariance += torch.eye(len(values), dtype=torch.float64) * (hyper.noise + JITTER)
-    factor = torch.linalg.cholesky(covariance)
-    whole = torch.ones(len(curves), dtype=torch.float64)
-    ends = _Rows(whole, places_of(curves), torch.arange(len(curves)), whole)
-    weights = torch.cholesky_solve((values - center)[:, None], factor)
+    return CurveModel(hyper, rows, values - center, center, torch.linalg.cholesky(covariance))
 
-    luck = max(center * (1 - center), 0.0) / utterances
-    trial = float(hyper.trial)
-    real = min(1.0, max(trial - (1 - agreement) * luck, MIN_SEED_VARIANCE) / trial)
-    shared = _covariance(hyper, ends, rows, trial=0.0)
-    own = _covariance(hyper, ends, rows) - shared
-    cross = shared + real * own
-    means = center + (cross @ weights)[:, 0]
-    prior = hyper.level + hyper.point + real * hyper.trial
-    solved = torch.linalg.solve_triangular(factor, cross.T, upper=False)
-    variance = (prior - solved.square().sum(0)).clamp(min=0)
-    variance = variance * _surprise(covariance, rows.owners, values - center) + agreement * luck
-    return [
-        Estimate(float(value), math.sqrt(float(each)))
-        for value, each in zip(means, variance, strict=True)
-    ]
+
+def estimate(curves: Sequence[Curve], utterances: int, agreement: float = 0.0) -> list[Estimate]:
+    """Return what each trial's model would score at the whole budget: see `CurveModel.trials`."""
+    return fit(curves).trials(utterances, agreement)
+
+
+def places_of(points: Sequence[Mapping[str, Any]]) -> list[tuple[float, ...]]:
+    """Return where points lie in the space of the fields in which they differ, each in [0, 1]:
+    numbers on a logarithmic scale where they span a factor of four, others a coordinate a value.
+    """
+    coordinates: list[list[float]] = []
+    for name in points[0]:
+        if not all(name in point for point in points):
+            continue  # an older version knew no such field
+        values = [point[name] for point in points]
+        distinct = sorted(set(values))
+        if len(distinct) == 1 or name == "seed":
+            continue
+        if any(isinstance(value, str) for value in values):
+            coordinates += [[float(value == each) for value in values] for each in distinct]
+            continue
+        if distinct[0] > 0 and distinct[-1] >= 4 * distinct[0]:
+            values, distinct = np.log(values).tolist(), np.log(distinct).tolist()
+        spread = distinct[-1] - distinct[0]
+        coordinates.append([(value - distinct[0]) / spread for value in values])
+    return list(zip(*coordinates, strict=True)) if coordinates else [()] * len(points)
 
 
 def _surprise(covariance: Tensor, owners: Tensor, values: Tensor) -> float:
@@ -149,9 +222,8 @@ def _rows(curves: Sequence[Curve]) -> tuple[_Rows, Tensor]:
     fractions = [fraction for _, fraction, _ in kept]
     values = torch.tensor([value for _, _, value in kept], dtype=torch.float64)
     growth = torch.tensor(_growth(curves, fractions), dtype=torch.float64)
-    return _Rows(
-        torch.tensor(fractions, dtype=torch.float64), places_of(curves)[owners], owners, growth
-    ), values
+    places = torch.tensor([curve.place for curve in curves], dtype=torch.float64)[owners]
+    return _Rows(torch.tensor(fractions, dtype=torch.float64), places, owners, growth), values
 
 
 def _growth(curves: Sequence[Curve], fractions: list[float]) -> list[float]:
@@ -167,9 +239,10 @@ def _growth(curves: Sequence[Curve], fractions: list[float]) -> list[float]:
     return [max(MIN_GROWTH, min(1.0, float(value))) for value in found]
 
 
-def places_of(curves: Sequence[Curve]) -> Tensor:
-    """Return the places of some curves, float64 (n, d)."""
-    return torch.tensor([curve.place for curve in curves], dtype=torch.float64)
+def _ends(places: Tensor, owners: Tensor) -> "_Rows":
+    """Return rows at the whole budget."""
+    whole = torch.ones(len(owners), dtype=torch.float64)
+    return _Rows(whole, places, owners, whole)
 
 
 def _covariance(
@@ -197,7 +270,12 @@ def _fit(rows: _Rows, values: Tensor) -> _Hyper:
     ).log()
     raw = center.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
-        [raw], lr=0.5, max_iter=FITTING_STEPS, line_search_fn="strong_wolfe"
+        [raw],
+        lr=0.5,
+        max_iter=FITTING_STEPS,
+        tolerance_grad=1e-2,
+        tolerance_change=1e-4,
+        line_search_fn="strong_wolfe",
     )
 
     def loss() -> Tensor:

@@ -5,7 +5,7 @@ from statistics import mean
 import pytest
 import torch
 
-from experiments.analysis.curves import Curve, Estimate, estimate
+from experiments.study.curves import Curve, Estimate, estimate, fit, places_of
 
 UTTERANCES = 100
 LUCK = math.sqrt(0.5 * 0.5 / UTTERANCES)
@@ -104,7 +104,7 @@ def test_an_interval_is_nine_in_ten_of_a_normal_distribution() -> None:
 def test_many_values_are_thinned_to_the_last_of_each_curve(monkeypatch: pytest.MonkeyPatch) -> None:
     curves, _ = draw_study(1)
     whole = estimate(curves, UTTERANCES)
-    monkeypatch.setattr("experiments.analysis.curves.MAX_ROWS", 40)
+    monkeypatch.setattr("experiments.study.curves.MAX_ROWS", 40)
     thinned = estimate(curves, UTTERANCES)
     assert [each.mean for each in whole] != [each.mean for each in thinned]
     assert all(abs(a.mean - b.mean) < 0.15 for a, b in zip(whole, thinned, strict=True))
@@ -128,3 +128,27 @@ def test_curves_without_sense_get_finite_estimates(seed: int) -> None:
     for each in estimate(curves, draw.choice([3, 100, 5_667]), draw.choice([0.0, 0.5, 1.0])):
         assert math.isfinite(each.mean)
         assert math.isfinite(each.deviation)
+
+
+def test_places_are_scaled_by_what_the_points_span() -> None:
+    points: list[dict[str, object]] = [
+        {"d_model": 80, "num_layers": 1, "activation": "relu", "lr": 1e-3, "seed": 1},
+        {"d_model": 512, "num_layers": 3, "activation": "gelu", "lr": 1e-3, "seed": 2},
+        {"d_model": 202.38, "num_layers": 2, "activation": "relu", "lr": 1e-3, "seed": 3},
+    ]
+    found = places_of(points)
+    assert found[0] == (0, 0, 0, 1)
+    assert found[1] == (1, 1, 1, 0)
+    assert found[2] == pytest.approx((0.5, 0.5, 0, 1), abs=1e-3)
+    assert places_of(points[:1]) == [()]
+    older = {name: value for name, value in points[1].items() if name != "activation"}
+    assert places_of([points[0], older]) == [(0, 0), (1, 1)]
+
+
+def test_points_that_were_not_tried_are_foretold_from_their_neighbours() -> None:
+    """The closer to what was measured, the surer; and the good half is told from the bad one."""
+    curves, _ = draw_study(0)
+    model = fit(curves)
+    means, (near, edge, far) = model.points([(0.5, 0.5), (0.5, 0.02), (9.0, 9.0)])
+    assert near < edge < far
+    assert means[0] > means[1] + 0.05
