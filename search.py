@@ -24,7 +24,8 @@ from speaker.common.paths import STATE
 from speaker.common.signals import uninterrupted
 
 if TYPE_CHECKING:
-    from experiments.study.search import StudyWorker, WorkerSpec
+    from experiments.study.search import SearchSettings, StudyWorker, WorkerSpec
+    from experiments.study.stopping import Limit
 
 
 def parser() -> Parser:
@@ -120,6 +121,18 @@ def parser() -> Parser:
         metavar="SECONDS",
         help="start no new trial after this time",
     )
+    flags.add_argument(
+        "--patience",
+        type=positive_int,
+        metavar="N",
+        help="start no new trial when the last N that ended brought no better answer",
+    )
+    flags.add_argument(
+        "--budget",
+        type=positive_int,
+        metavar="STEPS",
+        help="start no new trial once those of the study that ended have trained so many steps",
+    )
     add_device(flags)
     add_precision(flags)
     flags.add_argument(
@@ -142,7 +155,7 @@ def main() -> None:
     spec = make_spec(arguments)
     worker = spec.open()
     with worker.closing():
-        missing = spec.settings.trials - len(worker.finished())
+        missing = worker.missing()
         if missing > 0:
             spec = look_ahead(spec, worker, missing, arguments.jobs)
         run_trials(spec, worker, max(1, min(arguments.jobs, missing)))
@@ -157,13 +170,20 @@ def main() -> None:
 
 def make_spec(arguments: argparse.Namespace) -> "WorkerSpec":
     """Return the search that is asked for. Raises UserError for what makes none."""
+    from experiments.analysis.leaderboard import expectations
     from experiments.context import load_context
     from experiments.study.presets import SETS, homework_points
     from experiments.study.search import SearchSettings, WorkerSpec, default_storage
     from experiments.study.space import find_space, parse_field
     from experiments.tracking.store import default_tracking_uri
+    from speaker.common.errors import UserError
     from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE
 
+    if arguments.patience and arguments.preset:
+        raise UserError(
+            f"--patience is for points that are proposed, but --preset {arguments.preset} has "
+            "points of its own; leave out one of them"
+        )
     fixed = {name: values[0] for name, values in map(parse_field, arguments.fix)}
     choices = dict(map(parse_field, arguments.choices))
     space = find_space(arguments.space).narrowed(fixed, choices)
@@ -190,8 +210,12 @@ def make_spec(arguments: argparse.Namespace) -> "WorkerSpec":
         presets=presets,
         preset=f"{arguments.preset} on {arguments.seeds} seeds" if arguments.preset else "",
         prune_presets=arguments.prune_presets,
+        patience=arguments.patience,
+        budget=arguments.budget,
     )
-    return WorkerSpec(settings, context, storage_url, tracking_uri)
+    return WorkerSpec(
+        settings, context, storage_url, tracking_uri, expectations if arguments.patience else None
+    )
 
 
 def look_ahead(spec: "WorkerSpec", worker: "StudyWorker", missing: int, jobs: int) -> "WorkerSpec":
@@ -231,12 +255,10 @@ def print_results(spec: "WorkerSpec", worker: "StudyWorker", elsewhere: list[str
     from experiments.analysis.answer import describe_answer
     from experiments.analysis.effects import describe_effects, effects_of
     from experiments.analysis.leaderboard import ranked, table
-    from experiments.study.search import RESUME
 
     settings = spec.settings
     finished, steps = len(worker.finished()), worker.steps()
-    if finished < settings.trials:
-        print(f"Time is up with {finished} of {settings.trials} trials finished; {RESUME}.")
+    print(describe_end(settings, worker.ended_by(), finished))
     planned = max(1, finished * settings.base.steps)
     print(f"Trained {steps:,} of {planned:,} steps; stopping early saved the others.")
     rows = ranked(worker.shared.store, settings.name)
@@ -245,6 +267,18 @@ def print_results(spec: "WorkerSpec", worker: "StudyWorker", elsewhere: list[str
         print(f"{describe_effects(effects)}\n")
     print("Next:")
     print(next_commands(settings.name, spec.context.corpus.folder, elsewhere))
+
+
+def describe_end(settings: "SearchSettings", limit: "Limit", finished: int) -> str:
+    """Return in a line what ended a search of so many finished trials, and how to go on."""
+    from experiments.study.stopping import Limit
+
+    count = f"{finished} of {settings.trials} trials finished"
+    if settings.preset and limit == Limit.TRIALS:
+        return f"All points are trained: {count}."
+    if limit == Limit.TIMEOUT:
+        return f"Ended by {limit}: {count}. To go on, run the same command again."
+    return f"Ended by {limit}: {count}. To go on, give a larger {limit}."
 
 
 def confirm_best(
@@ -268,12 +302,14 @@ def confirm_best(
         trials=len(points),
         presets=points,
         preset=f"best {arguments.confirm} of {settings.name} on {arguments.seeds} seeds",
+        patience=None,
+        budget=None,  # what is spent here comes on top
     )
     spec = replace(spec, settings=again)
     worker = spec.open()
     print(f"\nThe best {len(best)} points again, on fresh seeds:", flush=True)
     with worker.closing():
-        missing = len(points) - len(worker.finished())
+        missing = worker.missing()
         if missing > 0:
             spec = look_ahead(spec, worker, missing, arguments.jobs)
         run_trials(spec, worker, max(1, min(arguments.jobs, missing)))

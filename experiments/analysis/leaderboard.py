@@ -142,6 +142,15 @@ def best_runs(store: TrackingStore, study: str, count: int) -> list[str]:
     return [row.run_id for row in rows[:count]]
 
 
+def expectations(store: TrackingStore, study: str) -> dict[int, float]:
+    """Return what a study's complete trials are ranked by, by number."""
+    return {
+        int(row.trial): row.expected.mean if row.expected else row.whole or 0.0
+        for row in ranked(store, study)
+        if row.state == "complete"
+    }
+
+
 def table(rows: list[Row], best: int) -> str:
     """Return the best rows and the homework's points as text, with the rank of each."""
     lines = [

@@ -22,6 +22,7 @@ from speaker.training.train import Report, TrialResult
 
 # Attributes of an Optuna trial.
 RUN_ID, PRESET, REPLICATE, LOSSES = "mlflow.run_id", "preset", "replicate", "device.losses"
+STEPS = "steps"  # trained, by a trial that is not complete
 MAX_LOSSES = 2  # a trial that has lost its device so often ends as failed
 STORE_FAILURES = (*STORE_ERRORS, StorageInternalError)  # of MLflow's, Optuna's or a disk
 OPTUNA_STATES = {
@@ -139,4 +140,5 @@ def _tell(shared: StudyContext, trial: optuna.trial.Trial, result: TrialResult) 
         shared.study.tell(trial, result.best[OBJECTIVE])
         return
     trial.set_user_attr("reason", result.reason)
+    trial.set_user_attr(STEPS, result.steps)
     shared.study.tell(trial, state=OPTUNA_STATES[result.outcome])
