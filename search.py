@@ -5,6 +5,7 @@
 
 import argparse
 import shlex
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,11 @@ from speaker.common.signals import uninterrupted
 if TYPE_CHECKING:
     from experiments.study.search import SearchSettings, StudyWorker, WorkerSpec
     from experiments.study.stopping import Limit
+    from speaker.config import TrialConfig
+    from speaker.data.corpus import Corpus
+
+
+WIDTH = 79  # of a line of words, in characters
 
 
 def parser() -> Parser:
@@ -154,11 +160,7 @@ def main() -> None:
     arguments = parser().parse_args()
     spec = make_spec(arguments)
     worker = spec.open()
-    with worker.closing():
-        missing = worker.missing()
-        if missing > 0:
-            spec = look_ahead(spec, worker, missing, arguments.jobs)
-        run_trials(spec, worker, max(1, min(arguments.jobs, missing)))
+    run_search(spec, worker, arguments.jobs)
     elsewhere = ["--tracking-uri", masked(spec.tracking_uri)] if arguments.tracking_uri else []
     print_results(spec, worker, elsewhere)
     if arguments.confirm:
@@ -218,30 +220,89 @@ def make_spec(arguments: argparse.Namespace) -> "WorkerSpec":
     )
 
 
-def look_ahead(spec: "WorkerSpec", worker: "StudyWorker", missing: int, jobs: int) -> "WorkerSpec":
-    """Move the data to their device, and say what the missing trials will cost there."""
+def run_search(spec: "WorkerSpec", worker: "StudyWorker", jobs: int) -> None:
+    """Say what the missing trials will cost, and run them."""
+    with worker.closing():
+        missing, seconds = worker.missing(), 0.0
+        if missing > 0:
+            spec, seconds = look_ahead(spec, worker, missing, jobs)
+        run_trials(spec, worker, max(1, min(jobs, missing)), seconds)
+
+
+def look_ahead(
+    spec: "WorkerSpec", worker: "StudyWorker", missing: int, jobs: int
+) -> tuple["WorkerSpec", float]:
+    """Move the data to their device, and say what the missing trials will cost there.
+
+    Returns the search on that device, and the seconds that it will take.
+    """
     from experiments.context import move_to_device
-    from speaker.training.lookahead import describe
+    from experiments.study.pruners import EARLIEST
+    from speaker.training import lookahead
 
     settings = spec.settings
-    points = settings.space.points(settings.base)
+    points, first = settings.space.points(settings.base), first_points(settings, worker)[:missing]
     context, costs = move_to_device(spec.context, (points[0], points[-1]), jobs)
     with uninterrupted():
         worker.use(context)
-    device, steps = context.provenance["device"], settings.base.steps
-    print(f"Study {settings.name}: {settings.trials} trials of {steps:,} steps on {device}.")
-    print(describe(points, costs, missing, context.compute, jobs), flush=True)
-    return replace(spec, context=context)
+    plan = [
+        describe_task(settings, context.provenance["device"]),
+        lookahead.describe(points, costs, missing, context.compute, jobs, first),
+    ]
+    if first and not settings.preset:
+        least = 1.0 if settings.prune_presets else EARLIEST[settings.pruner]
+        shares = lookahead.describe_first(points, costs, missing, first, least)
+        whole = " and are trained whole" * (least < 1)
+        plan.append(f"The homework's points come first{whole}: {shares}")
+    print("\n".join(textwrap.fill(line, WIDTH) for line in plan), flush=True)
+    seconds = lookahead.forecast_trials(points, costs, missing, first)
+    return replace(spec, context=context), seconds / lookahead.at_once(context.compute, jobs)
 
 
-def run_trials(spec: "WorkerSpec", worker: "StudyWorker", at_once: int) -> None:
-    """Run the missing trials, in this process or in several."""
+def describe_task(settings: "SearchSettings", device: str) -> str:
+    """Return how many trials and steps are asked for, and what ends the search before them."""
+    steps, trials = settings.base.steps, settings.trials
+    limits = {
+        "seconds": settings.timeout,
+        "steps": settings.budget,
+        "trials without a better answer": settings.patience,
+    }
+    task = f"Study {settings.name}: {trials} trials of {steps:,} steps on {device}, "
+    task += f"{trials * steps:,} steps in all."
+    if ends := [f"{limit:,g} {unit}" for unit, limit in limits.items() if limit]:
+        task += f" It ends before that after {' or '.join(ends)}."
+    return task
+
+
+def first_points(settings: "SearchSettings", worker: "StudyWorker") -> list["TrialConfig"]:
+    """Return the points that the study begins with and that are still to be trained."""
+    ended = {trial.number for trial in worker.finished()}
+    return [
+        settings.base.replace(**preset.values)
+        for number, preset in enumerate(settings.presets)
+        if number not in ended
+    ]
+
+
+def run_trials(spec: "WorkerSpec", worker: "StudyWorker", at_once: int, seconds: float) -> None:
+    """Run the missing trials, which are to take so long, in this process or in several."""
     from experiments.study.local_workers import run_workers
-    from experiments.study.progress import Progress
+    from experiments.study.progress import Pace, Progress
     from experiments.study.trial import run_trial
 
-    done = worker.finished()
-    with uninterrupted(), Progress(worker.shared, spec.settings.trials, done, at_once) as progress:
+    settings, done = spec.settings, worker.finished()
+    pace = Pace(
+        settings.trials - len(done),
+        at_once,
+        0 if settings.preset else len(settings.presets),
+        seconds,
+        settings.timeout,
+        None if settings.budget is None else settings.budget - worker.steps(),
+    )
+    with (
+        uninterrupted(),
+        Progress(worker.shared, settings.trials, done, at_once, pace) as progress,
+    ):
         if at_once > 1:
             run_workers(spec, at_once, progress)
             return
@@ -266,7 +327,7 @@ def print_results(spec: "WorkerSpec", worker: "StudyWorker", elsewhere: list[str
     if effects := effects_of(rows):
         print(f"{describe_effects(effects)}\n")
     print("Next:")
-    print(next_commands(settings.name, spec.context.corpus.folder, elsewhere))
+    print(next_commands(settings.name, spec.context.corpus, elsewhere))
 
 
 def describe_end(settings: "SearchSettings", limit: "Limit", finished: int) -> str:
@@ -290,6 +351,7 @@ def confirm_best(
     from experiments.analysis.confirmation import confirm, describe_confirmation
     from experiments.analysis.leaderboard import ranked
     from experiments.study.presets import digest_of, finalists
+    from experiments.study.stopping import Limit
 
     store, settings = searched.shared.store, spec.settings
     complete = [row for row in ranked(store, settings.name) if row.state == "complete"]
@@ -308,22 +370,24 @@ def confirm_best(
     spec = replace(spec, settings=again)
     worker = spec.open()
     print(f"\nThe best {len(best)} points again, on fresh seeds:", flush=True)
-    with worker.closing():
-        missing = worker.missing()
-        if missing > 0:
-            spec = look_ahead(spec, worker, missing, arguments.jobs)
-        run_trials(spec, worker, max(1, min(arguments.jobs, missing)))
+    run_search(spec, worker, arguments.jobs)
+    if (limit := worker.ended_by()) != Limit.TRIALS:
+        print(describe_end(again, limit, len(worker.finished())))
     found = confirm(ranked(store, again.name))
     print(f"\n{describe_confirmation(found)}" if found else "No seed has all points complete.")
 
 
-def next_commands(study: str, folder: Path, elsewhere: list[str]) -> str:
-    """Return what to type after a search, a line each, fit for a shell."""
-    data = ["--data", str(folder), "--model", "champion", "--out", "submission.csv"]
+def next_commands(study: str, corpus: "Corpus", elsewhere: list[str]) -> str:
+    """Return what to type after a search, a line each, fit for a shell that is given all of them:
+    the last one stays until Ctrl-C.
+    """
+    here, folder = Path.cwd(), corpus.folder
+    folder = folder.relative_to(here) if folder.is_relative_to(here) else folder
+    predict = [["speaker", "predict", "--data", str(folder), "--model", "champion"]]
     commands = (
-        ["experiments", "ui"],
         ["experiments", "promote", "--study", study],
-        ["speaker", "predict", *data],
+        *(predict if corpus.test else []),
+        ["experiments", "ui"],
     )
     return "\n".join(f"  python -m {shlex.join([*command, *elsewhere])}" for command in commands)
 

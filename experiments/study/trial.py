@@ -74,8 +74,10 @@ def run_trial(
         config, shared.context, run, lambda result: _tell(shared, trial, result)
     )
     _drop_other_checkpoint(training, trial)
+    # Before the bar is drawn anew: what it says is of one trial.
+    bar.set_description_str(run_name(trial.number, config), refresh=False)
+    bar.set_postfix_str("", refresh=False)
     bar.reset(config.steps)
-    bar.set_description_str(f"{run_name(trial.number, config)}", refresh=False)
     try:
         return config, training.train(listen(trial, shared.prune_presets), bar, STORE_FAILURES)
     except DeviceLostError as error:
