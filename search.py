@@ -269,7 +269,7 @@ def describe_task(settings: "SearchSettings", device: str) -> str:
     }
     task = f"Study {settings.name}: {trials} trials of {steps:,} steps on {device}, "
     task += f"{trials * steps:,} steps in all."
-    if ends := [f"{limit:,g} {unit}" for unit, limit in limits.items() if limit]:
+    if ends := [f"{limit:,.12g} {unit}" for unit, limit in limits.items() if limit]:
         task += f" It ends before that after {' or '.join(ends)}."
     return task
 
@@ -320,26 +320,28 @@ def print_results(spec: "WorkerSpec", worker: "StudyWorker", elsewhere: list[str
     settings = spec.settings
     finished, steps = len(worker.finished()), worker.steps()
     print(describe_end(settings, worker.ended_by(), finished))
-    planned = max(1, finished * settings.base.steps)
-    print(f"Trained {steps:,} of {planned:,} steps; stopping early saved the others.")
+    planned = finished * settings.base.steps
+    saved = (
+        f" of {planned:,} steps; stopping early saved the others." if steps < planned else " steps."
+    )
+    print(f"Trained {steps:,}{saved}")
     rows = ranked(worker.shared.store, settings.name)
     print(f"\n{table(rows, best=5)}\n\n{describe_answer(rows)}\n")
     if effects := effects_of(rows):
         print(f"{describe_effects(effects)}\n")
-    print("Next:")
-    print(next_commands(settings.name, spec.context.corpus, elsewhere))
+    if any(row.state == "complete" for row in rows):
+        print(f"Next:\n{next_commands(settings.name, spec.context.corpus, elsewhere)}")
 
 
 def describe_end(settings: "SearchSettings", limit: "Limit", finished: int) -> str:
     """Return in a line what ended a search of so many finished trials, and how to go on."""
     from experiments.study.stopping import Limit
 
-    count = f"{finished} of {settings.trials} trials finished"
+    count = f"{finished} of {settings.trials} trials"
     if settings.preset and limit == Limit.TRIALS:
         return f"All points are trained: {count}."
-    if limit == Limit.TIMEOUT:
-        return f"Ended by {limit}: {count}. To go on, run the same command again."
-    return f"Ended by {limit}: {count}. To go on, give a larger {limit}."
+    more = "the same command" if limit == Limit.TIMEOUT else f"a larger {limit}"
+    return f"Ended by {limit} after {count}; {more} goes on."
 
 
 def confirm_best(

@@ -35,7 +35,9 @@ def test_from_corpus_to_predictions(home: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "Study homework-corpus: 3 trials of 5 steps" in done.stdout
     assert re.search(r"^#0 .* 1/3  \d\d:\d\d  best$", done.stdout, re.MULTILINE), done.stdout
-    assert "Ended by --trials: 3 of 3 trials finished. To go on, give a larger" in done.stdout
+    assert (
+        "Ended by --trials after 3 of 3 trials; a larger --trials goes on.\nTrained" in done.stdout
+    )
     assert re.search(r"first and are trained whole: d80 h2 L1 sigmoid for about .* % of the time",
                      " ".join(done.stdout.split()))  # fmt: skip
     table = done.stdout.partition("rank")[2]

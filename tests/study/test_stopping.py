@@ -17,7 +17,7 @@ from experiments.study.search import SearchSettings, StudyWorker, WorkerSpec
 from experiments.study.stopping import MARGIN, Expectations, Limit, has_stalled
 from experiments.study.trial import run_trial
 from experiments.tracking.store import TrackingStore
-from search import describe_end
+from search import describe_end, describe_task, first_points
 from speaker.config import TrialConfig
 from speaker.training.outcome import Outcome
 from speaker.training.train import TrialResult, train
@@ -189,10 +189,10 @@ def test_a_crash_is_no_end_as_asked(state: Path, context: TrainingContext) -> No
 @pytest.mark.parametrize(
     ("limit", "said"),
     [
-        (Limit.TRIALS, "Ended by --trials: 7 of 20 trials finished. To go on, give a larger --trials."),
-        (Limit.TIMEOUT, "Ended by --timeout: 7 of 20 trials finished. To go on, run the same command again."),
-        (Limit.PATIENCE, "Ended by --patience: 7 of 20 trials finished. To go on, give a larger --patience."),
-        (Limit.BUDGET, "Ended by --budget: 7 of 20 trials finished. To go on, give a larger --budget."),
+        (Limit.TRIALS, "Ended by --trials after 7 of 20 trials; a larger --trials goes on."),
+        (Limit.TIMEOUT, "Ended by --timeout after 7 of 20 trials; the same command goes on."),
+        (Limit.PATIENCE, "Ended by --patience after 7 of 20 trials; a larger --patience goes on."),
+        (Limit.BUDGET, "Ended by --budget after 7 of 20 trials; a larger --budget goes on."),
     ],
 )  # fmt: skip
 def test_the_end_is_a_line_that_says_how_to_go_on(limit: Limit, said: str) -> None:
@@ -201,9 +201,7 @@ def test_the_end_is_a_line_that_says_how_to_go_on(limit: Limit, said: str) -> No
 
 def test_points_that_are_all_trained_are_not_asked_for_more() -> None:
     preset = replace(PLAN, preset="homework on 2 seeds")
-    assert (
-        describe_end(preset, Limit.TRIALS, 4) == "All points are trained: 4 of 4 trials finished."
-    )
+    assert describe_end(preset, Limit.TRIALS, 4) == "All points are trained: 4 of 4 trials."
 
 
 @pytest.mark.slow
@@ -212,14 +210,14 @@ def test_a_real_search_ends_by_patience_and_then_by_its_budget(home: Path, jobs:
     words = ("search.py", "--data", "corpus", "--steps", 5, "--trials", 40, "--jobs", jobs)
     done = run(home, *words, "--patience", 1)
     assert done.returncode == 0, done.stderr
-    said = re.search(r"^Ended by --patience: (\d+) of 40 trials finished\. ", done.stdout, re.M)
+    said = re.search(r"^Ended by --patience after (\d+) of 40 trials; ", done.stdout, re.M)
     assert said, done.stdout
     again = run(home, *words, "--patience", 1)
     assert (again.returncode, again.stderr) == (0, "")
     assert said[0] in again.stdout
     spent = run(home, *words, "--budget", 5 * int(said[1]) + 1)
     assert spent.returncode == 0, spent.stderr
-    ended = re.search(r"^Ended by --budget: (\d+) of 40 trials", spent.stdout, re.M)
+    ended = re.search(r"^Ended by --budget after (\d+) of 40 trials", spent.stdout, re.M)
     assert ended, spent.stdout
     assert int(ended[1]) > int(said[1])
     study = optuna.load_study(
@@ -227,3 +225,23 @@ def test_a_real_search_ends_by_patience_and_then_by_its_budget(home: Path, jobs:
     )
     assert len(study.trials) == int(ended[1])
     assert all(trial.state.is_finished() for trial in study.trials)
+
+
+def test_what_is_asked_for_is_said_with_what_ends_it_before() -> None:
+    asked = replace(MANY, timeout=90.5, patience=10, budget=15_000_000)
+    assert describe_task(asked, "cpu") == (
+        "Study s: 20 trials of 4 steps on cpu, 80 steps in all. It ends before that after 90.5 "
+        "seconds or 15,000,000 steps or 10 trials without a better answer."
+    )
+    assert describe_task(PLAN, "cpu") == "Study s: 4 trials of 4 steps on cpu, 16 steps in all."
+
+
+def test_the_points_that_come_first_are_those_not_trained_yet(
+    state: Path, context: TrainingContext
+) -> None:
+    worker = open_worker(state, context, MANY)
+    both = [(each.d_model, each.num_layers) for each in first_points(MANY, worker)]
+    assert both == [(80, 1), (512, 6)]
+    worker.study.tell(worker.study.ask(), 0.5)
+    (left,) = first_points(MANY, worker)
+    assert (left.d_model, left.steps) == (512, 4)
