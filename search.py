@@ -5,6 +5,7 @@
 
 import argparse
 import shlex
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +25,13 @@ from speaker.common.paths import STATE
 from speaker.common.signals import uninterrupted
 
 if TYPE_CHECKING:
-    from experiments.study.search import StudyWorker, WorkerSpec
+    from experiments.study.search import SearchSettings, StudyWorker, WorkerSpec
+    from experiments.study.stopping import Limit
+    from speaker.config import TrialConfig
+    from speaker.data.corpus import Corpus
+
+
+WIDTH = 79  # of a line of words, in characters
 
 
 def parser() -> Parser:
@@ -120,6 +127,18 @@ def parser() -> Parser:
         metavar="SECONDS",
         help="start no new trial after this time",
     )
+    flags.add_argument(
+        "--patience",
+        type=positive_int,
+        metavar="N",
+        help="start no new trial when the last N that ended brought no better answer",
+    )
+    flags.add_argument(
+        "--budget",
+        type=positive_int,
+        metavar="STEPS",
+        help="start no new trial once those of the study that ended have trained so many steps",
+    )
     add_device(flags)
     add_precision(flags)
     flags.add_argument(
@@ -141,11 +160,7 @@ def main() -> None:
     arguments = parser().parse_args()
     spec = make_spec(arguments)
     worker = spec.open()
-    with worker.closing():
-        missing = spec.settings.trials - len(worker.finished())
-        if missing > 0:
-            spec = look_ahead(spec, worker, missing, arguments.jobs)
-        run_trials(spec, worker, max(1, min(arguments.jobs, missing)))
+    run_search(spec, worker, arguments.jobs)
     elsewhere = ["--tracking-uri", masked(spec.tracking_uri)] if arguments.tracking_uri else []
     print_results(spec, worker, elsewhere)
     if arguments.confirm:
@@ -157,13 +172,20 @@ def main() -> None:
 
 def make_spec(arguments: argparse.Namespace) -> "WorkerSpec":
     """Return the search that is asked for. Raises UserError for what makes none."""
+    from experiments.analysis.leaderboard import expectations
     from experiments.context import load_context
     from experiments.study.presets import SETS, homework_points
     from experiments.study.search import SearchSettings, WorkerSpec, default_storage
     from experiments.study.space import find_space, parse_field
     from experiments.tracking.store import default_tracking_uri
+    from speaker.common.errors import UserError
     from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE
 
+    if arguments.patience and arguments.preset:
+        raise UserError(
+            f"--patience is for points that are proposed, but --preset {arguments.preset} has "
+            "points of its own; leave out one of them"
+        )
     fixed = {name: values[0] for name, values in map(parse_field, arguments.fix)}
     choices = dict(map(parse_field, arguments.choices))
     space = find_space(arguments.space).narrowed(fixed, choices)
@@ -190,34 +212,97 @@ def make_spec(arguments: argparse.Namespace) -> "WorkerSpec":
         presets=presets,
         preset=f"{arguments.preset} on {arguments.seeds} seeds" if arguments.preset else "",
         prune_presets=arguments.prune_presets,
+        patience=arguments.patience,
+        budget=arguments.budget,
     )
-    return WorkerSpec(settings, context, storage_url, tracking_uri)
+    return WorkerSpec(
+        settings, context, storage_url, tracking_uri, expectations if arguments.patience else None
+    )
 
 
-def look_ahead(spec: "WorkerSpec", worker: "StudyWorker", missing: int, jobs: int) -> "WorkerSpec":
-    """Move the data to their device, and say what the missing trials will cost there."""
+def run_search(spec: "WorkerSpec", worker: "StudyWorker", jobs: int) -> None:
+    """Say what the missing trials will cost, and run them."""
+    with worker.closing():
+        missing, seconds = worker.missing(), 0.0
+        if missing > 0:
+            spec, seconds = look_ahead(spec, worker, missing, jobs)
+        run_trials(spec, worker, max(1, min(jobs, missing)), seconds)
+
+
+def look_ahead(
+    spec: "WorkerSpec", worker: "StudyWorker", missing: int, jobs: int
+) -> tuple["WorkerSpec", float]:
+    """Move the data to their device, and say what the missing trials will cost there.
+
+    Returns the search on that device, and the seconds that it will take.
+    """
     from experiments.context import move_to_device
-    from speaker.training.lookahead import describe
+    from experiments.study.pruners import EARLIEST
+    from speaker.training import lookahead
 
     settings = spec.settings
-    points = settings.space.points(settings.base)
+    points, first = settings.space.points(settings.base), first_points(settings, worker)[:missing]
     context, costs = move_to_device(spec.context, (points[0], points[-1]), jobs)
     with uninterrupted():
         worker.use(context)
-    device, steps = context.provenance["device"], settings.base.steps
-    print(f"Study {settings.name}: {settings.trials} trials of {steps:,} steps on {device}.")
-    print(describe(points, costs, missing, context.compute, jobs), flush=True)
-    return replace(spec, context=context)
+    plan = [
+        describe_task(settings, context.provenance["device"]),
+        lookahead.describe(points, costs, missing, context.compute, jobs, first),
+    ]
+    if first and not settings.preset:
+        least = 1.0 if settings.prune_presets else EARLIEST[settings.pruner]
+        shares = lookahead.describe_first(points, costs, missing, first, least)
+        whole = " and are trained whole" * (least < 1)
+        plan.append(f"The homework's points come first{whole}: {shares}")
+    print("\n".join(textwrap.fill(line, WIDTH) for line in plan), flush=True)
+    seconds = lookahead.forecast_trials(points, costs, missing, first)
+    return replace(spec, context=context), seconds / lookahead.at_once(context.compute, jobs)
 
 
-def run_trials(spec: "WorkerSpec", worker: "StudyWorker", at_once: int) -> None:
-    """Run the missing trials, in this process or in several."""
+def describe_task(settings: "SearchSettings", device: str) -> str:
+    """Return how many trials and steps are asked for, and what ends the search before them."""
+    steps, trials = settings.base.steps, settings.trials
+    limits = {
+        "seconds": settings.timeout,
+        "steps": settings.budget,
+        "trials without a better answer": settings.patience,
+    }
+    task = f"Study {settings.name}: {trials} trials of {steps:,} steps on {device}, "
+    task += f"{trials * steps:,} steps in all."
+    if ends := [f"{limit:,.12g} {unit}" for unit, limit in limits.items() if limit]:
+        task += f" It ends before that after {' or '.join(ends)}."
+    return task
+
+
+def first_points(settings: "SearchSettings", worker: "StudyWorker") -> list["TrialConfig"]:
+    """Return the points that the study begins with and that are still to be trained."""
+    ended = {trial.number for trial in worker.finished()}
+    return [
+        settings.base.replace(**preset.values)
+        for number, preset in enumerate(settings.presets)
+        if number not in ended
+    ]
+
+
+def run_trials(spec: "WorkerSpec", worker: "StudyWorker", at_once: int, seconds: float) -> None:
+    """Run the missing trials, which are to take so long, in this process or in several."""
     from experiments.study.local_workers import run_workers
-    from experiments.study.progress import Progress
+    from experiments.study.progress import Pace, Progress
     from experiments.study.trial import run_trial
 
-    done = worker.finished()
-    with uninterrupted(), Progress(worker.shared, spec.settings.trials, done, at_once) as progress:
+    settings, done = spec.settings, worker.finished()
+    pace = Pace(
+        settings.trials - len(done),
+        at_once,
+        0 if settings.preset else len(settings.presets),
+        seconds,
+        settings.timeout,
+        None if settings.budget is None else settings.budget - worker.steps(),
+    )
+    with (
+        uninterrupted(),
+        Progress(worker.shared, settings.trials, done, at_once, pace) as progress,
+    ):
         if at_once > 1:
             run_workers(spec, at_once, progress)
             return
@@ -231,20 +316,32 @@ def print_results(spec: "WorkerSpec", worker: "StudyWorker", elsewhere: list[str
     from experiments.analysis.answer import describe_answer
     from experiments.analysis.effects import describe_effects, effects_of
     from experiments.analysis.leaderboard import ranked, table
-    from experiments.study.search import RESUME
 
     settings = spec.settings
     finished, steps = len(worker.finished()), worker.steps()
-    if finished < settings.trials:
-        print(f"Time is up with {finished} of {settings.trials} trials finished; {RESUME}.")
-    planned = max(1, finished * settings.base.steps)
-    print(f"Trained {steps:,} of {planned:,} steps; stopping early saved the others.")
+    print(describe_end(settings, worker.ended_by(), finished))
+    planned = finished * settings.base.steps
+    saved = (
+        f" of {planned:,} steps; stopping early saved the others." if steps < planned else " steps."
+    )
+    print(f"Trained {steps:,}{saved}")
     rows = ranked(worker.shared.store, settings.name)
     print(f"\n{table(rows, best=5)}\n\n{describe_answer(rows)}\n")
     if effects := effects_of(rows):
         print(f"{describe_effects(effects)}\n")
-    print("Next:")
-    print(next_commands(settings.name, spec.context.corpus.folder, elsewhere))
+    if any(row.state == "complete" for row in rows):
+        print(f"Next:\n{next_commands(settings.name, spec.context.corpus, elsewhere)}")
+
+
+def describe_end(settings: "SearchSettings", limit: "Limit", finished: int) -> str:
+    """Return in a line what ended a search of so many finished trials, and how to go on."""
+    from experiments.study.stopping import Limit
+
+    count = f"{finished} of {settings.trials} trials"
+    if settings.preset and limit == Limit.TRIALS:
+        return f"All points are trained: {count}."
+    more = "the same command" if limit == Limit.TIMEOUT else f"a larger {limit}"
+    return f"Ended by {limit} after {count}; {more} goes on."
 
 
 def confirm_best(
@@ -256,6 +353,7 @@ def confirm_best(
     from experiments.analysis.confirmation import confirm, describe_confirmation
     from experiments.analysis.leaderboard import ranked
     from experiments.study.presets import digest_of, finalists
+    from experiments.study.stopping import Limit
 
     store, settings = searched.shared.store, spec.settings
     complete = [row for row in ranked(store, settings.name) if row.state == "complete"]
@@ -268,26 +366,30 @@ def confirm_best(
         trials=len(points),
         presets=points,
         preset=f"best {arguments.confirm} of {settings.name} on {arguments.seeds} seeds",
+        patience=None,
+        budget=None,  # what is spent here comes on top
     )
     spec = replace(spec, settings=again)
     worker = spec.open()
     print(f"\nThe best {len(best)} points again, on fresh seeds:", flush=True)
-    with worker.closing():
-        missing = len(points) - len(worker.finished())
-        if missing > 0:
-            spec = look_ahead(spec, worker, missing, arguments.jobs)
-        run_trials(spec, worker, max(1, min(arguments.jobs, missing)))
+    run_search(spec, worker, arguments.jobs)
+    if (limit := worker.ended_by()) != Limit.TRIALS:
+        print(describe_end(again, limit, len(worker.finished())))
     found = confirm(ranked(store, again.name))
     print(f"\n{describe_confirmation(found)}" if found else "No seed has all points complete.")
 
 
-def next_commands(study: str, folder: Path, elsewhere: list[str]) -> str:
-    """Return what to type after a search, a line each, fit for a shell."""
-    data = ["--data", str(folder), "--model", "champion", "--out", "submission.csv"]
+def next_commands(study: str, corpus: "Corpus", elsewhere: list[str]) -> str:
+    """Return what to type after a search, a line each, fit for a shell that is given all of them:
+    the last one stays until Ctrl-C.
+    """
+    here, folder = Path.cwd(), corpus.folder
+    folder = folder.relative_to(here) if folder.is_relative_to(here) else folder
+    predict = [["speaker", "predict", "--data", str(folder), "--model", "champion"]]
     commands = (
-        ["experiments", "ui"],
         ["experiments", "promote", "--study", study],
-        ["speaker", "predict", *data],
+        *(predict if corpus.test else []),
+        ["experiments", "ui"],
     )
     return "\n".join(f"  python -m {shlex.join([*command, *elsewhere])}" for command in commands)
 

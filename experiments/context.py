@@ -84,7 +84,7 @@ def load_context(
     compute = find_compute(device_name, precision_name, jobs)
     folder = data or state / "demo"
     if data is None and not folder.exists():
-        print(f"No --data given: making the demo corpus of invented speakers in {folder}, once.")
+        print(f"No --data given: making a demo corpus of invented speakers in {folder}.")
         build_demo(folder)
     corpus = read_corpus(folder)
     warnings = check_manifests(corpus)

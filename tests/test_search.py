@@ -34,18 +34,25 @@ def test_from_corpus_to_predictions(home: Path) -> None:
     done = run(home, *SEARCH, 3)
     assert done.returncode == 0, done.stderr
     assert "Study homework-corpus: 3 trials of 5 steps" in done.stdout
+    assert re.search(r"^#0 .* 1/3  \d\d:\d\d  best$", done.stdout, re.MULTILINE), done.stdout
+    assert (
+        "Ended by --trials after 3 of 3 trials; a larger --trials goes on.\nTrained" in done.stdout
+    )
+    assert re.search(r"first and are trained whole: d80 h2 L1 sigmoid for about .* % of the time",
+                     " ".join(done.stdout.split()))  # fmt: skip
     table = done.stdout.partition("rank")[2]
     assert table.count("homework-baseline") == table.count("homework-edited") == 1
     assert_whole(home, 3)
     again = run(home, *SEARCH, 3)
     assert again.returncode == 0, again.stderr
+    assert "A step takes" not in again.stdout
     assert again.stdout.partition("rank")[2] == table
 
     commands = re.findall(r"^  python -m (.+)$", done.stdout, re.MULTILINE)
     assert [command.split()[:2] for command in commands] == [
-        ["experiments", "ui"], ["experiments", "promote"], ["speaker", "predict"],
-    ]  # fmt: skip
-    for command in commands[1:]:
+        ["experiments", "promote"], ["speaker", "predict"], ["experiments", "ui"],
+    ], "the last one stays until Ctrl-C"  # fmt: skip
+    for command in commands[:-1]:
         said = run(home, *command.split())
         assert said.returncode == 0, said.stderr
     rows = list(csv.reader((home / "submission.csv").read_text().splitlines()))
@@ -425,6 +432,15 @@ def test_a_small_corpus_is_searched_with_a_batch_that_fits(home: Path) -> None:
     assert "A step has 3 utterances instead of 32" in done.stdout
 
 
+def test_a_corpus_without_test_utterances_is_not_to_be_predicted(home: Path) -> None:
+    write_corpus(home / "untested", speakers=2, per_speaker=2, test=0)
+    done = run(home, "search.py", "--data", "untested", "--trials", 1, "--steps", 2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.partition("Next:\n")[2].splitlines() == [
+        "  python -m experiments promote --study homework-untested", "  python -m experiments ui",
+    ]  # fmt: skip
+
+
 def serve(home: Path, port: int) -> "subprocess.Popen[bytes]":
     """Start a real MLflow server whose state lies in a folder, and wait until it answers."""
     command = [
@@ -464,7 +480,7 @@ def test_help_names_every_flag() -> None:
     done = run(Path.cwd(), "search.py", "--help")
     assert done.returncode == 0
     for flag in ("--trials", "--data", "--study", "--seed", "--device", "--storage", "--tracking-uri", "--steps",
-                 "--space", "--timeout", "--sampler", "--pruner"):  # fmt: skip
+                 "--space", "--timeout", "--patience", "--budget", "--sampler", "--pruner"):  # fmt: skip
         assert flag in done.stdout
     assert "%" not in done.stdout
 
@@ -479,6 +495,9 @@ def test_help_names_every_flag() -> None:
         (("search.py", "--trials", "many"), "--trials: must be a whole number, but got 'many'"),
         (("search.py", "--steps", "-5"), "--steps: must be at least 1"),
         (("search.py", "--timeout", "0"), "--timeout: must be above 0"),
+        (("search.py", "--patience", "0"), "--patience: must be at least 1"),
+        (("search.py", "--budget", "1.5"), "--budget: must be a whole number"),
+        (("search.py", "--patience", "3", "--preset", "four-edits"), "leave out one of them"),
         (("search.py", "--space", "small"), "--space must be one of homework, wide, but got 'small'"),
         (("search.py", "--sampler", "magic"), "--sampler: invalid choice"),
         (("search.py", "--fix", "width=3"), "a field must be given as NAME=VALUE"),

@@ -3,6 +3,7 @@
 import textwrap
 
 from experiments.analysis.leaderboard import SURE, Row
+from speaker.training.metrics import format_accuracy
 
 MAX_NAMED = 5  # trials in a line
 
@@ -16,8 +17,9 @@ def describe_answer(rows: list[Row]) -> str:
     low, high = complete[0].expected.interval()
     lines = [
         f"Winner: {_name(winner)}. On new utterances of these speakers expect "
-        f"{complete[0].expected.mean:.2f}, nine times out of ten between {max(low, 0.0):.2f} and "
-        f"{min(high, 1.0):.2f}; it had {winner.whole:.2f} on {count:,} validation utterances.",
+        f"{format_accuracy(complete[0].expected.mean)}, nine times out of ten between "
+        f"{format_accuracy(max(low, 0.0))} and {format_accuracy(min(high, 1.0))}; it had "
+        f"{format_accuracy(winner.whole)} on {count:,} validation utterances.",
     ]
     tied = [row for row in complete[1:] if row.is_tied]
     if tied:

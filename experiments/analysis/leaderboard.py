@@ -120,23 +120,34 @@ def best_runs(store: TrackingStore, study: str, count: int) -> list[str]:
     return [row.run_id for row in rows[:count]]
 
 
+def expectations(store: TrackingStore, study: str) -> dict[int, float]:
+    """Return what a study's complete trials are ranked by, by number."""
+    return {
+        int(row.trial): row.expected.mean if row.expected else row.whole or 0.0
+        for row in ranked(store, study)
+        if row.state == "complete"
+    }
+
+
 def table(rows: list[Row], best: int) -> str:
-    """Return the best rows and the homework's points as text, with the rank of each."""
+    """Return the best rows and the homework's points as text, with the rank of each.
+
+    A preset's name stands below it, so that a line has fewer than 80 characters.
+    """
     lines = [
         f"{'rank':>4}  {'trial':>5}  {'point':<22} {'expected':>8} {'whole':>6} {'crops':>6} "
         f"{'parameters':>10} {'seconds':>8}"
     ]
     for rank, row in enumerate(rows, start=1):
         if rank <= best or row.preset:
-            note = " ".join(
-                word for word in (row.preset, row.state if row.state != "complete" else "") if word
-            )
+            expected = format_accuracy(row.expected.mean if row.expected else None)
             lines.append(
                 f"{1 if row.is_tied else rank:>4}  {'#' + row.trial:>5}  {row.point:<22} "
-                f"{format_accuracy(row.expected.mean if row.expected else None):>8} "
+                f"{expected if row.state == 'complete' else row.state:>8} "
                 f"{format_accuracy(row.whole):>6} {format_accuracy(row.crops):>6} "
-                f"{row.parameters:>10,} {row.seconds:>8.1f}  {note}".rstrip()
+                f"{row.parameters:>10,} {row.seconds:>8.1f}"
             )
+            lines += [f"{'':<13}{row.preset}"] * bool(row.preset)
     return "\n".join(lines)
 
 

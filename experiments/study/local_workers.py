@@ -22,7 +22,7 @@ from typing import cast
 
 from tqdm import tqdm
 
-from experiments.study.progress import Progress
+from experiments.study.progress import STEPS_FORMAT, Progress
 from experiments.study.search import RESUME, WorkerSpec
 from experiments.study.trial import STORE_FAILURES, run_trial
 from experiments.tracked_training import explaining_failures
@@ -81,13 +81,15 @@ def run_workers(spec: WorkerSpec, jobs: int, progress: Progress) -> None:
             with interruptible():
                 # For a signal that did not end the wait.
                 ready = cast("list[Connection]", wait(workers, LOOK_UP_S))
+            progress.tick()
             for connection in ready:
+                bar = progress.running[places[connection]]
                 try:
                     said: Moved | Ended | Failed = connection.recv()
                 except (EOFError, ConnectionResetError):
+                    bar.set_description_str("")
                     _reap(workers.pop(connection), len(workers))
                     continue
-                bar = progress.running[places[connection]]
                 if isinstance(said, Moved):
                     bar.set_description_str(said.text)
                 elif isinstance(said, Ended):
@@ -197,7 +199,9 @@ def _work(packed: bytes, connection: Connection) -> None:
         with (
             explained,
             uninterrupted(),
-            RemoteBar(connection, unit="step", leave=False, disable=None) as bar,
+            RemoteBar(
+                connection, unit="step", leave=False, disable=None, bar_format=STEPS_FORMAT
+            ) as bar,
         ):
             for trial in worker.trials():
                 config, result = run_trial(worker.shared, trial, bar)

@@ -2,6 +2,14 @@
 and a bar of each running trial's steps.
 """
 
+import math
+import shutil
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import mean
 from typing import Self
 
 from optuna.trial import FrozenTrial, TrialState
@@ -13,19 +21,96 @@ from speaker.training.metrics import format_accuracy
 from speaker.training.outcome import Outcome
 from speaker.training.train import TrialResult
 
+# Of 80 columns, the bar has what the numbers leave.
+TRIALS_FORMAT = "{n_fmt}/{total_fmt} {bar} {elapsed}{desc}"
+STEPS_FORMAT = "{desc} {bar} {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"
+REFRESH_S = 1.0
+QUIET_S = 60.0  # between two lines of how far it is, where there is no terminal
+
+
+@dataclass
+class Pace:
+    """How long a search goes on: by its plan, then by the trials that have ended."""
+
+    left: int  # trials
+    at_once: int = 1
+    presets: int = 0  # trials of smaller numbers are not like the others
+    forecast: float | None = None  # seconds, before any trial has ended
+    timeout: float | None = None  # seconds
+    steps_left: int | None = None  # of a budget
+    clock: Callable[[], float] = time.monotonic
+    intervals: list[float] = field(default_factory=list)  # seconds between two ends
+    steps: list[int] = field(default_factory=list)  # of the same trials
+
+    def __post_init__(self) -> None:
+        self._began = self._last = self.clock()
+
+    def ended(self, number: int, steps: int) -> None:
+        """Note that a trial has ended."""
+        now = self.clock()
+        if number >= self.presets:
+            self.intervals.append(now - self._last)
+            self.steps.append(steps)
+        if self.steps_left is not None:
+            self.steps_left = max(0, self.steps_left - steps)
+        self._last = now
+        self.left = max(0, self.left - 1)
+
+    def elapsed(self) -> float:
+        """Return the seconds since the start."""
+        return self.clock() - self._began
+
+    def interval(self) -> float | None:
+        """Return the mean seconds between two ends of trials, once there are some."""
+        return mean(self.intervals) if self.intervals else None
+
+    def remaining(self) -> float | None:
+        """Return the seconds that the search goes on for, if they can be told."""
+        interval, rest = self.interval(), None
+        if interval is not None:
+            left = self._trials_left()
+            begun = left * interval - (self.clock() - self._last)
+            rest = max(begun, (left - self.at_once) * interval, 0.0)
+        elif self.forecast is not None:
+            rest = max(self.forecast - self.elapsed(), 0.0)
+        if self.timeout is not None:
+            until = max(self.timeout - self.elapsed(), 0.0)
+            rest = until if rest is None else min(rest, until)
+        return rest
+
+    def _trials_left(self) -> int:
+        if self.steps_left is None or not (each := mean(self.steps)):
+            return self.left
+        return min(self.left, math.ceil(self.steps_left / each))
+
 
 class Progress:
-    """Bars on a terminal; elsewhere only the line that each trial leaves when it ends."""
+    """Bars on a terminal; elsewhere the line that each trial leaves when it ends, and one a minute
+    of how far the search is.
+    """
 
     def __init__(
-        self, shared: StudyContext, planned: int, finished: list[FrozenTrial], at_once: int = 1
+        self,
+        shared: StudyContext,
+        planned: int,
+        finished: list[FrozenTrial],
+        at_once: int = 1,
+        pace: Pace | None = None,
     ) -> None:
+        self._planned = max(planned, len(finished))
+        self._pace = pace or Pace(planned - len(finished), at_once)
+        self._ended = len(finished)
         self._trials = tqdm(
-            total=max(planned, len(finished)), initial=len(finished), desc="trials", disable=None
+            total=self._planned,
+            initial=len(finished),
+            unit="trial",
+            disable=None,
+            bar_format=TRIALS_FORMAT,
         )
-        shown = None if at_once == 1 else "{desc}"  # other processes make the text
+        shown = STEPS_FORMAT if at_once == 1 else "{desc}"  # other processes make the text
         self.running: list[tqdm[int]] = [
-            tqdm(
+            TickingBar(
+                self.tick,
                 total=shared.base.steps,
                 position=1 + place,
                 leave=False,
@@ -35,12 +120,13 @@ class Progress:
             )
             for place in range(at_once)
         ]
-        self._best = -1.0
+        self._best, self._best_name = -1.0, ""
         for trial in finished:
             if trial.state == TrialState.COMPLETE and trial.value is not None:
-                self._keep_best(
-                    trial.number, shared.base.replace(**trial.params).label(), trial.value
-                )
+                label = shared.base.replace(**trial.params).label()
+                self._keep_best(f"#{trial.number} {label}", trial.value)
+        self._shown = self._said = self._pace.elapsed()
+        self._show()
 
     def __enter__(self) -> Self:
         return self
@@ -52,19 +138,78 @@ class Progress:
 
     def ended(self, number: int, config: TrialConfig, result: TrialResult) -> None:
         """Show a trial's end."""
-        whole, crops = map(format_accuracy, result.scores())
-        line = (
-            f"#{number:<3} {config.label():<22} whole {whole}  crops {crops}  "
-            f"{result.seconds:6.1f} s  {result.outcome}"
+        self._ended += 1
+        self._pace.ended(number, result.steps)
+        is_best = result.outcome == Outcome.COMPLETE and self._keep_best(
+            f"#{number} {config.label()}", result.scores()[0] or 0.0
         )
-        tqdm.write(f"{line}: {result.reason}" if result.reason else line)
+        line = f"#{number:<3} {_describe_end(config, result)}"
+        if not sys.stdout.isatty():
+            line += f"  {self._ended}/{self._planned}  {_in_words(self._pace.elapsed())}"
+        line += "  best" * is_best
+        _say(f"{line}: {result.reason}" if result.outcome == Outcome.FAILED else line)
         if result.fallback:
-            tqdm.write(f"warning: #{number} was not captured as a graph: {result.fallback}")
-        if result.outcome == Outcome.COMPLETE:
-            self._keep_best(number, config.label(), result.scores()[0] or 0.0)
+            _say(f"warning: #{number} was not captured as a graph: {result.fallback}")
         self._trials.update()
+        self._show()
 
-    def _keep_best(self, number: int, label: str, value: float) -> None:
-        if value > self._best:
-            self._best = value
-            self._trials.set_postfix_str(f"best {value:.4f}: #{number} {label}")
+    def tick(self) -> None:
+        """Show how the time goes by; called often while trials run."""
+        now = self._pace.elapsed()
+        if self._trials.disable:
+            if now - self._said >= QUIET_S:
+                self._said = now
+                _say(f"{self._ended}/{self._planned} trials after {_in_words(now)}{self._rest()}")
+        elif now - self._shown >= REFRESH_S:
+            self._show()
+
+    def _show(self) -> None:
+        self._shown = self._pace.elapsed()
+        best = f", best {format_accuracy(self._best)} {self._best_name}" * bool(self._best_name)
+        self._trials.set_description_str(f"{self._rest()}{best}")
+
+    def _rest(self) -> str:
+        rest, interval = self._pace.remaining(), self._pace.interval()
+        left = "" if rest is None else f", {_in_words(rest)} left"
+        return left if interval is None else f"{left}, {interval:.1f} s/trial"
+
+    def _keep_best(self, name: str, value: float) -> bool:
+        """Note a complete trial's accuracy; tell whether it is the best so far."""
+        is_best = value > self._best
+        if is_best:
+            self._best, self._best_name = value, name
+        return is_best
+
+
+class TickingBar(tqdm):  # type: ignore[misc]  # tqdm has no types
+    """A bar that lets time go by, wherever it is shown."""
+
+    def __init__(self, tick: Callable[[], None], **options: object) -> None:
+        self._tick = tick
+        super().__init__(**options)
+
+    def update(self, n: float | None = 1) -> bool | None:
+        """Count steps; tell whether they were shown."""
+        self._tick()
+        return super().update(n)
+
+
+def _describe_end(config: TrialConfig, result: TrialResult) -> str:
+    whole, crops = map(format_accuracy, result.scores())
+    at = f" at {result.steps}" if result.outcome == Outcome.PRUNED else ""
+    return (
+        f"{config.label():<20} whole {whole:<6}  crops {crops:<6} {result.seconds:7.1f} s  "
+        f"{result.outcome}{at}"
+    )
+
+
+def _in_words(seconds: float) -> str:
+    return str(tqdm.format_interval(seconds))
+
+
+def _say(line: str) -> None:
+    """Print a line above the bars, in lines of the terminal's width if there is one."""
+    if sys.stdout.isatty():
+        line = textwrap.fill(line, shutil.get_terminal_size().columns, subsequent_indent="     ")
+    tqdm.write(line)
+    sys.stdout.flush()

@@ -12,6 +12,9 @@ from optuna.pruners import (
 
 REDUCTION = 3  # of the trials that reach a rung, one in so many goes on to the next
 
+# Fractions of the budget before which no trial is stopped.
+EARLIEST = {"halving": 1 / 5, "median": 1 / 3, "hyperband": 1 / 3, "none": 1.0}
+
 PRUNERS: dict[str, Callable[[int], BasePruner]] = {
     # Asynchronous successive halving (Li et al. 2020): rungs at a fifth and three fifths.
     "halving": lambda steps: SuccessiveHalvingPruner(max(1, steps // 5), REDUCTION, 0),

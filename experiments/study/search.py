@@ -30,11 +30,13 @@ from experiments.study.presets import Preset
 from experiments.study.pruners import PRUNERS
 from experiments.study.samplers import make_sampler
 from experiments.study.space import Space
+from experiments.study.stopping import Expectations, Limit, has_stalled
 from experiments.study.trial import (
     OPTUNA_STATES,
     PRESET,
     REPLICATE,
     RUN_ID,
+    STEPS,
     STORE_FAILURES,
     StudyContext,
 )
@@ -71,6 +73,8 @@ class SearchSettings:
     presets: tuple[Preset, ...] = ()  # points that the study begins with
     preset: str = ""  # their name, where they are all that is asked for
     prune_presets: bool = False  # whether these may be stopped early, too
+    patience: int | None = None  # trials in a row without a better answer
+    budget: int | None = None  # training steps of the whole study
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ class WorkerSpec:
     context: TrainingContext
     storage_url: str
     tracking_uri: str
+    expectations: Expectations | None = None  # what patience goes by; a worker can be sent it
 
     def open(self) -> "StudyWorker":
         """Open the stores and the study in them, or make them.
@@ -91,7 +96,9 @@ class WorkerSpec:
         locks = open_locks(url, settings.name)
         tags = {"storage": masked(url), "sampler": settings.sampler, "pruner": settings.pruner}
         store = TrackingStore(self.tracking_uri)
-        return StudyWorker(settings, open_storage(url), locks, self.context, store, tags)
+        return StudyWorker(
+            settings, open_storage(url), locks, self.context, store, tags, self.expectations
+        )
 
 
 class StudyWorker:
@@ -105,6 +112,7 @@ class StudyWorker:
         context: TrainingContext,
         store: TrackingStore,
         tags: dict[str, str],
+        expectations: Expectations | None = None,
     ) -> None:
         """Open the study and its parent run, or make them.
 
@@ -113,6 +121,8 @@ class StudyWorker:
         self._settings = settings
         self._locks = locks
         self._store = store
+        self._expectations = expectations
+        self._judged = (0, False)  # how many trials had ended, and whether they had stalled
         contract = _contract(settings, context)
         with locks.holding("study"):
             self.study = _open_study(storage, settings.name, contract)
@@ -149,14 +159,33 @@ class StudyWorker:
 
     def steps(self) -> int:
         """Return the training steps of the trials that have ended."""
-        whole = self._settings.base.steps
-        return sum(
-            whole if trial.state == TrialState.COMPLETE else trial.last_step or 0
-            for trial in self.finished()
-        )
+        return self._steps(self.finished())
+
+    def missing(self) -> int:
+        """Return how many trials there are still to run, were none of them stopped early: those
+        that were left open, and the new ones that the limits allow.
+        """
+        trials = self.study.get_trials(deepcopy=False)
+        running = sum(trial.state == TrialState.RUNNING for trial in trials)
+        if self._limit(trials):
+            return running
+        ended = [trial for trial in trials if trial.state.is_finished()]
+        missing = self._settings.trials - len(ended)
+        if self._settings.budget is not None:
+            left = self._settings.budget - self._steps(ended)
+            missing = min(missing, max(running, -(-left // self._settings.base.steps)))
+        return missing
+
+    def ended_by(self) -> Limit:
+        """Return what ended a search that was not interrupted."""
+        trials = self.study.get_trials(deepcopy=False)
+        if sum(trial.state.is_finished() for trial in trials) >= self._settings.trials:
+            return Limit.TRIALS
+        limit = self._limit(trials)
+        return limit if limit in (Limit.BUDGET, Limit.PATIENCE) else Limit.TIMEOUT
 
     def trials(self) -> Iterator[optuna.trial.Trial]:
-        """Yield trials to run until the planned number is finished or time is up.
+        """Yield trials to run until a limit is reached and none is left open, or time is up.
 
         Each is this worker's while it runs.
         """
@@ -164,9 +193,7 @@ class StudyWorker:
         while deadline is None or time.monotonic() < deadline:
             claimed = self._claim()
             if claimed is None:
-                if all(
-                    trial.state.is_finished() for trial in self.study.get_trials(deepcopy=False)
-                ):
+                if not self._running():
                     return
                 with interruptible():
                     # Others still run theirs; should one die, its trial is taken over here.
@@ -198,22 +225,25 @@ class StudyWorker:
             if not isinstance(error, BrokenPipeError):  # then nobody would read this
                 print(f"{len(self.finished())} trials finished; {RESUME}.", file=sys.stderr)
             raise
-        self.close()
+        self.close(as_asked=True)
 
-    def close(self) -> None:
-        """End the parent run: complete when the planned trials are, else interrupted,
-        to be opened again.
+    def close(self, as_asked: bool = False) -> None:
+        """End the parent run: complete when the planned trials are, or the search ended `as_asked`
+        and no trial is left open; else interrupted, to be opened again.
         """
         self._close_ended_runs()
         complete = len(self.finished()) >= self._settings.trials
+        complete = complete or (as_asked and not self._running())
         rows = self._best_so_far() if complete else []
         self._store.close_study(
             self.shared.parent, Outcome.COMPLETE if complete else Outcome.INTERRUPTED, rows
         )
 
     def _claim(self) -> tuple[optuna.trial.Trial, Release] | None:
-        """Take the next trial: one whose worker died, or else a new one,
-        if the settings ask for more than there are.
+        """Take the next trial: one whose worker died, or else a new one, unless a limit is reached.
+
+        Limits are looked at under the study's lock: no two workers start a trial for the same rest
+        of a budget.
         """
         with self._locks.holding("study"):
             trials = self.study.get_trials(deepcopy=False)
@@ -228,9 +258,9 @@ class StudyWorker:
                         self._seed_sampler(trial.number)
                         return optuna.trial.Trial(self.study, trial._trial_id), release
                     release()  # it ended between our reading and our taking
-            waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
-            if not waiting and len(trials) >= self._settings.trials:
+            if self._limit(trials):
                 return None
+            waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
             presets = self._settings.presets
             if not waiting and len(trials) < len(presets):
                 preset = presets[len(trials)]
@@ -241,6 +271,44 @@ class StudyWorker:
             # Here, where no other worker proposes at the same time: no point is tried twice.
             self._settings.space.sample(new, self._settings.base)
             return new, self._locks.take(_lock_name(new.number))
+
+    def _limit(self, trials: list[FrozenTrial]) -> Limit | None:
+        """Return what keeps a study of these trials from a new one. It follows from those that
+        have ended, so it is the same for each worker, and after each resumption.
+        """
+        settings = self._settings
+        ended = [trial for trial in trials if trial.state.is_finished()]
+        if len(_begun(trials)) >= settings.trials:
+            return Limit.TRIALS
+        if settings.budget is not None and self._steps(ended) >= settings.budget:
+            return Limit.BUDGET
+        return Limit.PATIENCE if self._has_stalled([trial.number for trial in ended]) else None
+
+    def _has_stalled(self, ended: list[int]) -> bool:
+        """Tell whether patience is at its end: once for each trial that ends, since the model of
+        the learning curves takes a second.
+        """
+        patience = self._settings.patience
+        if patience is None or self._expectations is None or len(ended) <= patience:
+            return False
+        if self._judged[0] != len(ended):
+            self._close_ended_runs()  # one that has just ended counts
+            expected = self._expectations(self._store, self._settings.name)
+            self._judged = len(ended), has_stalled(ended, expected, patience)
+        return self._judged[1]
+
+    def _steps(self, ended: list[FrozenTrial]) -> int:
+        whole = self._settings.base.steps
+        return sum(
+            whole
+            if trial.state == TrialState.COMPLETE
+            else trial.user_attrs.get(STEPS, trial.last_step or 0)
+            for trial in ended
+        )
+
+    def _running(self) -> bool:
+        trials = self.study.get_trials(deepcopy=False)
+        return any(trial.state == TrialState.RUNNING for trial in trials)
 
     def _seed_sampler(self, number: int) -> None:
         seed = derive_seed(self._settings.seed, number, "sampler")
@@ -353,6 +421,10 @@ def _open_study(storage: RDBStorage, name: str, contract: dict[str, str]) -> opt
             f"{name}-2"
         )
     return study
+
+
+def _begun(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    return [trial for trial in trials if trial.state != TrialState.WAITING]
 
 
 def _lock_name(number: int) -> str:

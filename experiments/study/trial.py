@@ -22,6 +22,7 @@ from speaker.training.train import Report, TrialResult
 
 # Attributes of an Optuna trial.
 RUN_ID, PRESET, REPLICATE, LOSSES = "mlflow.run_id", "preset", "replicate", "device.losses"
+STEPS = "steps"  # trained, by a trial that is not complete
 MAX_LOSSES = 2  # a trial that has lost its device so often ends as failed
 STORE_FAILURES = (*STORE_ERRORS, StorageInternalError)  # of MLflow's, Optuna's or a disk
 OPTUNA_STATES = {
@@ -73,8 +74,10 @@ def run_trial(
         config, shared.context, run, lambda result: _tell(shared, trial, result)
     )
     _drop_other_checkpoint(training, trial)
+    # Before the bar is drawn anew: what it says is of one trial.
+    bar.set_description_str(run_name(trial.number, config), refresh=False)
+    bar.set_postfix_str("", refresh=False)
     bar.reset(config.steps)
-    bar.set_description_str(f"{run_name(trial.number, config)}", refresh=False)
     try:
         return config, training.train(listen(trial, shared.prune_presets), bar, STORE_FAILURES)
     except DeviceLostError as error:
@@ -139,4 +142,5 @@ def _tell(shared: StudyContext, trial: optuna.trial.Trial, result: TrialResult) 
         shared.study.tell(trial, result.best[OBJECTIVE])
         return
     trial.set_user_attr("reason", result.reason)
+    trial.set_user_attr(STEPS, result.steps)
     shared.study.tell(trial, state=OPTUNA_STATES[result.outcome])

@@ -15,12 +15,13 @@ from speaker.common.errors import DeviceLostError, UserError, first_line
 from speaker.config import TrialConfig
 from speaker.data.pack import Pack
 from speaker.data.protocol import Protocol
-from speaker.model.classifier import count_operations
+from speaker.model.classifier import count_operations, count_parameters
 from speaker.training.evaluation import Evaluator
 from speaker.training.learner import Learner
 from speaker.training.train import open_learner
 
 TIMED_S, MAX_TIMED_STEPS = 0.4, 50  # of the steps that are timed
+WEIGHT_BYTES = 4  # they are kept in float32
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Cost:
     evaluation: float  # seconds
     memory: int  # bytes: the most that this process has held
     fallback: str = ""  # why it was computed in a slower way than its device offers
+    disk: int = 0  # bytes: of the weights that a trial leaves
 
     def seconds(self) -> float:
         """Return the time of the training, were it not stopped."""
@@ -59,7 +61,8 @@ def measure(config: TrialConfig, pack: Pack, protocol: Protocol, compute: Comput
         step = _time_steps(learner)
         evaluation = Evaluator(pack, protocol, pool).rehearse(learner.model, learner.loss)
         memory = torch.cuda.max_memory_reserved(compute.device) if on_cuda else _peak_bytes()
-        return Cost(config, step, evaluation, memory, learner.fallback)
+        disk = WEIGHT_BYTES * count_parameters(learner.model)
+        return Cost(config, step, evaluation, memory, learner.fallback, disk)
 
 
 def find_working_compute(
@@ -123,16 +126,42 @@ def _attempt(
     return pack, costs
 
 
-def forecast(points: Sequence[TrialConfig], costs: Sequence[Cost]) -> float:
-    """Return the seconds of a training of one of many points on average,
-    between what few of them cost.
+def forecast(
+    points: Sequence[TrialConfig],
+    costs: Sequence[Cost],
+    part: Callable[[Cost], float] = Cost.seconds,
+) -> float:
+    """Return the seconds, or another part of the cost, of a training of one of many points on
+    average, between what few of them cost.
     """
-    few = sorted((count_operations(cost.config), cost.seconds()) for cost in costs)
+    few = sorted((count_operations(cost.config), part(cost)) for cost in costs)
     (least, shortest), (most, longest) = few[0], few[-1]
     slope = (longest - shortest) / max(most - least, 1.0)
     return sum(shortest + slope * (count_operations(point) - least) for point in points) / len(
         points
     )
+
+
+def forecast_trials(
+    points: Sequence[TrialConfig],
+    costs: Sequence[Cost],
+    trials: int,
+    first: Sequence[TrialConfig] = (),
+    part: Callable[[Cost], float] = Cost.seconds,
+) -> float:
+    """Return the seconds, or another part of the cost, of so many trials, none stopped early: of
+    the `first` ones, whose points are known, and of others out of `points`.
+    """
+    others = trials - len(first)
+    known = sum(forecast([point], costs, part) for point in first)
+    return known + others * forecast(points, costs, part)
+
+
+def at_once(compute: Compute, jobs: int) -> int:
+    """Return by how much `jobs` are faster than one: they have a CPU's cores to themselves, and
+    share a GPU.
+    """
+    return jobs if compute.device.type == "cpu" else 1
 
 
 def describe(
@@ -141,8 +170,9 @@ def describe(
     trials: int,
     compute: Compute,
     jobs: int = 1,
+    first: Sequence[TrialConfig] = (),
 ) -> str:
-    """Return in a line what training so many of some points is to cost, `jobs` at once.
+    """Return in a line what so many trials are to cost, `jobs` at once: see `forecast_trials`.
 
     `points` are in the order of their size, and the largest of them may have no cost.
     """
@@ -150,26 +180,46 @@ def describe(
     step = f"{1000 * smallest.step:.3g} ms ({smallest.config.label()})"
     if largest is not smallest:
         step += f" to {1000 * largest.step:.3g} ms ({largest.config.label()})"
-    # Jobs have a CPU's cores to themselves, and share a GPU.
-    at_once = jobs if compute.device.type == "cpu" else 1
-    seconds = trials * forecast(points, costs) / at_once
+    seconds = forecast_trials(points, costs, trials, first) / at_once(compute, jobs)
+    disk = forecast_trials(points, costs, trials, first, lambda cost: cost.disk)
     steps = f"A step takes {step}{', captured as one CUDA graph' * compute.graph}"
-    of_each = " for each job, of which they share the data" * (jobs > 1)
+    of_each = " for each job, of which they share the data," * (jobs > 1)
     memory = f"{largest.memory / 2**30:.1f} GiB of memory{of_each}"
     count = f"{trials} trials take" if trials > 1 else "1 trial takes"
     line = (
-        f"{steps}; {count} about {_in_words(seconds)}, where none is stopped early, and {memory}."
+        f"{steps}; {count} about {_in_words(seconds)}, where none is stopped early, {memory} and "
+        f"{disk / 2**20:,.0f} MiB of disk for the weights."
     )
     if largest.config != points[-1]:
         line += f" {points[-1].label()} does not fit into the memory, and such trials will fail."
     return line
 
 
+def describe_first(
+    points: Sequence[TrialConfig],
+    costs: Sequence[Cost],
+    trials: int,
+    first: Sequence[TrialConfig],
+    least: float,
+) -> str:
+    """Return what each of the `first` points takes of so many trials' time, and all of them
+    together, when the others train the whole budget or the `least` fraction of it.
+    """
+    each = ", ".join(
+        f"{point.label()} for about {_in_words(forecast([point], costs))}" for point in first
+    )
+    known = forecast_trials(points, costs, len(first), first)
+    others = forecast_trials(points, costs, trials, first) - known
+    low, high = (round(100 * known / (known + part * others)) for part in (1, least))
+    stopped = f" where no other is stopped early, {high} % where all are" * (low != high)
+    return f"{each}, {low} % of the time{stopped}."
+
+
 def _in_words(seconds: float) -> str:
     for unit, size in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
         if seconds >= 1.5 * size:
             return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} seconds"
+    return f"{seconds:.0f} seconds" if seconds >= 1 else f"{seconds:.1g} seconds"
 
 
 def _measure_if_it_fits(

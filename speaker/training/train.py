@@ -33,6 +33,7 @@ from speaker.training.metrics import (
     TRAIN_ACCURACY,
     TRAIN_LOSS,
     Metrics,
+    format_accuracy,
 )  # fmt: skip
 from speaker.training.outcome import Outcome
 from speaker.training.schedule import learning_rate
@@ -199,8 +200,8 @@ def _resume(checkpoint: Checkpoint, learner: Learner) -> TrainingState:
 
 def _show(bar: "tqdm[int]", state: TrainingState, learner: Learner) -> None:
     loss = learner.peek_loss() / (state.step - state.last)
-    accuracy = f"{state.best[OBJECTIVE]:.1%}" if state.best else "-"
-    bar.set_postfix(loss=f"{loss:.2f}", accuracy=accuracy, refresh=False)
+    best = format_accuracy(state.best.get(OBJECTIVE))
+    bar.set_postfix_str(f"loss {loss:.2f}, best {best}", refresh=False)
 
 
 def _summarise(config: TrialConfig, state: TrainingState, learner: Learner) -> Metrics:

@@ -51,7 +51,8 @@ def test_the_table_shows_the_best_and_the_homeworks_points() -> None:
     rows[7] = replace(rows[7], preset="homework-baseline")
     rows.append(replace(ROW, trial="9", state="failed", whole=None, crops=None))
     lines = table(rows, best=2).splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 5
+    assert max(map(len, lines)) < 80
     assert lines[0].split() == [
         "rank",
         "trial",
@@ -76,9 +77,9 @@ def test_the_table_shows_the_best_and_the_homeworks_points() -> None:
         "1620.0",
     ]
     assert lines[3].split()[0] == "8"
-    assert lines[3].endswith("homework-baseline")
+    assert lines[4].split() == ["homework-baseline"]
     assert "-      -" in table(rows, best=10).splitlines()[-1]
-    assert table(rows, best=10).endswith("failed")
+    assert " failed " in table(rows, best=10).splitlines()[-1]
 
 
 def leave_trial(
@@ -133,7 +134,7 @@ def test_the_answer_says_how_sure_it_is_and_what_equals_the_winner(
     ]
     answer = " ".join(describe_answer(rows).split())
     assert "Winner: #2" in answer
-    assert "it had 0.60 on 100 validation utterances" in answer
+    assert "it had 0.6000 on 100 validation utterances" in answer
     assert (
         "cannot tell it from 1 of the 2 other complete trials (McNemar's test, p > 0.1): #1."
         in answer

@@ -13,7 +13,14 @@ from speaker.data.protocol import Protocol
 from speaker.model.classifier import SpeakerClassifier
 from speaker.training import lookahead
 from speaker.training.evaluation import Evaluator
-from speaker.training.lookahead import Cost, describe, forecast, measure
+from speaker.training.lookahead import (
+    Cost,
+    describe,
+    describe_first,
+    forecast,
+    forecast_trials,
+    measure,
+)
 from tests.helpers import LOSS, TINY
 
 # Holds tensors and computes nothing: a device that fails at its first step.
@@ -32,6 +39,8 @@ def test_measures_a_point_and_leaves_no_trace(pack: Pack) -> None:
     assert 0 < cost.step < 1
     assert 0 < cost.evaluation < 1
     assert cost.memory > 50 << 20
+    model = SpeakerClassifier(TINY, pack.n_mels, len(pack.speakers))
+    assert cost.disk == 4 * sum(each.numel() for each in model.parameters())
     assert cost.seconds() == pytest.approx(12 * cost.step + 3 * cost.evaluation)
     torch.set_rng_state(before)
 
@@ -131,22 +140,47 @@ def test_a_forecast_lies_between_what_was_measured() -> None:
 
 
 def test_the_description_says_what_it_will_take() -> None:
-    small, large = Cost(POINTS[0], 0.00123, 0.5, 1 << 30), Cost(POINTS[-1], 0.0456, 9.0, 2 << 30)
+    small = Cost(POINTS[0], 0.00123, 0.5, 1 << 30, disk=1 << 20)
+    large = Cost(POINTS[-1], 0.0456, 9.0, 2 << 30, disk=40 << 20)
     line = describe(POINTS, [small, large], 50, Compute())
     assert re.fullmatch(
         r"A step takes 1.23 ms \(d80 h1 L1 \w+\) to 45.6 ms \(d512 h\d+ L6 \w+\); 50 trials take about \d+.\d minutes, "
-        r"where none is stopped early, and 2.0 GiB of memory\.",
+        r"where none is stopped early, 2.0 GiB of memory and \d{3} MiB of disk for the weights\.",
         line,
     ), line
     one = describe(
         [TINY],
-        [Cost(TINY, 0.1, 0.1, 1 << 29)],
+        [Cost(TINY, 0.1, 0.1, 1 << 29, disk=3 << 20)],
         1,
         Compute(torch.device("cuda", 0), graph=True),
         jobs=2,
     )
     assert one == (
         "A step takes 100 ms (d16 h2 L1 sigmoid), captured as one CUDA graph; 1 trial takes about "
-        "2 seconds, where none is stopped early, and 0.5 GiB of memory for each job, of which "
-        "they share the data."
+        "2 seconds, where none is stopped early, 0.5 GiB of memory for each job, of which "
+        "they share the data, and 3 MiB of disk for the weights."
     )
+
+
+def test_trials_whose_points_are_known_cost_what_these_do() -> None:
+    small, large = Cost(POINTS[0], 1.0, 0.0, 0, disk=10), Cost(POINTS[-1], 9.0, 0.0, 0, disk=90)
+    costs, middle = [small, large], forecast(POINTS, [small, large])
+    known = [POINTS[0], POINTS[-1]]
+    assert forecast_trials(POINTS, costs, 2, known) == pytest.approx(10 * TINY.steps)
+    assert forecast_trials(POINTS, costs, 5, known) == pytest.approx(10 * TINY.steps + 3 * middle)
+    assert forecast_trials(POINTS, costs, 2, known, lambda cost: cost.disk) == pytest.approx(100)
+    assert forecast_trials(POINTS, costs, 3) == pytest.approx(3 * middle)
+
+
+def test_the_first_points_are_said_to_cost_their_part() -> None:
+    """12 steps of 1 and 9 s, and four trials of 12 or, at a fifth, 2.4 s each: 120 of 168 or
+    129.6 s.
+    """
+    costs = [Cost(POINTS[0], 1.0, 0.0, 0), Cost(POINTS[-1], 9.0, 0.0, 0)]
+    first = [POINTS[0], POINTS[-1]]
+    names = f"{POINTS[0].label()} for about 12 seconds, {POINTS[-1].label()} for about 1.8 minutes"
+    assert describe_first(POINTS[:1], costs, 6, first, 0.2) == (
+        f"{names}, 71 % of the time where no other is stopped early, 93 % where all are."
+    )
+    assert describe_first(POINTS[:1], costs, 6, first, 1.0) == f"{names}, 71 % of the time."
+    assert describe_first(POINTS, costs, 2, first, 0.2) == f"{names}, 100 % of the time."
