@@ -115,6 +115,12 @@ def parser() -> Parser:
         help="let the homework's two points be stopped early, too",
     )
     flags.add_argument(
+        "--rescue",
+        action="store_true",
+        help="try a point that collapsed once more, pre-norm, or else with a third of the "
+        "learning rate; such trials count among --trials",
+    )
+    flags.add_argument(
         "--timeout",
         type=positive_float,
         metavar="SECONDS",
@@ -162,8 +168,14 @@ def make_spec(arguments: argparse.Namespace) -> "WorkerSpec":
     from experiments.study.search import SearchSettings, WorkerSpec, default_storage
     from experiments.study.space import find_space, parse_field
     from experiments.tracking.store import default_tracking_uri
+    from speaker.common.errors import UserError
     from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE
 
+    if arguments.preset and arguments.rescue:
+        raise UserError(
+            f"--preset trains its points alone, but got {arguments.preset} with --rescue; leave "
+            "out one of the two"
+        )
     fixed = {name: values[0] for name, values in map(parse_field, arguments.fix)}
     choices = dict(map(parse_field, arguments.choices))
     space = find_space(arguments.space).narrowed(fixed, choices)
@@ -190,6 +202,7 @@ def make_spec(arguments: argparse.Namespace) -> "WorkerSpec":
         presets=presets,
         preset=f"{arguments.preset} on {arguments.seeds} seeds" if arguments.preset else "",
         prune_presets=arguments.prune_presets,
+        rescue=arguments.rescue,
     )
     return WorkerSpec(settings, context, storage_url, tracking_uri)
 
@@ -230,7 +243,7 @@ def print_results(spec: "WorkerSpec", worker: "StudyWorker", elsewhere: list[str
     """Say what was trained and found, and what to type next."""
     from experiments.analysis.answer import describe_answer
     from experiments.analysis.effects import describe_effects, effects_of
-    from experiments.analysis.leaderboard import ranked, table
+    from experiments.analysis.leaderboard import describe_unfair, ranked, table
     from experiments.study.search import RESUME
 
     settings = spec.settings
@@ -241,6 +254,8 @@ def print_results(spec: "WorkerSpec", worker: "StudyWorker", elsewhere: list[str
     print(f"Trained {steps:,} of {planned:,} steps; stopping early saved the others.")
     rows = ranked(worker.shared.store, settings.name)
     print(f"\n{table(rows, best=5)}\n\n{describe_answer(rows)}\n")
+    if unfair := describe_unfair(rows):
+        print(f"{unfair}\n")
     if effects := effects_of(rows):
         print(f"{describe_effects(effects)}\n")
     print("Next:")
@@ -260,7 +275,7 @@ def confirm_best(
     store, settings = searched.shared.store, spec.settings
     complete = [row for row in ranked(store, settings.name) if row.state == "complete"]
     best = [row.values for row in complete[: arguments.confirm]]
-    points = finalists(settings.space, best, arguments.seeds)
+    points = finalists(settings.space, best, arguments.seeds, settings.base)
     again = replace(
         settings,
         # Other points, as after more trials, are another study.
@@ -268,6 +283,7 @@ def confirm_best(
         trials=len(points),
         presets=points,
         preset=f"best {arguments.confirm} of {settings.name} on {arguments.seeds} seeds",
+        rescue=False,
     )
     spec = replace(spec, settings=again)
     worker = spec.open()

@@ -28,15 +28,19 @@ from experiments.context import TrainingContext
 from experiments.study.locks import Locks, Release, open_locks
 from experiments.study.presets import Preset
 from experiments.study.pruners import PRUNERS
+from experiments.study.rescue import changes_of, next_to_rescue, split_changes
 from experiments.study.samplers import make_sampler
 from experiments.study.space import Space
 from experiments.study.trial import (
-    OPTUNA_STATES,
+    OVERRIDES,
     PRESET,
     REPLICATE,
+    RESCUE_OF,
     RUN_ID,
+    STEPS,
     STORE_FAILURES,
     StudyContext,
+    outcome_of,
 )
 from experiments.tracked_training import explaining_failures
 from experiments.tracking.store import TrackingStore
@@ -53,7 +57,6 @@ CONTRACT, IDENTITY, PARENT = "contract", "id", "mlflow.run_id"  # attributes of 
 BUSY_TIMEOUT_S = 60
 POLL_S = 0.5
 RESUME = "run the same command to resume"
-OUTCOMES = {state: outcome for outcome, state in OPTUNA_STATES.items()}
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class SearchSettings:
     presets: tuple[Preset, ...] = ()  # points that the study begins with
     preset: str = ""  # their name, where they are all that is asked for
     prune_presets: bool = False  # whether these may be stopped early, too
+    rescue: bool = False  # whether a point that collapsed is tried once more: see rescue.py
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ class StudyWorker:
         self._store.tag_run(self.shared.parent, context.tags())
 
     def finished(self) -> list[FrozenTrial]:
-        """Return the trials that have ended: complete, pruned or failed."""
+        """Return the trials that have ended, however they did."""
         return [
             trial for trial in self.study.get_trials(deepcopy=False) if trial.state.is_finished()
         ]
@@ -151,7 +155,9 @@ class StudyWorker:
         """Return the training steps of the trials that have ended."""
         whole = self._settings.base.steps
         return sum(
-            whole if trial.state == TrialState.COMPLETE else trial.last_step or 0
+            whole
+            if trial.state == TrialState.COMPLETE
+            else trial.user_attrs.get(STEPS, trial.last_step or 0)
             for trial in self.finished()
         )
 
@@ -231,16 +237,30 @@ class StudyWorker:
             waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
             if not waiting and len(trials) >= self._settings.trials:
                 return None
-            presets = self._settings.presets
-            if not waiting and len(trials) < len(presets):
-                preset = presets[len(trials)]
-                about = {PRESET: preset.name, REPLICATE: preset.replicate}
-                self.study.enqueue_trial(preset.values, user_attrs=about)
+            if not waiting:
+                self._enqueue(trials)
             self._seed_sampler(waiting[0] if waiting else len(trials))
             new = self.study.ask()
             # Here, where no other worker proposes at the same time: no point is tried twice.
             self._settings.space.sample(new, self._settings.base)
             return new, self._locks.take(_lock_name(new.number))
+
+    def _enqueue(self, trials: list[FrozenTrial]) -> None:
+        """Say what the next trial is to be, where that is not the sampler's to choose:
+        one of the presets, and after these a rescue.
+        """
+        presets = self._settings.presets
+        if len(trials) < len(presets):
+            preset = presets[len(trials)]
+            about: dict[str, Any] = {PRESET: preset.name, REPLICATE: preset.replicate}
+            if preset.overrides:
+                about[OVERRIDES] = preset.overrides
+            self.study.enqueue_trial(preset.values, user_attrs=about)
+        elif self._settings.rescue and (parent := next_to_rescue(trials)):
+            changes = changes_of(self.shared.config(parent))
+            inside, outside = split_changes(self._settings.space, changes)
+            about = {RESCUE_OF: parent.number, OVERRIDES: outside}
+            self.study.enqueue_trial({**parent.params, **inside}, user_attrs=about)
 
     def _seed_sampler(self, number: int) -> None:
         seed = derive_seed(self._settings.seed, number, "sampler")
@@ -253,7 +273,7 @@ class StudyWorker:
         ended = {trial.user_attrs.get(RUN_ID): trial for trial in self.finished()}
         for run in self._store.left_open(self._settings.name):
             if trial := ended.get(run.run_id):
-                run.close(OUTCOMES[trial.state], trial.user_attrs.get("reason", ""))
+                run.close(outcome_of(trial), trial.user_attrs.get("reason", ""))
 
     def _best_so_far(self) -> list[tuple[int, int, float]]:
         rows: list[tuple[int, int, float]] = []
@@ -326,6 +346,7 @@ def _contract(settings: SearchSettings, context: TrainingContext) -> dict[str, s
         },
         **{f"protocol.{name}": str(value) for name, value in vars(context.protocol).items()},
         **({"preset": settings.preset} if settings.preset else {}),
+        **({"rescue": "on"} if settings.rescue else {}),
         "seed": str(settings.seed),
         "version.torch": version("torch"),
         "version.optuna": version("optuna"),

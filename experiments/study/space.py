@@ -42,7 +42,7 @@ class Space:
                         f"{nhead} does not divide {d_model}; drop one of the two"
                     )
 
-    def sample(self, trial: optuna.trial.Trial, base: TrialConfig) -> TrialConfig:
+    def sample(self, trial: optuna.trial.BaseTrial, base: TrialConfig) -> TrialConfig:
         """Return the point of a trial: its sampled values over those of `base`."""
         values: dict[str, Any] = {}
         for name, choices in self.choices.items():
