@@ -60,7 +60,10 @@ def parser() -> Parser:
         help="utterances a step; 32, or all if there are fewer",
     )
     flags.add_argument(
-        "--space", default="homework", metavar="NAME", help="search space: homework or wide"
+        "--space",
+        default="homework",
+        metavar="NAME",
+        help="search space: homework, training or wide",
     )
     flags.add_argument(
         "--fix",
@@ -93,8 +96,8 @@ def parser() -> Parser:
     )
     flags.add_argument(
         "--preset",
-        choices=("homework", "four-edits"),
-        help="train these points alone: the homework's two, or all 16 between them",
+        choices=("homework", "four-edits", "reproduce"),
+        help="train these points alone: the homework's two, all 16 between them, or published ones",
     )
     flags.add_argument(
         "--seeds",
@@ -166,7 +169,7 @@ def make_spec(arguments: argparse.Namespace) -> "WorkerSpec":
     from experiments.context import load_context
     from experiments.study.presets import SETS, homework_points
     from experiments.study.search import SearchSettings, WorkerSpec, default_storage
-    from experiments.study.space import find_space, parse_field
+    from experiments.study.space import REPRODUCE, find_space, parse_field
     from experiments.tracking.store import default_tracking_uri
     from speaker.common.errors import UserError
     from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE
@@ -178,22 +181,34 @@ def make_spec(arguments: argparse.Namespace) -> "WorkerSpec":
         )
     fixed = {name: values[0] for name, values in map(parse_field, arguments.fix)}
     choices = dict(map(parse_field, arguments.choices))
-    space = find_space(arguments.space).narrowed(fixed, choices)
+    if arguments.batch_size:
+        fixed["batch_size"] = arguments.batch_size
+    find_space(arguments.space)  # before the data are read
+    if arguments.preset == REPRODUCE.name and (
+        arguments.fix or arguments.choices or arguments.space != "homework"
+    ):
+        raise UserError(
+            "--preset reproduce trains points as they were published, but got another space; leave "
+            "out --space, --fix and --choices"
+        )
     storage_url = arguments.storage or default_storage(STATE)
     tracking_uri = arguments.tracking_uri or default_tracking_uri(STATE)
     base = HOMEWORK_BASELINE if arguments.data else DEMO_BUDGET
     base = base.with_steps(arguments.steps) if arguments.steps else base
     base = base.replace(**fixed)
-    presets = homework_points(space, fixed=fixed)
-    if arguments.preset:
-        presets = SETS[arguments.preset](space, arguments.seeds)
     context = load_context(
         arguments.data, arguments.device, arguments.precision, STATE, arguments.jobs
     )
+    base = context.fit_batch(base, arguments.batch_size)
+    space = find_space(arguments.space, base, context.utterances()).narrowed(fixed, choices)
+    presets = homework_points(space, fixed=fixed, base=base)
+    if arguments.preset:
+        space = REPRODUCE if arguments.preset == REPRODUCE.name else space
+        presets = SETS[arguments.preset](space, arguments.seeds, base)
     settings = SearchSettings(
         name=arguments.study or f"{arguments.preset or space.name}-{context.corpus.name}",
         space=space,
-        base=context.fit_batch(base, arguments.batch_size),
+        base=base,
         seed=arguments.seed,
         sampler=arguments.sampler,
         pruner=arguments.pruner,
@@ -244,6 +259,7 @@ def print_results(spec: "WorkerSpec", worker: "StudyWorker", elsewhere: list[str
     from experiments.analysis.answer import describe_answer
     from experiments.analysis.effects import describe_effects, effects_of
     from experiments.analysis.leaderboard import describe_unfair, ranked, table
+    from experiments.analysis.reproduction import describe_reproduction
     from experiments.study.search import RESUME
 
     settings = spec.settings
@@ -256,6 +272,8 @@ def print_results(spec: "WorkerSpec", worker: "StudyWorker", elsewhere: list[str
     print(f"\n{table(rows, best=5)}\n\n{describe_answer(rows)}\n")
     if unfair := describe_unfair(rows):
         print(f"{unfair}\n")
+    if published := describe_reproduction(rows):
+        print(f"{published}\n")
     if effects := effects_of(rows):
         print(f"{describe_effects(effects)}\n")
     print("Next:")
