@@ -73,10 +73,11 @@ class CollapseDetector:
         sign = ""
         if not (math.isfinite(loss) and learner.is_finite()):
             sign = DIVERGED
+        elif is_blown_up:  # a small part of answers that large may be much
+            if was_blown_up:
+                sign = f"blown up: the loss is {loss:.4g}, that of guessing {self._guessing:.4g}"
         elif spread < MIN_SPREAD:
             sign = f"constant: every utterance gets the same answer, to {spread:.1g} of its size"
-        elif is_blown_up and was_blown_up:
-            sign = f"blown up: the loss is {loss:.4g}, and that of guessing {self._guessing:.4g}"
         return sign, is_blown_up
 
     @torch.inference_mode()

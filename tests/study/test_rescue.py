@@ -15,13 +15,14 @@ from experiments.analysis.leaderboard import describe_unfair, ranked, table
 from experiments.study.presets import finalists
 from experiments.study.rescue import split_changes
 from experiments.study.samplers import make_sampler
-from experiments.study.search import SearchSettings, StudyWorker
+from experiments.study.search import SearchSettings, StudyWorker, open_storage
 from experiments.study.space import HOMEWORK, WIDE, Space
 from experiments.study.trial import OVERRIDES, RESCUE_OF
 from experiments.tracking.run import TrackedRun
+from experiments.tracking.store import TrackingStore
 from speaker.common.errors import UserError
 from speaker.config import HOMEWORK_BASELINE
-from tests.helpers import PLAN, ROOT, TINY
+from tests.helpers import PLAN, ROOT, TINY, run
 from tests.study.test_search import fast, open_search, work
 
 __all__ = ["fast", "open_search"]  # fixtures
@@ -174,6 +175,29 @@ def propose(state: TrialState) -> int:
 
 def test_the_sampler_keeps_away_from_broken_constraints() -> None:
     assert propose(TrialState.PRUNED) < 5 <= propose(TrialState.FAIL)
+
+
+@pytest.mark.slow
+def test_two_workers_try_each_collapsed_point_again_once(home: Path) -> None:
+    done = run(
+        home, "search.py", "--data", "corpus", "--study", "s", "--trials", 8, "--steps", 10, "--rescue",
+        "--fix", "lr=30.0", "--choices", "d_model=80,128", "--choices", "num_layers=1,2", "--jobs", 2,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("; tried again as #") >= 3
+    study = optuna.load_study(
+        study_name="s", storage=open_storage(f"sqlite:///{home}/mlruns/optuna.db")
+    )
+    parents = [
+        trial.user_attrs[RESCUE_OF] for trial in study.trials if RESCUE_OF in trial.user_attrs
+    ]
+    assert len(set(parents)) == len(parents) >= 3
+    assert not set(parents) & {
+        trial.number for trial in study.trials if RESCUE_OF in trial.user_attrs
+    }
+    assert len(study.trials) == 8
+    runs = TrackingStore(f"sqlite:///{home}/mlruns/mlflow.db").trial_runs("s")
+    assert sorted(int(run.data.tags["rescue.of"]) for run in runs if "rescue.of" in run.data.tags) == sorted(parents)  # fmt: skip
 
 
 LIMITED = """
