@@ -161,7 +161,7 @@ def describe(
         f"{steps}; {count} about {_in_words(seconds)}, where none is stopped early, and {memory}."
     )
     if largest.config != points[-1]:
-        line += f" {points[-1].label()} does not fit into the memory, and such trials will fail."
+        line += f" {points[-1].label()} does not fit into the memory: such trials are infeasible."
     return line
 
 
