@@ -67,7 +67,10 @@ def parser() -> Parser:
         help="utterances a step; 32, or all if there are fewer",
     )
     flags.add_argument(
-        "--space", default="homework", metavar="NAME", help="search space: homework or wide"
+        "--space",
+        default="homework",
+        metavar="NAME",
+        help="search space: homework, training or wide",
     )
     flags.add_argument(
         "--fix",
@@ -100,8 +103,8 @@ def parser() -> Parser:
     )
     flags.add_argument(
         "--preset",
-        choices=("homework", "four-edits"),
-        help="train these points alone: the homework's two, or all 16 between them",
+        choices=("homework", "four-edits", "reproduce"),
+        help="train these points alone: the homework's two, all 16 between them, or published ones",
     )
     flags.add_argument(
         "--seeds",
@@ -120,6 +123,12 @@ def parser() -> Parser:
         "--prune-presets",
         action="store_true",
         help="let the homework's two points be stopped early, too",
+    )
+    flags.add_argument(
+        "--rescue",
+        action="store_true",
+        help="try a point that collapsed once more, pre-norm, or else with a third of the "
+        "learning rate; such trials count among --trials",
     )
     flags.add_argument(
         "--timeout",
@@ -176,7 +185,7 @@ def make_spec(arguments: argparse.Namespace) -> "WorkerSpec":
     from experiments.context import load_context
     from experiments.study.presets import SETS, homework_points
     from experiments.study.search import SearchSettings, WorkerSpec, default_storage
-    from experiments.study.space import find_space, parse_field
+    from experiments.study.space import REPRODUCE, find_space, parse_field
     from experiments.tracking.store import default_tracking_uri
     from speaker.common.errors import UserError
     from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE
@@ -186,24 +195,41 @@ def make_spec(arguments: argparse.Namespace) -> "WorkerSpec":
             f"--patience is for points that are proposed, but --preset {arguments.preset} has "
             "points of its own; leave out one of them"
         )
+    if arguments.preset and arguments.rescue:
+        raise UserError(
+            f"--preset trains its points alone, but got {arguments.preset} with --rescue; leave "
+            "out one of the two"
+        )
     fixed = {name: values[0] for name, values in map(parse_field, arguments.fix)}
     choices = dict(map(parse_field, arguments.choices))
-    space = find_space(arguments.space).narrowed(fixed, choices)
+    if arguments.batch_size:
+        fixed["batch_size"] = arguments.batch_size
+    find_space(arguments.space)  # before the data are read
+    if arguments.preset == REPRODUCE.name and (
+        arguments.fix or arguments.choices or arguments.space != "homework"
+    ):
+        raise UserError(
+            "--preset reproduce trains points as they were published, but got another space; leave "
+            "out --space, --fix and --choices"
+        )
     storage_url = arguments.storage or default_storage(STATE)
     tracking_uri = arguments.tracking_uri or default_tracking_uri(STATE)
     base = HOMEWORK_BASELINE if arguments.data else DEMO_BUDGET
     base = base.with_steps(arguments.steps) if arguments.steps else base
     base = base.replace(**fixed)
-    presets = homework_points(space, fixed=fixed)
-    if arguments.preset:
-        presets = SETS[arguments.preset](space, arguments.seeds)
     context = load_context(
         arguments.data, arguments.device, arguments.precision, STATE, arguments.jobs
     )
+    base = context.fit_batch(base, arguments.batch_size)
+    space = find_space(arguments.space, base, context.utterances()).narrowed(fixed, choices)
+    presets = homework_points(space, fixed=fixed, base=base)
+    if arguments.preset:
+        space = REPRODUCE if arguments.preset == REPRODUCE.name else space
+        presets = SETS[arguments.preset](space, arguments.seeds, base)
     settings = SearchSettings(
         name=arguments.study or f"{arguments.preset or space.name}-{context.corpus.name}",
         space=space,
-        base=context.fit_batch(base, arguments.batch_size),
+        base=base,
         seed=arguments.seed,
         sampler=arguments.sampler,
         pruner=arguments.pruner,
@@ -214,6 +240,7 @@ def make_spec(arguments: argparse.Namespace) -> "WorkerSpec":
         prune_presets=arguments.prune_presets,
         patience=arguments.patience,
         budget=arguments.budget,
+        rescue=arguments.rescue,
     )
     return WorkerSpec(
         settings, context, storage_url, tracking_uri, expectations if arguments.patience else None
@@ -315,7 +342,8 @@ def print_results(spec: "WorkerSpec", worker: "StudyWorker", elsewhere: list[str
     """Say what was trained and found, and what to type next."""
     from experiments.analysis.answer import describe_answer
     from experiments.analysis.effects import describe_effects, effects_of
-    from experiments.analysis.leaderboard import ranked, table
+    from experiments.analysis.leaderboard import describe_unfair, ranked, table
+    from experiments.analysis.reproduction import describe_reproduction
 
     settings = spec.settings
     finished, steps = len(worker.finished()), worker.steps()
@@ -327,6 +355,10 @@ def print_results(spec: "WorkerSpec", worker: "StudyWorker", elsewhere: list[str
     print(f"Trained {steps:,}{saved}")
     rows = ranked(worker.shared.store, settings.name)
     print(f"\n{table(rows, best=5)}\n\n{describe_answer(rows)}\n")
+    if unfair := describe_unfair(rows):
+        print(f"{unfair}\n")
+    if published := describe_reproduction(rows):
+        print(f"{published}\n")
     if effects := effects_of(rows):
         print(f"{describe_effects(effects)}\n")
     if any(row.state == "complete" for row in rows):
@@ -358,7 +390,7 @@ def confirm_best(
     store, settings = searched.shared.store, spec.settings
     complete = [row for row in ranked(store, settings.name) if row.state == "complete"]
     best = [row.values for row in complete[: arguments.confirm]]
-    points = finalists(settings.space, best, arguments.seeds)
+    points = finalists(settings.space, best, arguments.seeds, settings.base)
     again = replace(
         settings,
         # Other points, as after more trials, are another study.
@@ -368,6 +400,7 @@ def confirm_best(
         preset=f"best {arguments.confirm} of {settings.name} on {arguments.seeds} seeds",
         patience=None,
         budget=None,  # what is spent here comes on top
+        rescue=False,
     )
     spec = replace(spec, settings=again)
     worker = spec.open()

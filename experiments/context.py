@@ -49,19 +49,24 @@ class TrainingContext:
         """Return the names of those tags that may change while a run is resumed."""
         return {"corpus", *self.provenance}
 
+    def utterances(self) -> int:
+        """Return how many utterances there are to train on."""
+        rows, _ = self.protocol.split(self.pack)
+        return len(rows)
+
     def fit_batch(self, config: TrialConfig, batch_size: int | None = None) -> TrialConfig:
         """Return a point with the batch size that was asked for,
         or with one that a small corpus has enough for.
 
         Raises UserError for a batch that needs more training utterances than there are.
         """
-        rows, _ = self.protocol.split(self.pack)
-        if batch_size is None and len(rows) < config.batch_size:
+        rows = self.utterances()
+        if batch_size is None and rows < config.batch_size:
             print(
-                f"A step has {len(rows)} utterances instead of {config.batch_size}: the corpus has "
+                f"A step has {rows} utterances instead of {config.batch_size}: the corpus has "
                 "no more to train on."
             )
-            batch_size = len(rows)
+            batch_size = rows
         config = config.replace(batch_size=batch_size) if batch_size else config
         validate_batch_size(config, self.pack, self.protocol)
         return config

@@ -244,7 +244,7 @@ def test_a_point_that_fails_says_so(home: Path) -> None:
         "1e30",
     )
     assert done.returncode == 1, done.stderr
-    assert "failed: whole -, crops -" in done.stdout
+    assert "collapsed: whole -, crops -" in done.stdout
     assert "promote" not in done.stdout
 
 

@@ -39,9 +39,13 @@ class Row:
     curve: tuple[tuple[float, float], ...] = ()  # (fraction of the budget, accuracy)
     hits: tuple[bool, ...] = ()  # of the validation utterances, by the best weights
     expected: Estimate | None = None  # accuracy on new utterances, where hits are kept
+    reason: str = ""  # why it is not complete
+    rescue_of: str = ""  # the trial that collapsed, where this one is its rescue
     is_tied: bool = False  # whether the validation part cannot tell it from the winner
 
 
+ENDED = ("complete", "pruned", "collapsed", "infeasible", "failed")
+UNFAIR = ("collapsed", "infeasible")  # ends that say nothing of the architecture
 SURE = 0.1  # a difference is one if luck alone makes such a one less often
 
 
@@ -57,7 +61,7 @@ def ranked(store: TrackingStore, study: str) -> list[Row]:
             f"there is no study {study!r} in {store.shown}; run search.py --study {study} first"
         )
     rows = [_row(run, store) for run in store.trial_runs(study)]
-    ended = _judge([row for row in rows if row.state in ("complete", "pruned", "failed")])
+    ended = _judge([row for row in rows if row.state in ENDED])
     ordered = sorted(ended, key=_merit)
     return [
         replace(row, is_tied=row.state == "complete" and _are_alike(row.hits, ordered[0].hits))
@@ -75,7 +79,7 @@ def _judge(rows: list[Row]) -> list[Row]:
     complete = [row for row in rows if row.state == "complete"]
     if not complete or not all(row.hits and row.curve for row in complete):
         return rows
-    seen = [row for row in rows if row.curve]
+    seen = [row for row in rows if row.curve and row.state not in UNFAIR]
     where = places_of([row.values for row in seen])
     curves = [Curve(place, row.curve) for place, row in zip(where, seen, strict=True)]
     found = estimate(curves, len(complete[0].hits), agreement([row.hits for row in complete]))
@@ -135,20 +139,35 @@ def table(rows: list[Row], best: int) -> str:
     A preset's name stands below it, so that a line has fewer than 80 characters.
     """
     lines = [
-        f"{'rank':>4}  {'trial':>5}  {'point':<22} {'expected':>8} {'whole':>6} {'crops':>6} "
+        f"{'rank':>4}  {'trial':>5}  {'point':<20} {'expected':>10} {'whole':>6} {'crops':>6} "
         f"{'parameters':>10} {'seconds':>8}"
     ]
     for rank, row in enumerate(rows, start=1):
         if rank <= best or row.preset:
             expected = format_accuracy(row.expected.mean if row.expected else None)
+            rescue = f"rescue of #{row.rescue_of}" if row.rescue_of else ""
             lines.append(
-                f"{1 if row.is_tied else rank:>4}  {'#' + row.trial:>5}  {row.point:<22} "
-                f"{expected if row.state == 'complete' else row.state:>8} "
+                f"{1 if row.is_tied else rank:>4}  {'#' + row.trial:>5}  {row.point:<20} "
+                f"{expected if row.state == 'complete' else row.state:>10} "
                 f"{format_accuracy(row.whole):>6} {format_accuracy(row.crops):>6} "
                 f"{row.parameters:>10,} {row.seconds:>8.1f}"
             )
-            lines += [f"{'':<13}{row.preset}"] * bool(row.preset)
+            if note := " ".join(word for word in (row.preset, rescue) if word):
+                lines.append(f"{'':<13}{note}")
     return "\n".join(lines)
+
+
+def describe_unfair(rows: list[Row]) -> str:
+    """Return a line for each trial whose end says nothing of its architecture; nothing where there
+    is none.
+    """
+    ends = sorted((row for row in rows if row.state in UNFAIR), key=lambda row: int(row.trial))
+    rescued = {row.rescue_of: row.trial for row in rows if row.rescue_of}
+    return "\n".join(
+        f"#{row.trial} {row.point} {row.state}: {row.reason}"
+        + (f"; tried again as #{rescued[row.trial]}" if row.trial in rescued else "")
+        for row in ends
+    )
 
 
 def _row(run: Run, store: TrackingStore) -> Row:
@@ -162,6 +181,8 @@ def _row(run: Run, store: TrackingStore) -> Row:
         state=tags.get(names.STATE, ""),
         preset=tags.get(names.PRESET, ""),
         replicate=tags.get(names.REPLICATE, ""),
+        reason=tags.get(names.REASON, ""),
+        rescue_of=tags.get(names.RESCUE_OF, ""),
         whole=metrics.get(names.BEST_WHOLE),
         crops=metrics.get(names.BEST_CROPS),
         parameters=int(metrics.get(names.PARAMETERS, 0)),

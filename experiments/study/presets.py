@@ -3,16 +3,28 @@
 import hashlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from experiments.study.space import HOMEWORK, Space
+from experiments.study.space import HOMEWORK, REPRODUCE, Space
 from speaker.common.errors import UserError
 from speaker.common.files import canonical_json
-from speaker.config import HOMEWORK_BASELINE, HOMEWORK_EDITED, PRESETS
+from speaker.config import HOMEWORK_BASELINE, HOMEWORK_EDITED, PRESETS, TrialConfig
 
 EDITED = ("d_model", "nhead", "num_layers", "activation")  # what the student edited, in this order
+RESCUED = ("norm_first", "lr")  # what a rescue may change
 FOUR_EDITS, FINALIST = "four-edits", "finalist"
+REPRODUCED: dict[str, tuple[dict[str, Any], float]] = {
+    "published-sample": ({}, 0.857),
+    "published-two-layers": ({"num_layers": 2}, 0.897),
+    "published-post-norm": ({"d_model": 256, "num_layers": 3}, 0.521),
+    "published-post-norm-slow": ({"d_model": 256, "num_layers": 3, "lr": 3e-4}, 0.95),
+    "published-pre-norm": ({"d_model": 256, "num_layers": 3, "norm_first": True}, 0.951),
+}
+"""What is published of models of this family: what differs from the homework's first point, and the
+accuracy on whole utterances, on the homework's corpus after 70,000 steps. One source, one seed
+each; where it names no heads and no activation the first point's are taken.
+"""
 
 
 @dataclass(frozen=True)
@@ -22,17 +34,21 @@ class Preset:
     name: str
     values: dict[str, Any]  # of the fields that the space varies
     replicate: int | None = None  # which seed of the point, from 0; None: the trial's own
+    overrides: dict[str, Any] = field(default_factory=dict)  # of fields that it does not vary
 
 
 def homework_points(
-    space: Space, seeds: int | None = None, fixed: Mapping[str, Any] | None = None
+    space: Space,
+    seeds: int | None = None,
+    fixed: Mapping[str, Any] | None = None,
+    base: TrialConfig = HOMEWORK_BASELINE,
 ) -> tuple[Preset, ...]:
     """Return the homework's two points, as far as they lie in the space and have the fixed values
-    of what the student edited.
+    of what the student edited; all else is the base's.
     """
     fields = list(space.distributions())
     held = [
-        (name, {field: getattr(config, field) for field in fields})
+        (name, {field: getattr(config if field in EDITED else base, field) for field in fields})
         for name, config in PRESETS.items()
         if all(
             getattr(config, field) == value
@@ -48,7 +64,9 @@ def homework_points(
     )
 
 
-def four_edits(space: Space, seeds: int) -> tuple[Preset, ...]:
+def four_edits(
+    space: Space, seeds: int, base: TrialConfig = HOMEWORK_BASELINE
+) -> tuple[Preset, ...]:
     """Return every combination of the homework's first and second value of the four fields, on
     each seed: what each edit earned follows from these.
 
@@ -57,7 +75,7 @@ def four_edits(space: Space, seeds: int) -> tuple[Preset, ...]:
     varied = list(space.distributions())
     if set(EDITED) - set(varied):
         raise UserError("--preset four-edits needs a space that varies all four; leave out --fix")
-    rest = {name: getattr(HOMEWORK_BASELINE, name) for name in varied if name not in EDITED}
+    rest = {name: getattr(base, name) for name in varied if name not in EDITED}
     pairs = [(getattr(HOMEWORK_BASELINE, name), getattr(HOMEWORK_EDITED, name)) for name in EDITED]
     corners = [
         {**rest, **dict(zip(EDITED, corner, strict=True))} for corner in itertools.product(*pairs)
@@ -69,26 +87,53 @@ def four_edits(space: Space, seeds: int) -> tuple[Preset, ...]:
     )
 
 
-def finalists(space: Space, points: Sequence[dict[str, Any]], seeds: int) -> tuple[Preset, ...]:
+def finalists(
+    space: Space,
+    points: Sequence[dict[str, Any]],
+    seeds: int,
+    base: TrialConfig = HOMEWORK_BASELINE,
+) -> tuple[Preset, ...]:
     """Return points of a search on fresh seeds, all points on the first one before the second.
 
-    The order is the same however the points are ranked.
+    The order is the same however the points are ranked. A rescue keeps what it changed.
     """
     fields = list(space.distributions())
-    values = sorted(
-        ({name: point[name] for name in fields} for point in points), key=canonical_json
+    kept = [
+        (
+            {name: point[name] for name in fields},
+            {
+                name: point[name]
+                for name in RESCUED
+                if name not in fields and name in point and point[name] != getattr(base, name)
+            },
+        )
+        for point in points
+    ]
+    return tuple(
+        Preset(FINALIST, values, replicate, changes)
+        for replicate in range(seeds)
+        for values, changes in sorted(kept, key=canonical_json)
     )
-    return tuple(Preset(FINALIST, each, replicate) for replicate in range(seeds) for each in values)
 
 
 def digest_of(presets: Sequence[Preset]) -> str:
     """Return 6 hex digits that tell sets of points from each other."""
-    return hashlib.sha256(canonical_json([each.values for each in presets]).encode()).hexdigest()[
-        :6
-    ]
+    points = [{**each.values, **each.overrides} for each in presets]
+    return hashlib.sha256(canonical_json(points).encode()).hexdigest()[:6]
 
 
-SETS: dict[str, Callable[[Space, int], tuple[Preset, ...]]] = {
-    HOMEWORK.name: homework_points,
+def reproduce(space: Space, seeds: int, base: TrialConfig) -> tuple[Preset, ...]:  # noqa: ARG001  # as the others
+    """Return the published points on each seed."""
+    sample = {name: getattr(HOMEWORK_BASELINE, name) for name in space.distributions()}
+    return tuple(
+        Preset(name, {**sample, **changes}, replicate)
+        for replicate in range(seeds)
+        for name, (changes, _published) in REPRODUCED.items()
+    )
+
+
+SETS: dict[str, Callable[[Space, int, TrialConfig], tuple[Preset, ...]]] = {
+    HOMEWORK.name: lambda space, seeds, base: homework_points(space, seeds, base=base),
     FOUR_EDITS: four_edits,
+    REPRODUCE.name: reproduce,
 }

@@ -13,6 +13,7 @@ from experiments.study.space import Space
 from speaker.common.seeding import permutation
 
 ATTEMPTS = 20  # draws, before any untried point is taken
+CANDIDATES = 10_000  # of which that is one, in a larger space
 
 SAMPLERS: dict[str, Callable[[Space, int], BaseSampler]] = {
     "model": ModelSampler,
@@ -56,7 +57,7 @@ class DistinctSampler(BaseSampler):
                 return point
         if self._space.log_floats:
             return point
-        every = self._space.combinations()
+        every = self._space.draw(CANDIDATES, self._seed)
         untried = [values for values in every if _key(values, search_space) not in tried]
         if not untried:
             return point

@@ -28,17 +28,20 @@ from experiments.context import TrainingContext
 from experiments.study.locks import Locks, Release, open_locks
 from experiments.study.presets import Preset
 from experiments.study.pruners import PRUNERS
+from experiments.study.rescue import changes_of, next_to_rescue, split_changes
 from experiments.study.samplers import make_sampler
 from experiments.study.space import Space
 from experiments.study.stopping import Expectations, Limit, has_stalled
 from experiments.study.trial import (
-    OPTUNA_STATES,
+    OVERRIDES,
     PRESET,
     REPLICATE,
+    RESCUE_OF,
     RUN_ID,
     STEPS,
     STORE_FAILURES,
     StudyContext,
+    outcome_of,
 )
 from experiments.tracked_training import explaining_failures
 from experiments.tracking.store import TrackingStore
@@ -55,7 +58,6 @@ CONTRACT, IDENTITY, PARENT = "contract", "id", "mlflow.run_id"  # attributes of 
 BUSY_TIMEOUT_S = 60
 POLL_S = 0.5
 RESUME = "run the same command to resume"
-OUTCOMES = {state: outcome for outcome, state in OPTUNA_STATES.items()}
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class SearchSettings:
     prune_presets: bool = False  # whether these may be stopped early, too
     patience: int | None = None  # trials in a row without a better answer
     budget: int | None = None  # training steps of the whole study
+    rescue: bool = False  # whether a point that collapsed is tried once more: see rescue.py
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ class StudyWorker:
         self._store.tag_run(self.shared.parent, context.tags())
 
     def finished(self) -> list[FrozenTrial]:
-        """Return the trials that have ended: complete, pruned or failed."""
+        """Return the trials that have ended, however they did."""
         return [
             trial for trial in self.study.get_trials(deepcopy=False) if trial.state.is_finished()
         ]
@@ -261,11 +264,8 @@ class StudyWorker:
             if self._limit(trials):
                 return None
             waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
-            presets = self._settings.presets
-            if not waiting and len(trials) < len(presets):
-                preset = presets[len(trials)]
-                about = {PRESET: preset.name, REPLICATE: preset.replicate}
-                self.study.enqueue_trial(preset.values, user_attrs=about)
+            if not waiting:
+                self._enqueue(trials)
             self._seed_sampler(waiting[0] if waiting else len(trials))
             new = self.study.ask()
             # Here, where no other worker proposes at the same time: no point is tried twice.
@@ -310,6 +310,23 @@ class StudyWorker:
         trials = self.study.get_trials(deepcopy=False)
         return any(trial.state == TrialState.RUNNING for trial in trials)
 
+    def _enqueue(self, trials: list[FrozenTrial]) -> None:
+        """Say what the next trial is to be, where that is not the sampler's to choose:
+        one of the presets, and after these a rescue.
+        """
+        presets = self._settings.presets
+        if len(trials) < len(presets):
+            preset = presets[len(trials)]
+            about: dict[str, Any] = {PRESET: preset.name, REPLICATE: preset.replicate}
+            if preset.overrides:
+                about[OVERRIDES] = preset.overrides
+            self.study.enqueue_trial(preset.values, user_attrs=about)
+        elif self._settings.rescue and (parent := next_to_rescue(trials)):
+            changes = changes_of(self.shared.config(parent))
+            inside, outside = split_changes(self._settings.space, changes)
+            about = {RESCUE_OF: parent.number, OVERRIDES: outside}
+            self.study.enqueue_trial({**parent.params, **inside}, user_attrs=about)
+
     def _seed_sampler(self, number: int) -> None:
         seed = derive_seed(self._settings.seed, number, "sampler")
         self.study.sampler = make_sampler(self._settings.sampler, self._settings.space, seed)
@@ -321,7 +338,7 @@ class StudyWorker:
         ended = {trial.user_attrs.get(RUN_ID): trial for trial in self.finished()}
         for run in self._store.left_open(self._settings.name):
             if trial := ended.get(run.run_id):
-                run.close(OUTCOMES[trial.state], trial.user_attrs.get("reason", ""))
+                run.close(outcome_of(trial), trial.user_attrs.get("reason", ""))
 
     def _best_so_far(self) -> list[tuple[int, int, float]]:
         rows: list[tuple[int, int, float]] = []
@@ -394,6 +411,7 @@ def _contract(settings: SearchSettings, context: TrainingContext) -> dict[str, s
         },
         **{f"protocol.{name}": str(value) for name, value in vars(context.protocol).items()},
         **({"preset": settings.preset} if settings.preset else {}),
+        **({"rescue": "on"} if settings.rescue else {}),
         "seed": str(settings.seed),
         "version.torch": version("torch"),
         "version.optuna": version("optuna"),

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import sys
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -16,10 +17,14 @@ from optuna.distributions import (
 
 from speaker.common.errors import UserError
 from speaker.common.seeding import uniform
-from speaker.config import ACTIVATIONS, TrialConfig
+from speaker.config import ACTIVATIONS, HOMEWORK_BASELINE, TrialConfig
 from speaker.model.classifier import count_operations
 
 T = TypeVar("T")
+# Which shapes there are to measure, and what a step of them costs; other fields do not matter.
+SHAPES = (
+    "d_model", "nhead", "num_layers", "activation", "dim_feedforward", "batch_size", "segment_len",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Space:
                         f"{nhead} does not divide {d_model}; drop one of the two"
                     )
 
-    def sample(self, trial: optuna.trial.Trial, base: TrialConfig) -> TrialConfig:
+    def sample(self, trial: optuna.trial.BaseTrial, base: TrialConfig) -> TrialConfig:
         """Return the point of a trial: its sampled values over those of `base`."""
         values: dict[str, Any] = {}
         for name, choices in self.choices.items():
@@ -105,11 +110,14 @@ class Space:
             },
         }
 
-    def combinations(self) -> list[dict[str, Any]]:
-        """Return every combination of the values that can be counted."""
-        counted = {
+    def combinations(self, fields: Collection[str] | None = None) -> list[dict[str, Any]]:
+        """Return every combination of the values that can be counted: of all fields or of some."""
+        every = {
             **self.choices,
             **{name: range(low, high + 1) for name, (low, high) in self.integers.items()},
+        }
+        counted = {
+            name: values for name, values in every.items() if fields is None or name in fields
         }
         return [
             dict(zip(counted, values, strict=True))
@@ -139,10 +147,10 @@ class Space:
         ]
 
     def points(self, base: TrialConfig) -> list[TrialConfig]:
-        """Return every combination of the values that can be counted, over those of `base`,
-        smallest models first.
+        """Return every combination of the values that decide what a step costs, over those of
+        `base`, smallest models first.
         """
-        points = [base.replace(**values) for values in self.combinations()]
+        points = [base.replace(**values) for values in self.combinations(SHAPES)]
         return sorted(points, key=count_operations)
 
     def definition(self) -> dict[str, str]:
@@ -173,13 +181,70 @@ WIDE = Space(
     integers=HOMEWORK.integers,
     log_floats={"lr": (1e-4, 3e-3), "weight_decay": (1e-3, 1e-1)},
 )
+# The published points of this family of models: see REPRODUCED in presets.py.
+REPRODUCE = Space(
+    "reproduce",
+    choices={
+        "d_model": (80, 256),
+        "num_layers": (1, 2, 3),
+        "norm_first": (False, True),
+        "lr": (1e-3, 3e-4),
+    },
+)
 SPACES = {space.name: space for space in (HOMEWORK, WIDE)}
+TRAINING = "training"
 
 
-def find_space(name: str) -> Space:
-    """Return a space by name. Raises UserError for an unknown one."""
+def training_space(base: TrialConfig, utterances: int) -> Space:
+    """Return the homework's space and how its models are trained, around a base for a corpus of so
+    many training utterances.
+
+    Every combination is legal whatever the base's budget, and the base's own values are in it.
+    """
+    steps, batch, frames = base.steps, base.batch_size, base.segment_len
+    return Space(
+        TRAINING,
+        choices={
+            **HOMEWORK.choices,
+            # Post-norm d256 L3 at 1e-3 is published to fall off a cliff where pre-norm does not.
+            "norm_first": (False, True),
+            # From a fiftieth to a fifth of the budget; the homework's is a seventieth.
+            "warmup_steps": _distinct(base.warmup_steps, steps // 50, steps // 20, steps // 5),
+            # The homework's 0.1; none, since 70,000 steps are but 44 epochs; and twice as much.
+            "dropout": (0.0, 0.1, 0.2),
+            # From half to four times the homework's 256; four times d_model is usual.
+            "dim_feedforward": (128, 256, 512, 1024),
+            # A step costs in proportion to both, so they stay within a factor of two.
+            "batch_size": tuple(
+                size for size in _distinct(batch // 2, batch, 2 * batch) if 1 <= size <= utterances
+            ),
+            "segment_len": tuple(
+                length for length in _distinct(frames // 2, frames, 2 * frames) if length
+            ),
+        },
+        integers=HOMEWORK.integers,
+        # Around the homework's 1e-3: a tenth, and three times, above which deep models collapse.
+        log_floats={"lr": (1e-4, 3e-3)},
+    )
+
+
+def _distinct(*values: int) -> tuple[int, ...]:
+    return tuple(sorted(set(values)))
+
+
+def find_space(
+    name: str, base: TrialConfig = HOMEWORK_BASELINE, utterances: int = sys.maxsize
+) -> Space:
+    """Return a space by name, for a base and so many training utterances.
+
+    Raises UserError for an unknown one.
+    """
+    if name == TRAINING:
+        return training_space(base, utterances)
     if name not in SPACES:
-        raise UserError(f"--space must be one of {', '.join(SPACES)}, but got {name!r}")
+        raise UserError(
+            f"--space must be one of {', '.join((*SPACES, TRAINING))}, but got {name!r}"
+        )
     return SPACES[name]
 
 

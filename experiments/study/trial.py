@@ -1,10 +1,17 @@
-"""One trial of a study: its point, its run, and what the study hears of it."""
+"""One trial of a study: its point, its run, and what the study hears of it.
+
+What a sampler should hear of a trial that has no fair score: Optuna's TPE ignores failed trials, so
+that it would propose their like again, and takes a pruned trial's last value for its score, as if
+the architecture were weak. A trial that collapsed or does not fit into memory is told as pruned
+with a broken constraint, named by its outcome, instead: TPE puts such trials behind all others, and
+no accuracy is made up. The GP sampler looks at complete trials alone, and the random one at none.
+"""
 
 from dataclasses import dataclass
 
 import optuna
 from optuna.exceptions import StorageInternalError
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
 from experiments.context import TrainingContext
@@ -22,14 +29,19 @@ from speaker.training.train import Report, TrialResult
 
 # Attributes of an Optuna trial.
 RUN_ID, PRESET, REPLICATE, LOSSES = "mlflow.run_id", "preset", "replicate", "device.losses"
-STEPS = "steps"  # trained, by a trial that is not complete
+OUTCOME, STEPS = "outcome", "steps"  # older trials lack these
+RESCUE_OF, OVERRIDES = "rescue.of", "overrides"  # see rescue.py
 MAX_LOSSES = 2  # a trial that has lost its device so often ends as failed
 STORE_FAILURES = (*STORE_ERRORS, StorageInternalError)  # of MLflow's, Optuna's or a disk
 OPTUNA_STATES = {
     Outcome.COMPLETE: TrialState.COMPLETE,
     Outcome.PRUNED: TrialState.PRUNED,
+    Outcome.COLLAPSED: TrialState.PRUNED,
+    Outcome.INFEASIBLE: TrialState.PRUNED,
     Outcome.FAILED: TrialState.FAIL,
 }  # an interrupted trial keeps running, for Optuna
+BROKEN = 1.0  # of a constraint: above 0
+CONSTRAINED = (Outcome.COLLAPSED, Outcome.INFEASIBLE)
 
 
 @dataclass(frozen=True)
@@ -45,17 +57,21 @@ class StudyContext:
     parent: str  # the study's run
     prune_presets: bool = False
 
-    def config(self, trial: optuna.trial.Trial) -> TrialConfig:
+    def config(self, trial: optuna.trial.BaseTrial) -> TrialConfig:
         """Return a trial's point.
 
         Its seed is addressed by the study's and the trial's number, or by that of the replicate:
-        points of one replicate share their seed, so that they differ in nothing else.
+        points of one replicate share their seed, so that they differ in nothing else. A rescue's is
+        addressed by its parent's number, since its own depends on who was faster.
         """
         replicate = trial.user_attrs.get(REPLICATE)
         seed = derive_seed(self.seed, trial.number, "train")
         if replicate is not None:
             seed = derive_seed(self.seed, replicate, "replicate")
-        return self.space.sample(trial, self.base).replace(seed=seed)
+        if (parent := trial.user_attrs.get(RESCUE_OF)) is not None:
+            seed = derive_seed(self.seed, parent, "rescue")
+        changes = trial.user_attrs.get(OVERRIDES, {})
+        return self.space.sample(trial, self.base).replace(**changes, seed=seed)
 
 
 def run_trial(
@@ -64,7 +80,7 @@ def run_trial(
     """Run a trial whose lock the caller holds,
     for the first time or again after a crash, and end it.
 
-    A point that cannot be trained ends as failed and the search goes on. What leaves a training
+    A point that cannot be trained ends as such and the search goes on. What leaves a training
     open leaves the trial running, to be resumed; the second time that it loses its device, it ends
     as failed.
     """
@@ -102,6 +118,8 @@ def _open_run(shared: StudyContext, trial: optuna.trial.Trial, config: TrialConf
         tags[names.PRESET] = preset
     if (replicate := trial.user_attrs.get(REPLICATE)) is not None:
         tags[names.REPLICATE] = str(replicate)
+    if (parent := trial.user_attrs.get(RESCUE_OF)) is not None:
+        tags[names.RESCUE_OF] = str(parent)
     run = shared.store.open_run(run_name(trial.number, config), tags, shared.parent, run_id)
     trial.set_user_attr(RUN_ID, run.run_id)
     return run
@@ -142,5 +160,14 @@ def _tell(shared: StudyContext, trial: optuna.trial.Trial, result: TrialResult) 
         shared.study.tell(trial, result.best[OBJECTIVE])
         return
     trial.set_user_attr("reason", result.reason)
+    trial.set_user_attr(OUTCOME, result.outcome)
     trial.set_user_attr(STEPS, result.steps)
+    if result.outcome in CONSTRAINED and result.outcome not in trial.constraints:
+        trial.set_constraint(result.outcome, BROKEN)
     shared.study.tell(trial, state=OPTUNA_STATES[result.outcome])
+
+
+def outcome_of(trial: FrozenTrial) -> Outcome:
+    """Return how a finished trial ended."""
+    by_state = {state: outcome for outcome, state in reversed(OPTUNA_STATES.items())}
+    return Outcome(trial.user_attrs.get(OUTCOME, by_state[trial.state]))

@@ -9,7 +9,7 @@ MODEL_FOLDER = "model"  # of a run's artifacts
 
 KIND, KIND_STUDY, KIND_TRIAL = "kind", "study", "trial"
 STUDY, STUDY_ID, TRIAL = "study", "study.id", "trial"
-PRESET, REPLICATE = "preset", "replicate"
+PRESET, REPLICATE, RESCUE_OF = "preset", "replicate", "rescue.of"
 STATE, REASON, RUNNING = "state", "state.reason", "running"
 POINT, FINGERPRINT = "point", "config.fingerprint"
 FALLBACKS, SHA256, HITS = "device.fallbacks", "weights.sha256", "valid.hits"

@@ -29,7 +29,14 @@ from speaker.training.train import TrialResult
 # A store or disk fails; no fault of the trial.
 STORE_ERRORS = (MlflowException, SQLAlchemyError, OSError)
 MAX_TAG = 8_000  # characters
-STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED", "interrupted": "KILLED"}
+STATUS = {
+    "complete": "FINISHED",
+    "pruned": "KILLED",
+    "collapsed": "KILLED",
+    "infeasible": "KILLED",
+    "failed": "FAILED",
+    "interrupted": "KILLED",
+}
 
 
 class TrackedRun:
@@ -115,7 +122,7 @@ class TrackedRun:
             raise
 
     def close(self, state: str, reason: str = "") -> None:
-        """End the run: complete, pruned, failed or interrupted, with the reason as a tag.
+        """End the run with an outcome, and the reason as a tag.
 
         The UI's table shows neither tags nor more than two kinds of end, so the name of a run says
         how it ended, too.

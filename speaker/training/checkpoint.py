@@ -44,6 +44,7 @@ class TrainingState:
     seconds: float = 0.0
     best_step: int = 0
     hits: str = ""  # at best_step: see `hex_of`
+    is_blown_up: bool = False  # whether the loss was, at the last look: see collapse.py
     rows: list[tuple[int, Metrics]] = field(default_factory=list)  # of all evaluations
     weights: dict[str, Tensor] = field(default_factory=dict, repr=False)  # at best_step, on the CPU
 

@@ -191,7 +191,7 @@ def describe(
         f"{disk / 2**20:,.0f} MiB of disk for the weights."
     )
     if largest.config != points[-1]:
-        line += f" {points[-1].label()} does not fit into the memory, and such trials will fail."
+        line += f" {points[-1].label()} does not fit into the memory: such trials are infeasible."
     return line
 
 

@@ -19,6 +19,7 @@ from speaker.data.pack import Pack
 from speaker.data.protocol import Protocol
 from speaker.model.classifier import count_parameters
 from speaker.training.checkpoint import Checkpoint, TrainingState
+from speaker.training.collapse import DIVERGED, CollapseDetector
 from speaker.training.cpu_learner import CpuLearner
 from speaker.training.evaluation import Evaluator
 from speaker.training.gpu_learner import GpuLearner
@@ -47,7 +48,7 @@ class TrialResult:
     """How a training ended, and the best it reached. `best_step` is 0 when it never got a score."""
 
     outcome: Outcome
-    reason: str = ""  # why it was pruned or failed
+    reason: str = ""  # why it is not complete
     steps: int = 0  # trained
     best_step: int = 0
     best: Metrics = field(default_factory=dict)  # the metrics at best_step
@@ -87,8 +88,8 @@ def train(
 
     `report(step, metrics)` is called after every evaluation, that is every `config.valid_every`
     steps and after the last. It returns whether to stop; before the last step the trial is then
-    pruned. A training that diverges, runs out of memory or cannot be done by a GPU has failed, with
-    a reason.
+    pruned. One that will learn nothing more has collapsed (see collapse.py); one that runs out of
+    memory is infeasible, and one that a GPU cannot do has failed. All of them have a reason.
 
     A training that was killed resumes from its `checkpoint`: `report` is called once more with the
     evaluations that the checkpoint holds. On a CPU with the same number of threads the result is
@@ -105,13 +106,15 @@ def train(
             return _train(config, pack, protocol, report, compute, checkpoint, bar, clock)
     except (RuntimeError, MemoryError) as error:
         if cuda.is_out_of_memory(error):
-            reason = f"out of memory: {first_line(error)}"
+            outcome, reason = Outcome.INFEASIBLE, f"out of memory: {first_line(error)}"
         elif compute.device.type == "cuda" and cuda.is_device_error(error):
+            outcome = Outcome.FAILED
             reason = f"{compute.device} cannot do it: {first_line(error)}"
         else:
             raise
+    # Here the error is gone, and with its traceback the tensors that its frames held.
     cuda.release_memory()
-    return TrialResult(Outcome.FAILED, reason)
+    return TrialResult(outcome, reason)
 
 
 def _train(
@@ -130,15 +133,16 @@ def _train(
         open_learner(config, pack, rows, compute, pool) as learner,
     ):
         evaluate = Evaluator(pack, protocol, pool, clock)
+        detector = CollapseDetector(config, pack, rows)
         state = _resume(checkpoint, learner)
         bar.update(state.step)
         began = clock() - state.seconds
         since, first = clock(), state.step  # of the steps whose speed is measured
         answers = [report(step, metrics) for step, metrics in state.rows]
         stopped = bool(answers and answers[-1])
-        reason = ""
+        collapse = ""
 
-        while state.step < config.steps and not (stopped or reason):
+        while state.step < config.steps and not stopped:
             learner.step(state.step)
             state.step += 1
             # True a few times a second: the only wait for a device between evaluations.
@@ -148,11 +152,14 @@ def _train(
             if evaluated:
                 metrics = _summarise(config, state, learner)
                 metrics[STEPS_PER_S] = (state.step - first) / max(clock() - since, 1e-9)
+            if evaluated or detector.is_due(state.step):
+                collapse, state.is_blown_up = detector.find(learner, state.is_blown_up)
+                if collapse:
+                    break
+            if evaluated:
                 metrics |= evaluate(learner.model, learner.loss)
-                if not (_is_finite(metrics) and learner.is_finite()):
-                    reason = (
-                        f"diverged: a loss or a weight is not finite any more at step {state.step}"
-                    )
+                if not _is_finite(metrics):
+                    collapse = DIVERGED
                     break
                 state.add(metrics, evaluate.hits, learner.model_state)
             if checkpoint.due():
@@ -162,8 +169,10 @@ def _train(
                 stopped = report(state.step, metrics)
                 since, first = clock(), state.step
 
-        outcome = Outcome.FAILED if reason else Outcome.COMPLETE
-        if stopped and state.step < config.steps:
+        outcome, reason = Outcome.COMPLETE, ""
+        if collapse:
+            outcome, reason = Outcome.COLLAPSED, f"{collapse}, at step {state.step}"
+        elif stopped and state.step < config.steps:
             outcome, reason = Outcome.PRUNED, f"stopped by the search at step {state.step}"
         return TrialResult(
             outcome,

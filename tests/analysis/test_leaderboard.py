@@ -6,7 +6,7 @@ import torch
 from mlflow.entities import Param
 
 from experiments.analysis.answer import describe_answer
-from experiments.analysis.leaderboard import Row, agreement, best_runs, ranked, table
+from experiments.analysis.leaderboard import Row, _judge, agreement, best_runs, ranked, table
 from experiments.context import TrainingContext
 from experiments.tracking import names
 from experiments.tracking.names import BEST_CROPS, BEST_WHOLE
@@ -44,6 +44,28 @@ def test_complete_trials_are_ranked_by_whole_utterances(
     assert rows[0].point == "d80 h2 L1 relu"
     with pytest.raises(UserError, match="there is no study 'none'"):
         ranked(store, "none")
+
+
+def test_what_collapsed_says_nothing_of_its_neighbours() -> None:
+    hits = (True, False) * 10
+    rows = [
+        replace(
+            ROW,
+            run_id=str(layers),
+            trial=str(layers),
+            values={"num_layers": layers},
+            whole=0.4 + layers / 20,
+            curve=((0.2, 0.2), (0.6, 0.3), (1.0, 0.4 + layers / 20)),
+            hits=hits,
+        )
+        for layers in range(1, 6)
+    ]
+    low = replace(rows[2], run_id="x", trial="9", curve=((0.2, 0.01), (0.4, 0.0)), hits=())
+    told = _judge([*rows, replace(low, state="collapsed")])
+    assert [row.expected for row in told[:-1]] == [row.expected for row in _judge(rows)]
+    assert told[-1].expected is None
+    pruned = _judge([*rows, replace(low, state="pruned")])
+    assert [row.expected for row in pruned[:-1]] != [row.expected for row in told[:-1]]
 
 
 def test_the_table_shows_the_best_and_the_homeworks_points() -> None:

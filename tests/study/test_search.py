@@ -285,10 +285,22 @@ def test_points_that_fail_or_are_pruned_end_as_such_and_the_search_goes_on(
     work(worker)
     worker.close()
     states = [trial.state for trial in worker.study.trials]
-    assert states == [TrialState.FAIL, TrialState.COMPLETE, TrialState.PRUNED, TrialState.COMPLETE]
+    assert states == [
+        TrialState.PRUNED,
+        TrialState.COMPLETE,
+        TrialState.PRUNED,
+        TrialState.COMPLETE,
+    ]
+    assert [trial.constraints for trial in worker.study.trials] == [{"collapsed": 1.0}, {}, {}, {}]
+    assert worker.study.trials[0].value is None, "no accuracy is made up"
     assert_books_agree(worker, 4)
     runs = worker._store.runs("tags.kind = 'trial'")
-    assert [run.data.tags["state"] for run in runs] == ["failed", "complete", "pruned", "complete"]
+    assert [run.data.tags["state"] for run in runs] == [
+        "collapsed",
+        "complete",
+        "pruned",
+        "complete",
+    ]
     assert "diverged" in runs[0].data.tags["state.reason"]
     assert runs[2].data.tags["state.reason"] == "too slow"
 

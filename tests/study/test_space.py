@@ -46,7 +46,7 @@ def test_a_space_with_an_illegal_combination_is_refused() -> None:
 
 
 def test_an_unknown_space_names_the_known() -> None:
-    with pytest.raises(UserError, match="homework, wide, but got 'small'"):
+    with pytest.raises(UserError, match="homework, wide, training, but got 'small'"):
         find_space("small")
 
 

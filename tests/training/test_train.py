@@ -90,17 +90,17 @@ def test_a_report_can_stop_it(pack: Pack) -> None:
     assert (at_the_end.outcome, at_the_end.steps) == ("complete", TINY.steps)
 
 
-def test_a_divergence_is_a_failure_with_a_reason(pack: Pack) -> None:
+def test_a_divergence_is_a_collapse_with_a_reason(pack: Pack) -> None:
     result, _ = train_and_record(TINY.replace(lr=1e30, warmup_steps=0, steps=40), pack)
-    assert result.outcome == "failed"
+    assert result.outcome == "collapsed"
     assert "diverged" in result.reason
     last, _ = train_and_record(TINY.replace(lr=1e30, warmup_steps=0, steps=1), pack)
-    assert last.outcome == "failed", "what the last step broke shows in no training loss"
+    assert last.outcome == "collapsed", "what the last step broke shows in no training loss"
 
 
-def test_running_out_of_memory_is_a_failure_with_a_reason(pack: Pack) -> None:
+def test_a_point_that_does_not_fit_into_memory_is_infeasible(pack: Pack) -> None:
     result, _ = train_and_record(TINY.replace(dim_feedforward=2**44), pack)
-    assert result.outcome == "failed"
+    assert result.outcome == "infeasible"
     assert "out of memory" in result.reason
 
 
