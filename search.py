@@ -5,15 +5,15 @@
 
 import argparse
 import shlex
-import textwrap
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from speaker.common.cli import (
     Parser,
     add_device,
+    add_jobs,
     add_precision,
+    add_storage,
     add_tracking_uri,
     natural,
     plain_name,
@@ -22,12 +22,9 @@ from speaker.common.cli import (
     run_cli,
 )
 from speaker.common.paths import STATE
-from speaker.common.signals import uninterrupted
 
 if TYPE_CHECKING:
-    from experiments.study.search import SearchSettings, StudyWorker, WorkerSpec
-    from experiments.study.stopping import Limit
-    from speaker.config import TrialConfig
+    from experiments.study.search import StudyWorker, WorkerSpec
     from speaker.data.corpus import Corpus
 
 
@@ -150,20 +147,16 @@ def parser() -> Parser:
     )
     add_device(flags)
     add_precision(flags)
-    flags.add_argument(
-        "--jobs", type=positive_int, default=1, help="how many trials this machine trains at once"
-    )
-    flags.add_argument(
-        "--storage",
-        metavar="URL",
-        help="Optuna's database; else $OPTUNA_STORAGE, else mlruns/optuna.db",
-    )
+    add_jobs(flags)
+    add_storage(flags)
     add_tracking_uri(flags)
     return flags
 
 
 def main() -> None:
     """Run the search and print what it found."""
+    from experiments.confirm import Machine, confirm_best
+    from experiments.study.session import run_search
     from experiments.urls import masked
 
     arguments = parser().parse_args()
@@ -173,7 +166,13 @@ def main() -> None:
     elsewhere = ["--tracking-uri", masked(spec.tracking_uri)] if arguments.tracking_uri else []
     print_results(spec, worker, elsewhere)
     if arguments.confirm:
-        confirm_best(spec, worker, arguments)
+        confirm_best(
+            worker.shared.store,
+            spec.settings.name,
+            arguments.confirm,
+            arguments.seeds,
+            Machine(spec.context, spec.storage_url, arguments.jobs),
+        )
 
 
 # Imports are late: torch, optuna and mlflow take seconds, and --help needs none of them.
@@ -247,97 +246,6 @@ def make_spec(arguments: argparse.Namespace) -> "WorkerSpec":
     )
 
 
-def run_search(spec: "WorkerSpec", worker: "StudyWorker", jobs: int) -> None:
-    """Say what the missing trials will cost, and run them."""
-    with worker.closing():
-        missing, seconds = worker.missing(), 0.0
-        if missing > 0:
-            spec, seconds = look_ahead(spec, worker, missing, jobs)
-        run_trials(spec, worker, max(1, min(jobs, missing)), seconds)
-
-
-def look_ahead(
-    spec: "WorkerSpec", worker: "StudyWorker", missing: int, jobs: int
-) -> tuple["WorkerSpec", float]:
-    """Move the data to their device, and say what the missing trials will cost there.
-
-    Returns the search on that device, and the seconds that it will take.
-    """
-    from experiments.context import move_to_device
-    from experiments.study.pruners import EARLIEST
-    from speaker.training import lookahead
-
-    settings = spec.settings
-    points, first = settings.space.points(settings.base), first_points(settings, worker)[:missing]
-    context, costs = move_to_device(spec.context, (points[0], points[-1]), jobs)
-    with uninterrupted():
-        worker.use(context)
-    plan = [
-        describe_task(settings, context.provenance["device"]),
-        lookahead.describe(points, costs, missing, context.compute, jobs, first),
-    ]
-    if first and not settings.preset:
-        least = 1.0 if settings.prune_presets else EARLIEST[settings.pruner]
-        shares = lookahead.describe_first(points, costs, missing, first, least)
-        whole = " and are trained whole" * (least < 1)
-        plan.append(f"The homework's points come first{whole}: {shares}")
-    print("\n".join(textwrap.fill(line, WIDTH) for line in plan), flush=True)
-    seconds = lookahead.forecast_trials(points, costs, missing, first)
-    return replace(spec, context=context), seconds / lookahead.at_once(context.compute, jobs)
-
-
-def describe_task(settings: "SearchSettings", device: str) -> str:
-    """Return how many trials and steps are asked for, and what ends the search before them."""
-    steps, trials = settings.base.steps, settings.trials
-    limits = {
-        "seconds": settings.timeout,
-        "steps": settings.budget,
-        "trials without a better answer": settings.patience,
-    }
-    task = f"Study {settings.name}: {trials} trials of {steps:,} steps on {device}, "
-    task += f"{trials * steps:,} steps in all."
-    if ends := [f"{limit:,.12g} {unit}" for unit, limit in limits.items() if limit]:
-        task += f" It ends before that after {' or '.join(ends)}."
-    return task
-
-
-def first_points(settings: "SearchSettings", worker: "StudyWorker") -> list["TrialConfig"]:
-    """Return the points that the study begins with and that are still to be trained."""
-    ended = {trial.number for trial in worker.finished()}
-    return [
-        settings.base.replace(**preset.values)
-        for number, preset in enumerate(settings.presets)
-        if number not in ended
-    ]
-
-
-def run_trials(spec: "WorkerSpec", worker: "StudyWorker", at_once: int, seconds: float) -> None:
-    """Run the missing trials, which are to take so long, in this process or in several."""
-    from experiments.study.local_workers import run_workers
-    from experiments.study.progress import Pace, Progress
-    from experiments.study.trial import run_trial
-
-    settings, done = spec.settings, worker.finished()
-    pace = Pace(
-        settings.trials - len(done),
-        at_once,
-        0 if settings.preset else len(settings.presets),
-        seconds,
-        settings.timeout,
-        None if settings.budget is None else settings.budget - worker.steps(),
-    )
-    with (
-        uninterrupted(),
-        Progress(worker.shared, settings.trials, done, at_once, pace) as progress,
-    ):
-        if at_once > 1:
-            run_workers(spec, at_once, progress)
-            return
-        for trial in worker.trials():
-            config, result = run_trial(worker.shared, trial, progress.running[0])
-            progress.ended(trial.number, config, result)
-
-
 def print_results(spec: "WorkerSpec", worker: "StudyWorker", elsewhere: list[str]) -> None:
     """Say what was trained and found, and what to type next."""
     from experiments.analysis.answer import describe_answer
@@ -347,6 +255,8 @@ def print_results(spec: "WorkerSpec", worker: "StudyWorker", elsewhere: list[str
 
     settings = spec.settings
     finished, steps = len(worker.finished()), worker.steps()
+    from experiments.study.session import describe_end
+
     print(describe_end(settings, worker.ended_by(), finished))
     planned = finished * settings.base.steps
     saved = (
@@ -363,53 +273,6 @@ def print_results(spec: "WorkerSpec", worker: "StudyWorker", elsewhere: list[str
         print(f"{describe_effects(effects)}\n")
     if any(row.state == "complete" for row in rows):
         print(f"Next:\n{next_commands(settings.name, spec.context.corpus, elsewhere)}")
-
-
-def describe_end(settings: "SearchSettings", limit: "Limit", finished: int) -> str:
-    """Return in a line what ended a search of so many finished trials, and how to go on."""
-    from experiments.study.stopping import Limit
-
-    count = f"{finished} of {settings.trials} trials"
-    if settings.preset and limit == Limit.TRIALS:
-        return f"All points are trained: {count}."
-    more = "the same command" if limit == Limit.TIMEOUT else f"a larger {limit}"
-    return f"Ended by {limit} after {count}; {more} goes on."
-
-
-def confirm_best(
-    spec: "WorkerSpec", searched: "StudyWorker", arguments: argparse.Namespace
-) -> None:
-    """Train the best points of a search again on fresh seeds, as a study of its own, and compare
-    them.
-    """
-    from experiments.analysis.confirmation import confirm, describe_confirmation
-    from experiments.analysis.leaderboard import ranked
-    from experiments.study.presets import digest_of, finalists
-    from experiments.study.stopping import Limit
-
-    store, settings = searched.shared.store, spec.settings
-    complete = [row for row in ranked(store, settings.name) if row.state == "complete"]
-    best = [row.values for row in complete[: arguments.confirm]]
-    points = finalists(settings.space, best, arguments.seeds, settings.base)
-    again = replace(
-        settings,
-        # Other points, as after more trials, are another study.
-        name=f"{settings.name}-confirm-{digest_of(points)}",
-        trials=len(points),
-        presets=points,
-        preset=f"best {arguments.confirm} of {settings.name} on {arguments.seeds} seeds",
-        patience=None,
-        budget=None,  # what is spent here comes on top
-        rescue=False,
-    )
-    spec = replace(spec, settings=again)
-    worker = spec.open()
-    print(f"\nThe best {len(best)} points again, on fresh seeds:", flush=True)
-    run_search(spec, worker, arguments.jobs)
-    if (limit := worker.ended_by()) != Limit.TRIALS:
-        print(describe_end(again, limit, len(worker.finished())))
-    found = confirm(ranked(store, again.name))
-    print(f"\n{describe_confirmation(found)}" if found else "No seed has all points complete.")
 
 
 def next_commands(study: str, corpus: "Corpus", elsewhere: list[str]) -> str:

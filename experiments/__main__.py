@@ -10,7 +10,18 @@ import sys
 from pathlib import Path
 
 from experiments.model_folders import model_folders
-from speaker.common.cli import Parser, add_tracking_uri, plain_name, port, positive_int, run_cli
+from speaker.common.cli import (
+    Parser,
+    add_device,
+    add_jobs,
+    add_precision,
+    add_storage,
+    add_tracking_uri,
+    plain_name,
+    port,
+    positive_int,
+    run_cli,
+)
 from speaker.common.errors import UserError
 from speaker.common.paths import STATE, validate_output_path
 from speaker.prediction.verbs import add_verbs
@@ -34,6 +45,20 @@ def parser() -> Parser:
     effects.add_argument("--study", type=plain_name, required=True, metavar="NAME")
     effects.add_argument("--figure", type=Path, metavar="FILE", help="PNG to draw, too")
     effects.set_defaults(run=run_effects)
+    confirm = verbs.add_parser(
+        "confirm", parents=[tracking], help="train the best points of a study on fresh seeds"
+    )
+    confirm.add_argument("--study", type=plain_name, required=True, metavar="NAME")
+    confirm.add_argument("--top", type=positive_int, default=3, metavar="N", help="points; 3")
+    confirm.add_argument("--seeds", type=positive_int, default=5, metavar="N", help="at most; 5")
+    confirm.add_argument(
+        "--data", type=Path, metavar="FOLDER", help="the study's corpus; without one, the demo"
+    )
+    add_device(confirm)
+    add_precision(confirm)
+    add_jobs(confirm)
+    add_storage(confirm)
+    confirm.set_defaults(run=run_confirm)
     promote = verbs.add_parser(
         "promote", parents=[tracking], help="register the best model of a study as champion"
     )
@@ -97,14 +122,34 @@ def run_effects(arguments: argparse.Namespace) -> None:
         print(f"Drew {arguments.figure}.")
 
 
+def run_confirm(arguments: argparse.Namespace) -> None:
+    """Race a study's best points on fresh seeds."""
+    from experiments.confirm import Machine, confirm_best
+    from experiments.context import load_context
+    from experiments.study.search import default_storage
+    from experiments.tracking.store import existing_store
+
+    store = existing_store(arguments.tracking_uri, STATE)
+    context = load_context(
+        arguments.data, arguments.device, arguments.precision, STATE, arguments.jobs
+    )
+    machine = Machine(context, arguments.storage or default_storage(STATE), arguments.jobs)
+    confirm_best(store, arguments.study, arguments.top, arguments.seeds, machine)
+
+
 def run_promote(arguments: argparse.Namespace) -> None:
-    """Promote a study's best run, or a given one."""
+    """Promote a given run, or a study's best: the one that was confirmed, where one was."""
+    from experiments.analysis.confirmation import confirmed_run
     from experiments.analysis.leaderboard import best_runs
     from experiments.tracking.registry import promote
     from experiments.tracking.store import existing_store
 
     store = existing_store(arguments.tracking_uri, STATE)
-    print(promote(store, arguments.run_id or best_runs(store, arguments.study, 1)[0]).describe())
+    run_id = arguments.run_id
+    if not run_id and (found := confirmed_run(store, arguments.study)):
+        run_id, name = found
+        print(f"The point that {name} found best, with the best of its weights:")
+    print(promote(store, run_id or best_runs(store, arguments.study, 1)[0]).describe())
 
 
 def run_fetch(arguments: argparse.Namespace) -> None:

@@ -49,6 +49,11 @@ class TrainingContext:
         """Return the names of those tags that may change while a run is resumed."""
         return {"corpus", *self.provenance}
 
+    def decisive_tags(self) -> dict[str, str]:
+        """Return the tags of which two runs must have the same, to be compared."""
+        incidental = self.incidental_tags()
+        return {key: value for key, value in self.tags().items() if key not in incidental}
+
     def utterances(self) -> int:
         """Return how many utterances there are to train on."""
         rows, _ = self.protocol.split(self.pack)

@@ -7,9 +7,12 @@ from statistics import mean, stdev
 
 from scipy.stats import t as student_t
 
-from experiments.analysis.leaderboard import Row, agreement
+from experiments.analysis.leaderboard import Row, agreement, ranked
 from experiments.study.curves import Estimate
+from experiments.study.finalists import FAILED
 from experiments.study.race import winner
+from experiments.tracking import names
+from experiments.tracking.store import TrackingStore
 
 
 @dataclass(frozen=True)
@@ -43,16 +46,17 @@ class Confirmation:
 
 
 def confirm(rows: Sequence[Row]) -> Confirmation | None:
-    """Return what a confirmation's complete trials say; None while some point has none."""
-    scored = [
-        row for row in rows if row.state == "complete" and row.whole is not None and row.replicate
-    ]
+    """Return what a confirmation's ended trials say; None while none is complete. One that
+    collapsed, say, counts as an accuracy of 0, as it did in the race.
+    """
+    rows = [row for row in rows if row.replicate]
     scores: dict[str, dict[int, float]] = {row.point: {} for row in rows}
-    for row in scored:
-        scores[row.point][int(row.replicate)] = row.whole or 0.0
-    if not scores or not all(scores.values()):
+    for row in rows:
+        is_complete = row.state == "complete"
+        scores[row.point][int(row.replicate)] = (row.whole or 0.0) if is_complete else FAILED
+    if not scores or not any(row.state == "complete" for row in rows):
         return None
-    hits = [row.hits for row in scored if row.hits]
+    hits = [row.hits for row in rows if row.hits and row.state == "complete"]
     best = winner(scores, len(hits[0]) if hits else 1, agreement(hits))
     others = sorted(
         (point for point in scores if point != best.point),
@@ -62,6 +66,21 @@ def confirm(rows: Sequence[Row]) -> Confirmation | None:
         [_against(scores[best.point], point, scores[point]) for point in (best.point, *others)],
         best.expected,
     )
+
+
+def confirmed_run(store: TrackingStore, study: str) -> tuple[str, str] | None:
+    """Return the run with the best weights of the point that a study's latest confirmation found
+    best, and that confirmation's name; None where there is no confirmation.
+    """
+    condition = f"tags.{names.CONFIRMS} = '{study}' and tags.{names.KIND} = '{names.KIND_STUDY}'"
+    for parent in reversed(store.runs(condition)):
+        name = parent.data.tags[names.STUDY]
+        rows = ranked(store, name)
+        if found := confirm(rows):
+            point = found.points[0].point
+            mine = [row for row in rows if row.point == point and row.state == "complete"]
+            return max(mine, key=lambda row: row.whole or 0.0).run_id, name
+    return None
 
 
 def _against(best: dict[int, float], point: str, values: dict[int, float]) -> Confirmed:

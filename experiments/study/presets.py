@@ -1,19 +1,16 @@
 """Points that a study begins with, by name, each on one seed or on several."""
 
-import hashlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from experiments.study.space import HOMEWORK, REPRODUCE, Space
 from speaker.common.errors import UserError
-from speaker.common.files import canonical_json
 from speaker.config import HOMEWORK_BASELINE, HOMEWORK_EDITED, PRESETS, TrialConfig
 
 EDITED = ("d_model", "nhead", "num_layers", "activation")  # what the student edited, in this order
-RESCUED = ("norm_first", "lr")  # what a rescue may change
-FOUR_EDITS, FINALIST = "four-edits", "finalist"
+FOUR_EDITS = "four-edits"
 REPRODUCED: dict[str, tuple[dict[str, Any], float]] = {
     "published-sample": ({}, 0.857),
     "published-two-layers": ({"num_layers": 2}, 0.897),
@@ -34,7 +31,6 @@ class Preset:
     name: str
     values: dict[str, Any]  # of the fields that the space varies
     replicate: int | None = None  # which seed of the point, from 0; None: the trial's own
-    overrides: dict[str, Any] = field(default_factory=dict)  # of fields that it does not vary
 
 
 def homework_points(
@@ -85,41 +81,6 @@ def four_edits(
     return tuple(
         Preset(FOUR_EDITS, corner, replicate) for replicate in range(seeds) for corner in corners
     )
-
-
-def finalists(
-    space: Space,
-    points: Sequence[dict[str, Any]],
-    seeds: int,
-    base: TrialConfig = HOMEWORK_BASELINE,
-) -> tuple[Preset, ...]:
-    """Return points of a search on fresh seeds, all points on the first one before the second.
-
-    The order is the same however the points are ranked. A rescue keeps what it changed.
-    """
-    fields = list(space.distributions())
-    kept = [
-        (
-            {name: point[name] for name in fields},
-            {
-                name: point[name]
-                for name in RESCUED
-                if name not in fields and name in point and point[name] != getattr(base, name)
-            },
-        )
-        for point in points
-    ]
-    return tuple(
-        Preset(FINALIST, values, replicate, changes)
-        for replicate in range(seeds)
-        for values, changes in sorted(kept, key=canonical_json)
-    )
-
-
-def digest_of(presets: Sequence[Preset]) -> str:
-    """Return 6 hex digits that tell sets of points from each other."""
-    points = [{**each.values, **each.overrides} for each in presets]
-    return hashlib.sha256(canonical_json(points).encode()).hexdigest()[:6]
 
 
 def reproduce(space: Space, seeds: int, base: TrialConfig) -> tuple[Preset, ...]:  # noqa: ARG001  # as the others

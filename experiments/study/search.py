@@ -12,7 +12,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.context import TrainingContext
+from experiments.study.finalists import still_to_train
 from experiments.study.locks import Locks, Release, open_locks
 from experiments.study.presets import Preset
 from experiments.study.pruners import PRUNERS
@@ -33,6 +34,7 @@ from experiments.study.samplers import make_sampler
 from experiments.study.space import Space
 from experiments.study.stopping import Expectations, Limit, has_stalled
 from experiments.study.trial import (
+    INDEX,
     OVERRIDES,
     PRESET,
     REPLICATE,
@@ -44,6 +46,7 @@ from experiments.study.trial import (
     outcome_of,
 )
 from experiments.tracked_training import explaining_failures
+from experiments.tracking import names
 from experiments.tracking.store import TrackingStore
 from experiments.urls import masked
 from speaker.common.errors import DeviceLostError, UserError, describe_differences, first_line
@@ -75,6 +78,9 @@ class SearchSettings:
     presets: tuple[Preset, ...] = ()  # points that the study begins with
     preset: str = ""  # their name, where they are all that is asked for
     prune_presets: bool = False  # whether these may be stopped early, too
+    is_race: bool = False  # whether presets that are behind on some seeds are left out of others
+    confirms: str = ""  # the study whose best points these are
+    above: str = ""  # that study's run
     patience: int | None = None  # trials in a row without a better answer
     budget: int | None = None  # training steps of the whole study
     rescue: bool = False  # whether a point that collapsed is tried once more: see rescue.py
@@ -98,6 +104,8 @@ class WorkerSpec:
         settings, url = self.settings, self.storage_url
         locks = open_locks(url, settings.name)
         tags = {"storage": masked(url), "sampler": settings.sampler, "pruner": settings.pruner}
+        if settings.confirms:
+            tags |= {names.CONFIRMS: settings.confirms, names.PARENT: settings.above}
         store = TrackingStore(self.tracking_uri)
         return StudyWorker(
             settings, open_storage(url), locks, self.context, store, tags, self.expectations
@@ -164,6 +172,15 @@ class StudyWorker:
         """Return the training steps of the trials that have ended."""
         return self._steps(self.finished())
 
+    def planned(self) -> int:
+        """Return how many trials the study is to have: in a race, those that there are and those of
+        points that may still win.
+        """
+        trials = self.study.get_trials(deepcopy=False)
+        if self._settings.is_race:
+            return len(trials) + len(self._presets_left(trials))
+        return self._settings.trials
+
     def missing(self) -> int:
         """Return how many trials there are still to run, were none of them stopped early: those
         that were left open, and the new ones that the limits allow.
@@ -173,7 +190,7 @@ class StudyWorker:
         if self._limit(trials):
             return running
         ended = [trial for trial in trials if trial.state.is_finished()]
-        missing = self._settings.trials - len(ended)
+        missing = self.planned() - len(ended)
         if self._settings.budget is not None:
             left = self._settings.budget - self._steps(ended)
             missing = min(missing, max(running, -(-left // self._settings.base.steps)))
@@ -182,7 +199,7 @@ class StudyWorker:
     def ended_by(self) -> Limit:
         """Return what ended a search that was not interrupted."""
         trials = self.study.get_trials(deepcopy=False)
-        if sum(trial.state.is_finished() for trial in trials) >= self._settings.trials:
+        if sum(trial.state.is_finished() for trial in trials) >= self.planned():
             return Limit.TRIALS
         limit = self._limit(trials)
         return limit if limit in (Limit.BUDGET, Limit.PATIENCE) else Limit.TIMEOUT
@@ -235,7 +252,7 @@ class StudyWorker:
         and no trial is left open; else interrupted, to be opened again.
         """
         self._close_ended_runs()
-        complete = len(self.finished()) >= self._settings.trials
+        complete = len(self.finished()) >= self.planned()
         complete = complete or (as_asked and not self._running())
         rows = self._best_so_far() if complete else []
         self._store.close_study(
@@ -278,7 +295,7 @@ class StudyWorker:
         """
         settings = self._settings
         ended = [trial for trial in trials if trial.state.is_finished()]
-        if len(_begun(trials)) >= settings.trials:
+        if len(_begun(trials)) >= self.planned():
             return Limit.TRIALS
         if settings.budget is not None and self._steps(ended) >= settings.budget:
             return Limit.BUDGET
@@ -314,18 +331,23 @@ class StudyWorker:
         """Say what the next trial is to be, where that is not the sampler's to choose:
         one of the presets, and after these a rescue.
         """
-        presets = self._settings.presets
-        if len(trials) < len(presets):
-            preset = presets[len(trials)]
-            about: dict[str, Any] = {PRESET: preset.name, REPLICATE: preset.replicate}
-            if preset.overrides:
-                about[OVERRIDES] = preset.overrides
+        if left := self._presets_left(trials):
+            preset = left[0]
+            index = self._settings.presets.index(preset)
+            about: dict[str, Any] = {PRESET: preset.name, REPLICATE: preset.replicate, INDEX: index}
             self.study.enqueue_trial(preset.values, user_attrs=about)
         elif self._settings.rescue and (parent := next_to_rescue(trials)):
             changes = changes_of(self.shared.config(parent))
             inside, outside = split_changes(self._settings.space, changes)
             about = {RESCUE_OF: parent.number, OVERRIDES: outside}
             self.study.enqueue_trial({**parent.params, **inside}, user_attrs=about)
+
+    def _presets_left(self, trials: list[FrozenTrial]) -> Sequence[Preset]:
+        """Return the points given to the study that no trial has begun, the next one first."""
+        presets = self._settings.presets
+        if self._settings.is_race:
+            return still_to_train(presets, trials)
+        return presets[len(trials) :]
 
     def _seed_sampler(self, number: int) -> None:
         seed = derive_seed(self._settings.seed, number, "sampler")

@@ -29,6 +29,7 @@ from speaker.training.train import Report, TrialResult
 
 # Attributes of an Optuna trial.
 RUN_ID, PRESET, REPLICATE, LOSSES = "mlflow.run_id", "preset", "replicate", "device.losses"
+INDEX = "preset.index"  # among the study's presets
 OUTCOME, STEPS = "outcome", "steps"  # older trials lack these
 RESCUE_OF, OVERRIDES = "rescue.of", "overrides"  # see rescue.py
 MAX_LOSSES = 2  # a trial that has lost its device so often ends as failed

@@ -9,6 +9,8 @@ MODEL_FOLDER = "model"  # of a run's artifacts
 
 KIND, KIND_STUDY, KIND_TRIAL = "kind", "study", "trial"
 STUDY, STUDY_ID, TRIAL = "study", "study.id", "trial"
+CONFIRMS = "confirms"  # of a study's run: the study whose best points it trains again
+PARENT = "mlflow.parentRunId"
 PRESET, REPLICATE, RESCUE_OF = "preset", "replicate", "rescue.of"
 STATE, REASON, RUNNING = "state", "state.reason", "running"
 POINT, FINGERPRINT = "point", "config.fingerprint"

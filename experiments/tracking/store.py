@@ -98,7 +98,7 @@ class TrackingStore:
     ) -> TrackedRun:
         """Open a trial's run, for the first time or again (by `run_id`)."""
         if run_id is None:
-            parents = {"mlflow.parentRunId": parent} if parent else {}
+            parents = {names.PARENT: parent} if parent else {}
             run_id = self._create_run(name, {names.KIND: names.KIND_TRIAL, **parents, **tags})
         self._must_have(run_id, tags.get(names.STUDY, ""))
         self.client.update_run(run_id, status="RUNNING", name=name)
@@ -126,12 +126,10 @@ class TrackingStore:
             raise UserError(
                 f"--resume must name a run that was stopped, but {run_id} has ended: {state}"
             )
-        decisive = {
-            key: value
-            for key, value in context.tags().items()
-            if key not in context.incidental_tags()
+        here = {
+            **context.decisive_tags(),
+            **{name: str(value) for name, value in config.to_dict().items()},
         }
-        here = {**decisive, **{name: str(value) for name, value in config.to_dict().items()}}
         logged = {**run.data.params, **run.data.tags}
         defaults = {
             name: str(value)

@@ -29,6 +29,22 @@ class Parser(argparse.ArgumentParser):
         self.exit(BAD_INPUT, f"error: {message}; see {self.prog} --help\n")
 
 
+def add_jobs(flags: argparse.ArgumentParser) -> None:
+    """Add the flag of the number of trials at once."""
+    flags.add_argument(
+        "--jobs", type=positive_int, default=1, help="how many trials this machine trains at once"
+    )
+
+
+def add_storage(flags: argparse.ArgumentParser) -> None:
+    """Add the flag of Optuna's database."""
+    flags.add_argument(
+        "--storage",
+        metavar="URL",
+        help="Optuna's database; else $OPTUNA_STORAGE, else mlruns/optuna.db",
+    )
+
+
 def add_tracking_uri(flags: argparse.ArgumentParser) -> None:
     """Add the flag that says where MLflow keeps its runs."""
     flags.add_argument(

@@ -1,5 +1,3 @@
-import math
-
 import pytest
 from scipy.stats import ttest_rel
 
@@ -46,18 +44,17 @@ def test_a_point_that_left_is_compared_on_the_seeds_it_had() -> None:
     assert found.points[1].difference == pytest.approx(0.305)
 
 
-def test_a_seed_that_failed_does_not_count() -> None:
-    rows = [row("a", 0, 0.5), row("a", 1, 0.6), row("b", 0, 0.7), row("b", 1, None, "failed")]
+def test_a_seed_on_which_a_point_collapsed_counts_as_nothing_told_right() -> None:
+    rows = [row("a", 0, 0.5), row("a", 1, 0.6), row("b", 0, 0.7), row("b", 1, 0.7, "collapsed")]
     found = confirm(rows)
     assert found
     assert [(each.point, each.values) for each in found.points] == [
-        ("b", (0.7,)),
         ("a", (0.5, 0.6)),
+        ("b", (0.7, 0.0)),
     ]
-    assert math.isnan(found.points[1].half_width)
-    assert "It cannot be told from a." in describe_confirmation(found)
+    assert "It cannot be told from b." in describe_confirmation(found)
 
 
-def test_nothing_is_said_before_each_point_has_a_seed() -> None:
-    assert confirm([row("a", 0, 0.5), row("b", 0, None, "failed")]) is None
+def test_nothing_is_said_before_a_training_is_complete() -> None:
+    assert confirm([row("b", 0, None, "failed")]) is None
     assert confirm([]) is None

@@ -12,7 +12,6 @@ import pytest
 from optuna.trial import TrialState
 
 from experiments.analysis.leaderboard import describe_unfair, ranked, table
-from experiments.study.presets import finalists
 from experiments.study.rescue import split_changes
 from experiments.study.samplers import make_sampler
 from experiments.study.search import SearchSettings, StudyWorker, open_storage
@@ -126,14 +125,6 @@ def test_what_the_space_varies_becomes_a_parameter_and_what_it_does_not_an_overr
     assert split_changes(HOMEWORK, {"norm_first": True}) == ({}, {"norm_first": True})
     assert split_changes(WIDE, {"lr": 1e-3}) == ({"lr": 1e-3}, {})
     assert split_changes(WIDE, {"lr": 5e-5}) == ({}, {"lr": 5e-5})
-
-
-def test_a_rescue_is_confirmed_with_what_it_changed() -> None:
-    point = {**HOMEWORK_BASELINE.to_dict(), "norm_first": True}
-    (preset,) = finalists(HOMEWORK, [point], 1)
-    assert preset.overrides == {"norm_first": True}
-    (plain,) = finalists(HOMEWORK, [HOMEWORK_BASELINE.to_dict()], 1)
-    assert plain.overrides == {}
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])

@@ -3,7 +3,7 @@ from typing import Any
 import optuna
 import pytest
 
-from experiments.study.presets import digest_of, finalists, four_edits, homework_points
+from experiments.study.presets import four_edits, homework_points
 from experiments.study.space import HOMEWORK, SPACES, WIDE, Space, find_space, parse_field
 from speaker.common.errors import UserError
 from speaker.config import HOMEWORK_BASELINE, HOMEWORK_EDITED, TrialConfig
@@ -96,16 +96,6 @@ def test_fields_are_read_as_what_they_are() -> None:
     assert parse_field("norm_first=true,False") == ("norm_first", (True, False))
     assert parse_field("lr=3e-4") == ("lr", (3e-4,))
     assert parse_field("activation=relu") == ("activation", ("relu",))
-
-
-def test_finalists_are_told_apart_by_their_points_and_not_by_their_rank() -> None:
-    one, two, three = ({**HOMEWORK_BASELINE.to_dict(), "d_model": d} for d in (80, 128, 256))
-    points = finalists(HOMEWORK, [one, two], 2)
-    assert points == finalists(HOMEWORK, [two, one], 2)
-    assert [each.replicate for each in points] == [0, 0, 1, 1]
-    assert len({each.values["d_model"] for each in points[:2]}) == 2
-    assert digest_of(points) == digest_of(finalists(HOMEWORK, [two, one], 2))
-    assert digest_of(points) != digest_of(finalists(HOMEWORK, [one, three], 2))
 
 
 def test_only_presets_that_lie_in_a_narrowed_space_are_tried() -> None:

@@ -1,0 +1,112 @@
+"""One sitting of a search on this machine: say what the missing trials will cost, run them, and say
+what ended it.
+"""
+
+import textwrap
+from dataclasses import replace
+
+from experiments.context import move_to_device
+from experiments.study.local_workers import run_workers
+from experiments.study.progress import Pace, Progress
+from experiments.study.pruners import EARLIEST
+from experiments.study.search import SearchSettings, StudyWorker, WorkerSpec
+from experiments.study.stopping import Limit
+from experiments.study.trial import run_trial
+from speaker.common.signals import uninterrupted
+from speaker.config import TrialConfig
+from speaker.training import lookahead
+
+WIDTH = 79  # of a line of words, in characters
+
+
+def run_search(spec: WorkerSpec, worker: StudyWorker, jobs: int) -> None:
+    """Say what the missing trials will cost, and run them, `jobs` at once."""
+    with worker.closing():
+        missing, seconds = worker.missing(), 0.0
+        if missing > 0:
+            spec, seconds = look_ahead(spec, worker, missing, jobs)
+        run_trials(spec, worker, max(1, min(jobs, missing)), seconds)
+
+
+def look_ahead(
+    spec: WorkerSpec, worker: StudyWorker, missing: int, jobs: int
+) -> tuple[WorkerSpec, float]:
+    """Move the data to their device, and say what the missing trials will cost there.
+
+    Returns the search on that device, and the seconds that it will take.
+    """
+    settings = spec.settings
+    points, first = settings.space.points(settings.base), first_points(settings, worker)[:missing]
+    context, costs = move_to_device(spec.context, (points[0], points[-1]), jobs)
+    with uninterrupted():
+        worker.use(context)
+    plan = [
+        describe_task(settings, context.provenance["device"]),
+        lookahead.describe(points, costs, missing, context.compute, jobs, first),
+    ]
+    if first and not settings.preset:
+        least = 1.0 if settings.prune_presets else EARLIEST[settings.pruner]
+        shares = lookahead.describe_first(points, costs, missing, first, least)
+        whole = " and are trained whole" * (least < 1)
+        plan.append(f"The homework's points come first{whole}: {shares}")
+    print("\n".join(textwrap.fill(line, WIDTH) for line in plan), flush=True)
+    seconds = lookahead.forecast_trials(points, costs, missing, first)
+    return replace(spec, context=context), seconds / lookahead.at_once(context.compute, jobs)
+
+
+def describe_task(settings: SearchSettings, device: str) -> str:
+    """Return how many trials and steps are asked for, and what ends the search before them."""
+    steps, trials = settings.base.steps, settings.trials
+    most = "at most " * settings.is_race
+    limits = {
+        "seconds": settings.timeout,
+        "steps": settings.budget,
+        "trials without a better answer": settings.patience,
+    }
+    task = f"Study {settings.name}: {most}{trials} trials of {steps:,} steps on {device}, "
+    task += f"{trials * steps:,} steps in all."
+    if ends := [f"{limit:,.12g} {unit}" for unit, limit in limits.items() if limit]:
+        task += f" It ends before that after {' or '.join(ends)}."
+    return task
+
+
+def first_points(settings: SearchSettings, worker: StudyWorker) -> list[TrialConfig]:
+    """Return the points that the study begins with and that are still to be trained."""
+    ended = {trial.number for trial in worker.finished()}
+    return [
+        settings.base.replace(**preset.values)
+        for number, preset in enumerate(settings.presets)
+        if number not in ended
+    ]
+
+
+def run_trials(spec: WorkerSpec, worker: StudyWorker, at_once: int, seconds: float) -> None:
+    """Run the missing trials, which are to take so long, in this process or in several."""
+    settings, done, planned = spec.settings, worker.finished(), worker.planned()
+    pace = Pace(
+        planned - len(done),
+        at_once,
+        0 if settings.preset else len(settings.presets),
+        seconds,
+        settings.timeout,
+        None if settings.budget is None else settings.budget - worker.steps(),
+    )
+    with (
+        uninterrupted(),
+        Progress(worker.shared, planned, done, at_once, pace) as progress,
+    ):
+        if at_once > 1:
+            run_workers(spec, at_once, progress)
+            return
+        for trial in worker.trials():
+            config, result = run_trial(worker.shared, trial, progress.running[0])
+            progress.ended(trial.number, config, result)
+
+
+def describe_end(settings: SearchSettings, limit: Limit, finished: int) -> str:
+    """Return in a line what ended a search of so many finished trials, and how to go on."""
+    count = f"{finished} of {settings.trials} trials"
+    if settings.preset and limit == Limit.TRIALS:
+        return f"All points are trained: {count}."
+    more = "the same command" if limit == Limit.TIMEOUT else f"a larger {limit}"
+    return f"Ended by {limit} after {count}; {more} goes on."
