@@ -154,10 +154,12 @@ class TrialConfig:
         return hashlib.sha256(canonical_json(self.identity()).encode()).hexdigest()[:12]
 
     def label(self) -> str:
-        """Return the four searched numbers in short, such as 'd256 h8 L4 relu',
-        and which blocks are unusual.
+        """Return the four searched numbers in short, such as 'd256 h8 L4 relu', and what else is
+        not the homework's: pre-norm, the learning rate, the blocks.
         """
         words = [f"d{self.d_model} h{self.nhead} L{self.num_layers} {self.activation}"]
+        words += ["pre-norm"] * self.norm_first
+        words += [f"lr {self.lr:.2g}"] * (self.lr != type(self).lr)
         words += [str(value) for name, value in self.identity().items() if name in ADDED_LATER]
         return " ".join(words)
 
