@@ -153,10 +153,10 @@ def test_a_trial_left_open_is_finished_beyond_the_budget(
     assert len(again.study.trials) == 2
 
 
-def test_a_failed_trial_has_spent_what_it_trained(
+def test_a_collapsed_trial_has_spent_what_it_trained(
     state: Path, context: TrainingContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It diverges at step 2, before it reports anything."""
+    """It diverges at its first step, before it reports anything."""
 
     def diverge(config: TrialConfig, *rest: object) -> TrialResult:
         hopeless = config.replace(lr=1e30, warmup_steps=0, d_model=16, nhead=2, num_layers=1)
@@ -164,9 +164,9 @@ def test_a_failed_trial_has_spent_what_it_trained(
 
     monkeypatch.setattr(tracked_training, "train", diverge)
     worker = open_worker(state, context, replace(MANY, budget=5))
-    assert work(worker) == 3
-    assert {trial.state for trial in worker.study.trials} == {TrialState.FAIL}
-    assert worker.steps() == 6
+    assert work(worker) == 5
+    assert {trial.state for trial in worker.study.trials} == {TrialState.PRUNED}
+    assert worker.steps() == 5
 
 
 @pytest.mark.usefixtures("fast")
