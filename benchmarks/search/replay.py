@@ -5,10 +5,12 @@ by the product's own samplers, pruners, presets, estimates and races; a trial's 
 up. A point that the table lacks stands for the nearest one that it has. Each replay draws a
 validation part of its own from the table's pool, with replacement: what a model is worth in truth
 is its accuracy on the whole pool, and a point's worth is that of its models, smoothed over all
-points of the table.
+points of the table. The outside anchor, Syne Tune, is not installed with the project: `pip install
+--no-deps syne-tune==0.16.0 dill sortedcontainers statsmodels patsy`.
 """
 
 import argparse
+import datetime
 import json
 import random
 import statistics
@@ -19,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import optuna
 import torch
@@ -54,7 +57,7 @@ class Strategy:
     """How a search proposes, stops and answers."""
 
     name: str
-    sampler: str  # of SAMPLERS, or one of Optuna's as it comes: "plain tpe", "plain random"
+    sampler: str  # of SAMPLERS; or Optuna's own, "plain tpe", or all of "syne-tune BOHB"
     pruner: str  # of PRUNERS or OTHER_PRUNERS
     by_model: bool  # whether the answer is the model's, or the best shown number
     finalists: int = 0  # that race on fresh seeds at the end
@@ -66,6 +69,8 @@ STRATEGIES = (
     Strategy("random, none stopped", "plain random", "none", False),
     Strategy("Optuna's defaults, none stopped", "plain tpe", "none", False),
     Strategy("Optuna's defaults + median", "plain tpe", "plain median", False),
+    Strategy("Syne Tune's BOHB", "syne-tune BOHB", "", False),
+    Strategy("Syne Tune's ASHA", "syne-tune ASHA", "", False),
     Strategy("before: TPE + median", "plain tpe", "median", False),
     Strategy("TPE + halving", "plain tpe", "halving", False),
     Strategy("TPE + halving, by the model", "tpe", "halving", True),
@@ -164,7 +169,8 @@ class Replay:
 
     def run(self) -> Answer:
         """Search, answer, and hold the answer against the truth."""
-        repeats = self._search()
+        anchor = self.strategy.sampler.startswith("syne-tune")
+        points = self._search_by_syne_tune() if anchor else self._search()
         if not self.strategy.by_model:
             training = max(self._complete(), key=lambda each: max(each.values))
             shown, interval = max(training.values), None
@@ -182,11 +188,12 @@ class Replay:
             self.table.best - self.table.truth[point],
             shown - true,
             interval and interval[0] <= true <= interval[1],
-            repeats,
+            len(points) - len(set(points)),
             statistics.mean(self.race) if self.race else 1.0,
         )
 
-    def _search(self) -> int:
+    def _search(self) -> list[Point]:
+        """Run the product's search; return the points that it proposed."""
         table, strategy = self.table, self.strategy
         pruners = {**PRUNERS, **OTHER_PRUNERS}
         study = optuna.create_study(
@@ -216,7 +223,40 @@ class Replay:
                 study.tell(trial, state=TrialState.PRUNED)
             else:
                 study.tell(trial, max(training.values))
-        return len(tried) - len(set(tried))
+        return tried
+
+    def _search_by_syne_tune(self) -> list[Point]:
+        """Run another library's, with the same rungs: a fifth and three fifths of the budget."""
+        from syne_tune.backend.trial_status import Trial  # type: ignore[import-not-found]
+        from syne_tune.config_space import choice, randint  # type: ignore[import-not-found]
+        from syne_tune.optimizer import baselines  # type: ignore[import-not-found]
+
+        space = {name: choice(list(values)) for name, values in HOMEWORK.choices.items()}
+        space |= {name: randint(low, high) for name, (low, high) in HOMEWORK.integers.items()}
+        np.random.seed(self.seed)  # it draws from there
+        scheduler = getattr(baselines, self.strategy.sampler.split()[1])(
+            space,
+            metric="accuracy",
+            time_attr="evaluation",
+            max_t=len(SEARCHED),
+            do_minimize=False,
+            random_seed=self.seed,
+        )
+        tried = []
+        for number in range(self.strategy.trials):
+            values = scheduler.suggest().config
+            tried.append(tuple(values[name] for name in self.table.fields))
+            trial = Trial(number, values, datetime.datetime.now(datetime.UTC))
+            scheduler.on_trial_add(trial)
+            line = self.draw.choice(self.table.lines[self.table.nearest(values)])
+            training = self._training(line)
+            for evaluation, value in enumerate(training.values, start=1):
+                result = {"accuracy": value, "evaluation": evaluation}
+                if scheduler.on_trial_result(trial, result) == "STOP":
+                    break
+            self._spend(training, SEARCHED[evaluation - 1])
+            self.trials.append((training, SEARCHED[evaluation - 1]))
+        return tried
 
     def _training(self, line: dict[str, Any]) -> Training:
         part = line["hits"][:, self.part]
@@ -324,6 +364,25 @@ def summarise(answers: list[Answer], standard_error: float) -> dict[str, float]:
     }
 
 
+def draw(results: dict[str, dict[str, float]], error: float, path: Path) -> None:
+    """Draw what each strategy loses against what it trains."""
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    axes.axhline(error, color="0.7", linestyle=":")
+    axes.text(50, error, "a standard error of the best", va="bottom", ha="right", color="0.4")
+    for name, result in results.items():
+        half_width = 1.645 * result["regret's standard error"]
+        axes.errorbar(result["steps"], result["regret"], half_width, marker="o", capsize=3)
+        axes.annotate(
+            name, (result["steps"], result["regret"]), (6, 0), textcoords="offset points", size=8
+        )
+    axes.set_xlabel("training, in whole trainings of 50")
+    axes.set_ylabel("accuracy lost against the best point")
+    axes.set_xlim(0, 65)
+    axes.set_ylim(bottom=0)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
 def main() -> None:
     """Replay all strategies, and print a line for each."""
     flags = argparse.ArgumentParser(description=__doc__)
@@ -354,6 +413,7 @@ def main() -> None:
             "a standard error": error,
             "strategies": [asdict(each) for each in STRATEGIES],
         }
+        draw(results, error, arguments.out.with_suffix(".png"))
         arguments.out.write_text(json.dumps({**about, "results": results}, indent=1) + "\n")
 
 

@@ -21,7 +21,8 @@ class ModelSampler(BaseSampler):
     """Proposes the untried point of the highest expected improvement (Jones, Schonlau and Welch
     1998) over the best point so far, both as the Gaussian process of curves.py sees them.
 
-    Optuna's own samplers model the last values alone; this one is told how far a trial had come.
+    Optuna's own samplers model the last values alone; this one is told how far a trial had come,
+    and takes a point that collapsed or does not fit for as bad as the worst.
     It keeps nothing between trials: the same trials and seed propose the same point.
     """
 
@@ -48,7 +49,7 @@ class ModelSampler(BaseSampler):
             for each in study.get_trials(deepcopy=False)
             if each.number != trial.number and search_space.keys() <= each.params.keys()
         ]
-        seen = [each for each in others if each.intermediate_values]
+        seen = [each for each in others if each.intermediate_values or _is_broken(each)]
         tried = {tuple(each.params[name] for name in search_space) for each in others}
         untried = [
             point
@@ -58,13 +59,7 @@ class ModelSampler(BaseSampler):
         if len(seen) < STARTUP or not untried:
             return {}
         every = places_of([*(each.params for each in seen), *untried])
-        whole = max(max(each.intermediate_values) for each in seen)
-        model = fit([
-            Curve(place, tuple(
-                (step / whole, value) for step, value in sorted(each.intermediate_values.items())
-            ))
-            for each, place in zip(seen, every, strict=False)
-        ])  # fmt: skip
+        model = fit(_curves(seen, every[: len(seen)]))
         means, deviations = model.points(every)
         scores = expected_improvement(means, deviations, float(means[: len(seen)].max()))
         return untried[int(scores[len(seen) :].argmax())]
@@ -78,6 +73,24 @@ class ModelSampler(BaseSampler):
     ) -> Any:
         """Return one field's value, at random."""
         return self._random.sample_independent(study, trial, param_name, param_distribution)
+
+
+def _curves(trials: list[FrozenTrial], places: list[tuple[float, ...]]) -> list[Curve]:
+    """Return the curves of trials; of those that collapsed or do not fit, the worst end of all."""
+    whole = max((max(each.intermediate_values, default=1) for each in trials), default=1)
+    ends = [list(each.intermediate_values.values())[-1] for each in trials if not _is_broken(each)]
+    worst = {whole: min(ends, default=0.0)}
+    curves = []
+    for trial, place in zip(trials, places, strict=True):
+        values = worst if _is_broken(trial) else trial.intermediate_values
+        rows = tuple((step / whole, value) for step, value in sorted(values.items()))
+        curves.append(Curve(place, rows))
+    return curves
+
+
+def _is_broken(trial: FrozenTrial) -> bool:
+    """Tell whether a trial broke a constraint: see trial.py."""
+    return any(value > 0 for value in trial.constraints.values())
 
 
 def expected_improvement(means: Tensor, deviations: Tensor, best: float) -> Tensor:

@@ -77,6 +77,26 @@ def test_trials_without_a_value_teach_nothing() -> None:
     assert ModelSampler(SMALL, 0).sample_relative(study, last, SMALL.distributions()) == {}
 
 
+def test_where_trainings_collapse_it_proposes_less() -> None:
+    """They have no value; random trials hit such points every other time."""
+    study = optuna.create_study(direction="maximize")
+    collapsed = []
+    for number in range(30):
+        study.sampler = make_sampler("model", HOMEWORK, number)
+        trial = study.ask()
+        HOMEWORK.sample(trial, HOMEWORK_BASELINE)
+        collapsed.append(trial.params["num_layers"] > 3)
+        if collapsed[-1]:
+            trial.set_constraint("collapsed", 1.0)
+            study.tell(trial, state=TrialState.PRUNED)
+            continue
+        value = 0.5 + 0.05 * (trial.params["num_layers"] == 2)
+        trial.report(value, 100)
+        study.tell(trial, value)
+    assert sum(collapsed[:STARTUP]) > 3
+    assert sum(collapsed[STARTUP:]) < 8
+
+
 def test_expected_improvement_is_the_mean_of_what_exceeds_the_best() -> None:
     means, deviations = torch.tensor([0.5, 0.7, 0.4]), torch.tensor([0.1, 0.05, 0.3])
     draws = means + deviations * torch.tensor(
