@@ -182,9 +182,9 @@ def make_spec(arguments: argparse.Namespace) -> "WorkerSpec":
     """Return the search that is asked for. Raises UserError for what makes none."""
     from experiments.analysis.leaderboard import expectations
     from experiments.context import load_context
-    from experiments.study.presets import SETS, homework_points
+    from experiments.proposals.presets import SETS, homework_points
+    from experiments.proposals.space import REPRODUCE, find_space, parse_field
     from experiments.study.search import SearchSettings, WorkerSpec, default_storage
-    from experiments.study.space import REPRODUCE, find_space, parse_field
     from experiments.tracking.store import default_tracking_uri
     from speaker.common.errors import UserError
     from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from experiments.analysis.confirmation import confirm, describe_confirmation
 from experiments.analysis.leaderboard import ranked
 from experiments.context import TrainingContext
-from experiments.study.finalists import digest_of, finalists, space_of
+from experiments.proposals.finalists import digest_of, finalists, space_of
 from experiments.study.search import SearchSettings, WorkerSpec
 from experiments.study.session import describe_end, run_search
 from experiments.study.stopping import Limit

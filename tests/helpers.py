@@ -12,10 +12,10 @@ import optuna
 import pytest
 import torch
 
-from experiments.study.presets import homework_points
+from experiments.proposals.attributes import RUN_ID
+from experiments.proposals.presets import homework_points
+from experiments.proposals.space import HOMEWORK
 from experiments.study.search import SearchSettings, open_storage
-from experiments.study.space import HOMEWORK
-from experiments.study.trial import RUN_ID
 from experiments.tracking.store import TrackingStore
 from speaker.common.errors import UserError
 from speaker.common.seeding import generator

@@ -10,8 +10,8 @@ import optuna
 import pytest
 
 from experiments.context import load_context
+from experiments.proposals.space import Space
 from experiments.study.search import SearchSettings, WorkerSpec
-from experiments.study.space import Space
 from speaker.config import ACTIVATIONS
 from tests.helpers import ROOT, TINY, run, write_corpus
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.study.space import HOMEWORK
+from experiments.proposals.space import HOMEWORK
 from experiments.tracking.store import TrackingStore
 from speaker.common.cuda import use
 from speaker.common.devices import Compute, find_compute

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
-from experiments.study.space import HOMEWORK
+from experiments.proposals.space import HOMEWORK
 from speaker.config import HOMEWORK_BASELINE, TrialConfig
 from speaker.data.pack import Pack
 from speaker.model.classifier import SpeakerClassifier

@@ -31,13 +31,14 @@ from optuna.trial import TrialState
 
 from benchmarks.search.table import read_table
 from experiments.analysis.leaderboard import agreement
-from experiments.study.curves import Curve, Estimate, estimate, places_of
-from experiments.study.presets import homework_points
-from experiments.study.pruners import PRUNERS
-from experiments.study.race import still_racing, winner
-from experiments.study.samplers import make_sampler
-from experiments.study.space import HOMEWORK
-from experiments.study.trial import PRESET, listen
+from experiments.proposals.attributes import PRESET
+from experiments.proposals.curves import Curve, Estimate, estimate, places_of
+from experiments.proposals.presets import homework_points
+from experiments.proposals.pruners import PRUNERS
+from experiments.proposals.race import still_racing, winner
+from experiments.proposals.samplers import make_sampler
+from experiments.proposals.space import HOMEWORK
+from experiments.study.trial import listen
 from speaker.common.seeding import derive_seed
 from speaker.config import HOMEWORK_BASELINE
 from speaker.training.metrics import OBJECTIVE, hits_of

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from experiments.study.space import HOMEWORK
+from experiments.proposals.space import HOMEWORK
 from speaker.common.devices import Compute, ThreadPool, find_precision
 from speaker.common.files import create_once
 from speaker.common.paths import STATE

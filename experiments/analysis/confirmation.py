@@ -8,9 +8,9 @@ from statistics import mean, stdev
 from scipy.stats import t as student_t
 
 from experiments.analysis.leaderboard import Row, agreement, ranked
-from experiments.study.curves import Estimate
-from experiments.study.finalists import FAILED
-from experiments.study.race import winner
+from experiments.proposals.curves import Estimate
+from experiments.proposals.finalists import FAILED
+from experiments.proposals.race import winner
 from experiments.tracking import names
 from experiments.tracking.store import TrackingStore
 

@@ -15,7 +15,7 @@ from statistics import mean, stdev
 from scipy.stats import t as student_t
 
 from experiments.analysis.leaderboard import Row
-from experiments.study.presets import EDITED, FOUR_EDITS
+from experiments.proposals.presets import EDITED, FOUR_EDITS
 from speaker.config import HOMEWORK_EDITED
 
 Corner = frozenset[str]  # the edits that are made

@@ -10,7 +10,7 @@ import numpy as np
 from mlflow.entities import Run
 from scipy.stats import binomtest
 
-from experiments.study.curves import Curve, Estimate, estimate, places_of
+from experiments.proposals.curves import Curve, Estimate, estimate, places_of
 from experiments.tracking import names
 from experiments.tracking.store import TrackingStore
 from speaker.common.errors import UserError

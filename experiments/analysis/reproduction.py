@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 
 from experiments.analysis.leaderboard import Row
-from experiments.study.presets import REPRODUCED
+from experiments.proposals.presets import REPRODUCED
 from speaker.config import HOMEWORK_BASELINE
 
 

@@ -1,1 +1,1 @@
-"""What is tried next, and by whom."""
+"""Who trains them: a study, its trials, and the workers of this machine."""

@@ -25,15 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.context import TrainingContext
-from experiments.study.finalists import still_to_train
-from experiments.study.locks import Locks, Release, open_locks
-from experiments.study.presets import Preset
-from experiments.study.pruners import PRUNERS
-from experiments.study.rescue import changes_of, next_to_rescue, split_changes
-from experiments.study.samplers import make_sampler
-from experiments.study.space import Space
-from experiments.study.stopping import Expectations, Limit, has_stalled
-from experiments.study.trial import (
+from experiments.proposals.attributes import (
     INDEX,
     OVERRIDES,
     PRESET,
@@ -41,10 +33,17 @@ from experiments.study.trial import (
     RESCUE_OF,
     RUN_ID,
     STEPS,
-    STORE_FAILURES,
-    StudyContext,
     outcome_of,
 )
+from experiments.proposals.finalists import still_to_train
+from experiments.proposals.presets import Preset
+from experiments.proposals.pruners import PRUNERS
+from experiments.proposals.rescue import changes_of, next_to_rescue, split_changes
+from experiments.proposals.samplers import make_sampler
+from experiments.proposals.space import Space
+from experiments.study.locks import Locks, Release, open_locks
+from experiments.study.stopping import Expectations, Limit, has_stalled
+from experiments.study.trial import STORE_FAILURES, StudyContext
 from experiments.tracked_training import explaining_failures
 from experiments.tracking import names
 from experiments.tracking.store import TrackingStore

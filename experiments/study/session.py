@@ -6,9 +6,9 @@ import textwrap
 from dataclasses import replace
 
 from experiments.context import move_to_device
+from experiments.proposals.pruners import EARLIEST
 from experiments.study.local_workers import run_workers
 from experiments.study.progress import Pace, Progress
-from experiments.study.pruners import EARLIEST
 from experiments.study.search import SearchSettings, StudyWorker, WorkerSpec
 from experiments.study.stopping import Limit
 from experiments.study.trial import run_trial

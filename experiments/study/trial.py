@@ -1,21 +1,26 @@
-"""One trial of a study: its point, its run, and what the study hears of it.
-
-What a sampler should hear of a trial that has no fair score: Optuna's TPE ignores failed trials, so
-that it would propose their like again, and takes a pruned trial's last value for its score, as if
-the architecture were weak. A trial that collapsed or does not fit into memory is told as pruned
-with a broken constraint, named by its outcome, instead: TPE puts such trials behind all others, and
-no accuracy is made up. The GP sampler looks at complete trials alone, and the random one at none.
-"""
+"""One trial of a study: its point, its run, and what the study hears of it."""
 
 from dataclasses import dataclass
 
 import optuna
 from optuna.exceptions import StorageInternalError
-from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
 from experiments.context import TrainingContext
-from experiments.study.space import Space
+from experiments.proposals.attributes import (
+    BROKEN,
+    CONSTRAINED,
+    LOSSES,
+    OPTUNA_STATES,
+    OUTCOME,
+    OVERRIDES,
+    PRESET,
+    REPLICATE,
+    RESCUE_OF,
+    RUN_ID,
+    STEPS,
+)
+from experiments.proposals.space import Space
 from experiments.tracked_training import TrackedTraining
 from experiments.tracking import names
 from experiments.tracking.run import STORE_ERRORS, TrackedRun
@@ -27,22 +32,8 @@ from speaker.training.metrics import OBJECTIVE, Metrics
 from speaker.training.outcome import Outcome
 from speaker.training.train import Report, TrialResult
 
-# Attributes of an Optuna trial.
-RUN_ID, PRESET, REPLICATE, LOSSES = "mlflow.run_id", "preset", "replicate", "device.losses"
-INDEX = "preset.index"  # among the study's presets
-OUTCOME, STEPS = "outcome", "steps"  # older trials lack these
-RESCUE_OF, OVERRIDES = "rescue.of", "overrides"  # see rescue.py
 MAX_LOSSES = 2  # a trial that has lost its device so often ends as failed
 STORE_FAILURES = (*STORE_ERRORS, StorageInternalError)  # of MLflow's, Optuna's or a disk
-OPTUNA_STATES = {
-    Outcome.COMPLETE: TrialState.COMPLETE,
-    Outcome.PRUNED: TrialState.PRUNED,
-    Outcome.COLLAPSED: TrialState.PRUNED,
-    Outcome.INFEASIBLE: TrialState.PRUNED,
-    Outcome.FAILED: TrialState.FAIL,
-}  # an interrupted trial keeps running, for Optuna
-BROKEN = 1.0  # of a constraint: above 0
-CONSTRAINED = (Outcome.COLLAPSED, Outcome.INFEASIBLE)
 
 
 @dataclass(frozen=True)
@@ -166,9 +157,3 @@ def _tell(shared: StudyContext, trial: optuna.trial.Trial, result: TrialResult) 
     if result.outcome in CONSTRAINED and result.outcome not in trial.constraints:
         trial.set_constraint(result.outcome, BROKEN)
     shared.study.tell(trial, state=OPTUNA_STATES[result.outcome])
-
-
-def outcome_of(trial: FrozenTrial) -> Outcome:
-    """Return how a finished trial ended."""
-    by_state = {state: outcome for outcome, state in reversed(OPTUNA_STATES.items())}
-    return Outcome(trial.user_attrs.get(OUTCOME, by_state[trial.state]))

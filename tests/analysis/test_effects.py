@@ -13,8 +13,8 @@ from experiments.analysis.effects import (
     measure_effects,
 )
 from experiments.analysis.leaderboard import Row
-from experiments.study.presets import EDITED, FOUR_EDITS, four_edits
-from experiments.study.space import HOMEWORK
+from experiments.proposals.presets import EDITED, FOUR_EDITS, four_edits
+from experiments.proposals.space import HOMEWORK
 from speaker.config import HOMEWORK_BASELINE, HOMEWORK_EDITED
 
 EDITS = ("a", "b", "c")

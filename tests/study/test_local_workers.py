@@ -19,11 +19,11 @@ from optuna.trial import TrialState
 
 from experiments import tracked_training
 from experiments.context import TrainingContext
+from experiments.proposals.attributes import LOSSES
 from experiments.study.local_workers import _work as work
 from experiments.study.local_workers import run_workers
 from experiments.study.progress import Progress
 from experiments.study.search import WorkerSpec
-from experiments.study.trial import LOSSES
 from speaker.common.devices import usable_cores
 from speaker.common.errors import DeviceLostError, UserError
 from speaker.data.pack import Pack

@@ -12,11 +12,11 @@ import pytest
 from optuna.trial import TrialState
 
 from experiments.analysis.leaderboard import describe_unfair, ranked, table
-from experiments.study.rescue import split_changes
-from experiments.study.samplers import make_sampler
+from experiments.proposals.attributes import OVERRIDES, RESCUE_OF
+from experiments.proposals.rescue import split_changes
+from experiments.proposals.samplers import make_sampler
+from experiments.proposals.space import HOMEWORK, WIDE, Space
 from experiments.study.search import SearchSettings, StudyWorker, open_storage
-from experiments.study.space import HOMEWORK, WIDE, Space
-from experiments.study.trial import OVERRIDES, RESCUE_OF
 from experiments.tracking.run import TrackedRun
 from experiments.tracking.store import TrackingStore
 from speaker.common.errors import UserError
@@ -198,8 +198,8 @@ from pathlib import Path
 import torch
 from experiments.context import load_context
 from experiments.study.search import WorkerSpec
-from experiments.study.space import Space
-from experiments.study.trial import run_trial
+from experiments.proposals.space import Space
+from experiments.study.trial import (run_trial)
 from tests.helpers import PLAN
 from tqdm import tqdm
 

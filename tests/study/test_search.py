@@ -14,12 +14,13 @@ from tqdm import tqdm
 
 from experiments import tracked_training
 from experiments.context import TrainingContext
+from experiments.proposals.attributes import PRESET, REPLICATE, RUN_ID
+from experiments.proposals.presets import homework_points
+from experiments.proposals.pruners import PRUNERS
+from experiments.proposals.space import HOMEWORK, WIDE
 from experiments.study.locks import open_locks
-from experiments.study.presets import homework_points
-from experiments.study.pruners import PRUNERS
 from experiments.study.search import SearchSettings, StudyWorker, open_storage
-from experiments.study.space import HOMEWORK, WIDE
-from experiments.study.trial import PRESET, REPLICATE, RUN_ID, listen, run_trial
+from experiments.study.trial import listen, run_trial
 from experiments.tracking.run import TrackedRun
 from experiments.tracking.store import TrackingStore
 from speaker.common.cuda import noticing_loss

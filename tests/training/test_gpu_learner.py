@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.study.space import HOMEWORK
+from experiments.proposals.space import HOMEWORK
 from speaker.common import cuda
 from speaker.common.devices import Compute, ThreadPool
 from speaker.config import HOMEWORK_BASELINE, HOMEWORK_EDITED, TrialConfig

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from experiments.context import TrainingContext, move_to_device
-from experiments.study.space import HOMEWORK
+from experiments.proposals.space import HOMEWORK
 from speaker.common.devices import CPU, Compute, find_precision
 from speaker.common.errors import DeviceLostError, UserError
 from speaker.data.pack import Pack

@@ -3,7 +3,7 @@ from statistics import mean
 
 import pytest
 
-from experiments.study.race import still_racing, winner
+from experiments.proposals.race import still_racing, winner
 
 
 def draw_race(seed: int, worths: dict[str, float], seeds: int) -> dict[str, dict[int, float]]:

@@ -9,9 +9,9 @@ import pytest
 
 from experiments.analysis.leaderboard import ranked
 from experiments.analysis.reproduction import describe_reproduction
-from experiments.study.presets import REPRODUCED, four_edits, homework_points, reproduce
+from experiments.proposals.presets import REPRODUCED, four_edits, homework_points, reproduce
+from experiments.proposals.space import REPRODUCE, Space, find_space
 from experiments.study.search import SearchSettings, StudyWorker
-from experiments.study.space import REPRODUCE, Space, find_space
 from speaker.common.errors import UserError
 from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE, TrialConfig
 from tests.helpers import PLAN, TINY

@@ -3,8 +3,8 @@ from typing import Any
 import optuna
 import pytest
 
-from experiments.study.presets import four_edits, homework_points
-from experiments.study.space import HOMEWORK, SPACES, WIDE, Space, find_space, parse_field
+from experiments.proposals.presets import four_edits, homework_points
+from experiments.proposals.space import HOMEWORK, SPACES, WIDE, Space, find_space, parse_field
 from speaker.common.errors import UserError
 from speaker.config import HOMEWORK_BASELINE, HOMEWORK_EDITED, TrialConfig
 

@@ -10,8 +10,8 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial
 from torch import Tensor
 
-from experiments.study.curves import Curve, fit, places_of
-from experiments.study.space import Space
+from experiments.proposals.curves import Curve, fit, places_of
+from experiments.proposals.space import Space
 
 STARTUP = 10  # trials before the model is asked
 CANDIDATES = 1_000  # of a space that has more points

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 from optuna.trial import FrozenTrial, TrialState
 
-from experiments.study.presets import Preset
-from experiments.study.race import still_racing
-from experiments.study.space import Space
-from experiments.study.trial import INDEX
+from experiments.proposals.attributes import INDEX
+from experiments.proposals.presets import Preset
+from experiments.proposals.race import still_racing
+from experiments.proposals.space import Space
 from speaker.common.files import canonical_json
 from speaker.config import TrialConfig
 

@@ -2,9 +2,9 @@ import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from experiments.study.finalists import digest_of, finalists, space_of, still_to_train
-from experiments.study.presets import Preset
-from experiments.study.trial import INDEX
+from experiments.proposals.attributes import INDEX
+from experiments.proposals.finalists import digest_of, finalists, space_of, still_to_train
+from experiments.proposals.presets import Preset
 from speaker.config import HOMEWORK_BASELINE, TrialConfig
 
 ONE, TWO, THREE = (HOMEWORK_BASELINE.replace(d_model=width) for width in (80, 128, 256))

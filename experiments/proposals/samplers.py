@@ -8,8 +8,8 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-from experiments.study.model_sampler import ModelSampler
-from experiments.study.space import Space
+from experiments.proposals.model_sampler import ModelSampler
+from experiments.proposals.space import Space
 from speaker.common.seeding import permutation
 
 ATTEMPTS = 20  # draws, before any untried point is taken

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.stats import norm
 from scipy.stats import t as student_t
 
-from experiments.study.curves import Estimate
+from experiments.proposals.curves import Estimate
 
 Point = TypeVar("Point", bound=Hashable)
 Scores = Mapping[Point, Mapping[int, float]]  # accuracies by point and seed

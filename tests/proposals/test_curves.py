@@ -5,7 +5,7 @@ from statistics import mean
 import pytest
 import torch
 
-from experiments.study.curves import Curve, Estimate, estimate, fit, places_of
+from experiments.proposals.curves import Curve, Estimate, estimate, fit, places_of
 
 UTTERANCES = 100
 LUCK = math.sqrt(0.5 * 0.5 / UTTERANCES)
@@ -104,7 +104,7 @@ def test_an_interval_is_nine_in_ten_of_a_normal_distribution() -> None:
 def test_many_values_are_thinned_to_the_last_of_each_curve(monkeypatch: pytest.MonkeyPatch) -> None:
     curves, _ = draw_study(1)
     whole = estimate(curves, UTTERANCES)
-    monkeypatch.setattr("experiments.study.curves.MAX_ROWS", 40)
+    monkeypatch.setattr("experiments.proposals.curves.MAX_ROWS", 40)
     thinned = estimate(curves, UTTERANCES)
     assert [each.mean for each in whole] != [each.mean for each in thinned]
     assert all(abs(a.mean - b.mean) < 0.15 for a, b in zip(whole, thinned, strict=True))

@@ -4,8 +4,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from experiments.study.samplers import SAMPLERS, make_sampler
-from experiments.study.space import HOMEWORK, WIDE, Space
+from experiments.proposals.samplers import SAMPLERS, make_sampler
+from experiments.proposals.space import HOMEWORK, WIDE, Space
 from speaker.config import HOMEWORK_BASELINE
 
 SMALL = Space(

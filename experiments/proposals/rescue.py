@@ -9,8 +9,8 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from experiments.study.space import Space
-from experiments.study.trial import RESCUE_OF, outcome_of
+from experiments.proposals.attributes import RESCUE_OF, outcome_of
+from experiments.proposals.space import Space
 from speaker.config import TrialConfig
 from speaker.training.outcome import Outcome
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.study.space import HOMEWORK, REPRODUCE, Space
+from experiments.proposals.space import HOMEWORK, REPRODUCE, Space
 from speaker.common.errors import UserError
 from speaker.config import HOMEWORK_BASELINE, HOMEWORK_EDITED, PRESETS, TrialConfig
 

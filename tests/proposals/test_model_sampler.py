@@ -7,9 +7,9 @@ import torch
 from optuna.trial import TrialState
 from scipy.stats import norm
 
-from experiments.study.model_sampler import STARTUP, ModelSampler, expected_improvement
-from experiments.study.samplers import make_sampler
-from experiments.study.space import HOMEWORK, WIDE, Space
+from experiments.proposals.model_sampler import STARTUP, ModelSampler, expected_improvement
+from experiments.proposals.samplers import make_sampler
+from experiments.proposals.space import HOMEWORK, WIDE, Space
 from speaker.config import HOMEWORK_BASELINE
 
 SMALL = Space(

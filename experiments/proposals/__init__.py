@@ -1,0 +1,1 @@
+"""Which points are tried, in what order, and for how long."""
