@@ -137,7 +137,7 @@ def test_a_planted_import_is_seen_in_every_folder(folder: Path, depth: str) -> N
         for above in ("optuna", "mlflow.entities", "experiments.context", "sqlalchemy"):
             assert forbidden(module, f"def late():\n    import {above}") == {above}
     if module.startswith("experiments.tracking"):
-        assert forbidden(module, "from experiments.study.trial import (run_trial")
+        assert forbidden(module, "from experiments.study.trial import run_trial")
     if module.startswith("speaker.data"):
         assert forbidden(module, "from speaker.sources import demo")
 
