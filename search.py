@@ -155,27 +155,30 @@ def parser() -> Parser:
 
 def main() -> None:
     """Run the search and print what it found."""
+    arguments = parser().parse_args()
+    run(arguments)
+
+
+# Imports are late: torch, optuna and mlflow take seconds, and --help needs none of them.
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run a search, confirm its best if asked to, and say what was found."""
     from experiments.confirm import Machine, confirm_best
     from experiments.study.session import run_search
     from experiments.urls import masked
 
-    arguments = parser().parse_args()
     spec = make_spec(arguments)
     worker = spec.open()
     run_search(spec, worker, arguments.jobs)
-    elsewhere = ["--tracking-uri", masked(spec.tracking_uri)] if arguments.tracking_uri else []
-    print_results(spec, worker, elsewhere)
-    if arguments.confirm:
-        confirm_best(
-            worker.shared.store,
-            spec.settings.name,
-            arguments.confirm,
-            arguments.seeds,
-            Machine(spec.context, spec.storage_url, arguments.jobs),
-        )
-
-
-# Imports are late: torch, optuna and mlflow take seconds, and --help needs none of them.
+    name, store = spec.settings.name, worker.shared.store
+    has_winner = print_results(spec, worker)
+    if has_winner and arguments.confirm:
+        machine = Machine(spec.context, spec.storage_url, arguments.jobs)
+        confirm_best(store, name, arguments.confirm, arguments.seeds, machine)
+    if has_winner:
+        elsewhere = ["--tracking-uri", masked(spec.tracking_uri)] if arguments.tracking_uri else []
+        print(f"Next:\n{next_commands(name, spec.context.corpus, elsewhere)}")
 
 
 def make_spec(arguments: argparse.Namespace) -> "WorkerSpec":
@@ -246,17 +249,16 @@ def make_spec(arguments: argparse.Namespace) -> "WorkerSpec":
     )
 
 
-def print_results(spec: "WorkerSpec", worker: "StudyWorker", elsewhere: list[str]) -> None:
-    """Say what was trained and found, and what to type next."""
+def print_results(spec: "WorkerSpec", worker: "StudyWorker") -> bool:
+    """Say what was trained and found; return whether there is a winner."""
     from experiments.analysis.answer import describe_answer
     from experiments.analysis.effects import describe_effects, effects_of
     from experiments.analysis.leaderboard import describe_unfair, ranked, table
     from experiments.analysis.reproduction import describe_reproduction
+    from experiments.study.session import describe_end
 
     settings = spec.settings
     finished, steps = len(worker.finished()), worker.steps()
-    from experiments.study.session import describe_end
-
     print(describe_end(settings, worker.ended_by(), finished))
     planned = finished * settings.base.steps
     saved = (
@@ -271,8 +273,7 @@ def print_results(spec: "WorkerSpec", worker: "StudyWorker", elsewhere: list[str
         print(f"{published}\n")
     if effects := effects_of(rows):
         print(f"{describe_effects(effects)}\n")
-    if any(row.state == "complete" for row in rows):
-        print(f"Next:\n{next_commands(settings.name, spec.context.corpus, elsewhere)}")
+    return any(row.state == "complete" for row in rows)
 
 
 def next_commands(study: str, corpus: "Corpus", elsewhere: list[str]) -> str:

@@ -66,7 +66,7 @@ def confirm_best(store: TrackingStore, study: str, top: int, seeds: int, machine
     if (limit := worker.ended_by()) != Limit.TRIALS:
         print(describe_end(settings, limit, len(worker.finished())))
     if found := confirm(ranked(store, settings.name)):
-        print(f"\n{describe_confirmation(found)}")
+        print(f"\n{describe_confirmation(found)}\n")
 
 
 def _best_points(store: TrackingStore, study: str, top: int) -> list[TrialConfig]:
