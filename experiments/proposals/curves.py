@@ -99,7 +99,7 @@ class CurveModel:
         variance = (prior - explained).clamp(min=0) * surprise + agreement * luck
         return [
             Estimate(float(value), math.sqrt(float(each)))
-            for value, each in zip(means, variance, strict=True)
+            for value, each in zip(means.clamp(0, 1), variance, strict=True)
         ]
 
     @_in_one_thread()
