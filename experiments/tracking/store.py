@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import mlflow
 from mlflow.entities import Metric, Param, Run, ViewType
+from mlflow.environment_variables import MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT
 from mlflow.exceptions import MlflowException
 
 from experiments.context import TrainingContext
@@ -36,6 +37,8 @@ class TrackingStore:
         for library in ("mlflow", "alembic"):
             # They log whole tracebacks of what they raise.
             logging.getLogger(library).setLevel(logging.CRITICAL)
+        # Its lines name the server with the user's password, between those of a search.
+        MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.set(True)
         mlflow.set_tracking_uri(uri)  # the registry resolves models:/ URIs by this global alone
         self.uri = uri
         self.shown = masked(uri)
