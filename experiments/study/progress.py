@@ -147,7 +147,8 @@ class Progress:
         if not sys.stdout.isatty():
             line += f"  {self._ended}/{self._planned}  {_in_words(self._pace.elapsed())}"
         line += "  best" * is_best
-        _say(f"{line}: {result.reason}" if result.outcome == Outcome.FAILED else line)
+        is_fair = result.outcome in (Outcome.COMPLETE, Outcome.PRUNED)
+        _say(line if is_fair else f"{line}: {result.reason}")
         if result.fallback:
             _say(f"warning: #{number} was not captured as a graph: {result.fallback}")
         self._trials.update()
