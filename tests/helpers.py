@@ -48,7 +48,7 @@ PLAN = SearchSettings(
 LOSS = CrossEntropy(TINY, 4)
 # Shapes of 1 and 6 layers stand for those between, which repeat the same layer.
 LAYERS = (1, 6) if "ALL_SHAPES" not in os.environ else tuple(range(1, 7))
-KILLS = int(os.environ.get("KILLS", "2"))  # how often a test of kills kills; 20 takes minutes
+KILLS = int(os.environ.get("KILLS", "1"))  # how often a test of kills kills; 10 takes long
 STUDY = "homework-corpus"  # as a search of a folder named corpus calls it
 
 AA, AB, AC, AD = (f"Dataset.tar.gz.part{suffix}" for suffix in ("aa", "ab", "ac", "ad"))
