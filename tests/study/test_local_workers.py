@@ -105,7 +105,7 @@ def test_stopped_they_stop_and_go_on(home: Path, signum: signal.Signals) -> None
     wait = random.Random(int(signum))  # noqa: S311  # moments, not secrets
     stops = 0
     for _ in range(KILLS):
-        process = start(home, *SEARCH, 3 * KILLS, start_new_session=True)
+        process = start(home, *SEARCH, 6 * KILLS, start_new_session=True)
         workers = workers_of(process)
         assert all(signal.SIGINT in blocked_signals(worker) for worker in workers)
         time.sleep(wait.uniform(0, 6))
@@ -124,9 +124,9 @@ def test_stopped_they_stop_and_go_on(home: Path, signum: signal.Signals) -> None
             time.sleep(0.05)
         assert not any(map(is_alive, workers)), "a worker outlived the search"
     assert stops
-    done = run(home, *SEARCH, 3 * KILLS)
+    done = run(home, *SEARCH, 6 * KILLS)
     assert done.returncode == 0, done.stderr
-    assert_whole(home, 3 * KILLS)
+    assert_whole(home, 6 * KILLS)
 
 
 def test_when_all_are_killed_it_says_so_and_goes_on_later(home: Path) -> None:
