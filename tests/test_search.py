@@ -180,7 +180,7 @@ def test_one_point_is_tracked_like_a_trial_and_promotes(home: Path) -> None:
         assert re.search(pattern, done.stdout), done.stdout
     store = TrackingStore(f"sqlite:///{home}/mlruns/mlflow.db")
     (tracked,) = store.runs("tags.kind = 'trial'")
-    assert tracked.info.run_name == "d32 h16 L2 relu"
+    assert tracked.info.run_name == "d32 h16 L2 relu pre-norm"
     assert "preset" not in tracked.data.tags, "it was changed"
     assert tracked.data.params["norm_first"] == "True"
     assert tracked.data.params["warmup_steps"] == "1"

@@ -1,5 +1,6 @@
 """Trials that end without a fair score: what the study hears of them, and how they are tried again."""
 
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -64,10 +65,10 @@ def test_what_collapsed_is_tried_once_more_after_the_presets(
     assert {row.trial: row.rescue_of for row in rows if row.rescue_of} == {
         "2": "0", "3": "1", "5": "4",
     }  # fmt: skip
-    assert "rescue of #0 collapsed" in table(rows, best=7)
+    assert re.search(r"collapsed .*\n +rescue of #0$", table(rows, best=7), re.MULTILINE)
     told = describe_unfair(rows).splitlines()
     assert len(told) == 7
-    assert told[0].startswith("#0 d80 h2 L1 sigmoid collapsed: ")
+    assert told[0].startswith("#0 d80 h2 L1 sigmoid lr 30 collapsed: ")
     assert told[0].endswith("; tried again as #2")
     assert "at step 1" in told[0] or "at step 2" in told[0]
     with pytest.raises(UserError, match="rescue is on there and none here"):
@@ -175,14 +176,14 @@ def test_two_workers_try_each_collapsed_point_again_once(home: Path) -> None:
         "--fix", "lr=30.0", "--choices", "d_model=80,128", "--choices", "num_layers=1,2", "--jobs", 2,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("; tried again as #") >= 3
     study = optuna.load_study(
         study_name="s", storage=open_storage(f"sqlite:///{home}/mlruns/optuna.db")
     )
     parents = [
         trial.user_attrs[RESCUE_OF] for trial in study.trials if RESCUE_OF in trial.user_attrs
     ]
-    assert len(set(parents)) == len(parents) >= 3
+    assert len(set(parents)) == len(parents) >= 2  # a hot training need not collapse
+    assert done.stdout.count("; tried again as #") == len(parents)
     assert not set(parents) & {
         trial.number for trial in study.trials if RESCUE_OF in trial.user_attrs
     }
@@ -199,7 +200,7 @@ import torch
 from experiments.context import load_context
 from experiments.study.search import WorkerSpec
 from experiments.proposals.space import Space
-from experiments.study.trial import (run_trial)
+from experiments.study.trial import run_trial
 from tests.helpers import PLAN
 from tqdm import tqdm
 
