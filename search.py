@@ -165,7 +165,7 @@ def main() -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run a search, confirm its best if asked to, and say what was found."""
     from experiments.confirm import Machine, confirm_best
-    from experiments.report.publish import publish_safely
+    from experiments.report.publish import publish
     from experiments.study.session import run_search
     from experiments.urls import masked
 
@@ -175,14 +175,14 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         run_search(spec, worker, arguments.jobs)
     except KeyboardInterrupt:
-        publish_safely(store, name)  # the study is closed by now, and goes on as if there were none
+        publish(store, name)  # the study is closed by now, and goes on as if there were none
         raise
     has_winner = print_results(spec, worker)
-    report = publish_safely(store, name)
+    report = publish(store, name)
     if has_winner and arguments.confirm:
         machine = Machine(spec.context, spec.storage_url, arguments.jobs)
         confirm_best(store, name, arguments.confirm, arguments.seeds, machine)
-        report = publish_safely(store, name)  # again, with what was confirmed
+        report = publish(store, name)  # again, with what was confirmed
     if report:
         print(f"Report: {report}")
     if has_winner:

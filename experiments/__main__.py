@@ -22,7 +22,7 @@ from speaker.common.cli import (
     positive_int,
     run_cli,
 )
-from speaker.common.errors import UserError
+from speaker.common.errors import UserError, first_line
 from speaker.common.paths import STATE, validate_output_path, write_output
 from speaker.prediction.verbs import add_verbs
 
@@ -133,22 +133,27 @@ def run_effects(arguments: argparse.Namespace) -> None:
 def run_report(arguments: argparse.Namespace) -> None:
     """Write a study's page into a file, and keep it with the study's run."""
     from experiments.report.page import BEGINNING
-    from experiments.report.publish import publish
+    from experiments.report.publish import keep, make_report
+    from experiments.tracking.run import STORE_ERRORS
     from experiments.tracking.store import existing_store
 
     path = arguments.out or Path(f"{arguments.study}.html")
     validate_output_path(path, begins=BEGINNING.encode())
     store = existing_store(arguments.tracking_uri, STATE)
-    page, _ = publish(store, arguments.study)
-    write_output(path, page.encode())
+    report = make_report(store, arguments.study)
+    write_output(path, report.page.encode())
     print(f"Wrote {path}.")
+    try:
+        keep(store, report)
+    except STORE_ERRORS as error:
+        print(f"warning: {store.shown} did not take it ({first_line(error)})", file=sys.stderr)
 
 
 def run_confirm(arguments: argparse.Namespace) -> None:
     """Race a study's best points on fresh seeds."""
     from experiments.confirm import Machine, confirm_best
     from experiments.context import load_context
-    from experiments.report.publish import publish_safely
+    from experiments.report.publish import publish
     from experiments.study.search import default_storage
     from experiments.tracking.store import existing_store
 
@@ -158,7 +163,7 @@ def run_confirm(arguments: argparse.Namespace) -> None:
     )
     machine = Machine(context, arguments.storage or default_storage(STATE), arguments.jobs)
     confirm_best(store, arguments.study, arguments.top, arguments.seeds, machine)
-    publish_safely(store, arguments.study)  # with what was confirmed
+    publish(store, arguments.study)  # with what was confirmed
 
 
 def run_promote(arguments: argparse.Namespace) -> None:

@@ -216,7 +216,9 @@ def _heat(rows: list[Row], one: str, other: str) -> str:
             return "<td>"
         mean = sentences.mean_of(cell)
         part = (mean - low) / span if span else 0.5
-        return f'<td style="--heat:{100 * part:.0f}%">{mean:.2f} <small>({len(cell)})</small>'
+        return (
+            f'<td style="--heat:{0.08 + 0.42 * part:.2f}">{mean:.2f} <small>({len(cell)})</small>'
+        )
 
     body = "".join(f"<tr><th>{escape(label)}{''.join(map(shade, line))}"
                    for (label, _), line in zip(lines, cells, strict=True))  # fmt: skip

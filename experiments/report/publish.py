@@ -1,6 +1,7 @@
 """Keep a study's page where the study is: with its run in MLflow."""
 
 import sys
+from dataclasses import dataclass
 
 from experiments.tracking.store import TrackingStore
 from speaker.common.errors import first_line
@@ -8,27 +9,36 @@ from speaker.common.errors import first_line
 # Imports are late: the figures' library takes a second, and what fails to import is no search lost.
 
 
-def publish(store: TrackingStore, name: str) -> tuple[str, str]:
-    """Render a study's page and keep it with the study's run; return it, and the address that it is
-    kept at.
+@dataclass(frozen=True)
+class Report:
+    """A study's page, and what describes the study's run."""
 
-    Raises UserError for an unknown study.
-    """
+    run_id: str
+    page: str
+    summary: str
+
+
+def make_report(store: TrackingStore, name: str) -> Report:
+    """Read a study and render its page. Raises UserError for an unknown study."""
     from experiments.report.page import render
     from experiments.report.sentences import summary
     from experiments.report.study import read_study
 
     study = read_study(store, name)
-    page = render(study)
-    return page, store.log_report(study.run_id, page, summary(study))
+    return Report(study.run_id, render(study), summary(study))
 
 
-def publish_safely(store: TrackingStore, name: str) -> str:
-    """Publish a study's page after a search, and return its address: what fails is said in a line,
-    and costs nothing but the page.
+def keep(store: TrackingStore, report: Report) -> str:
+    """Keep a page with its study's run, and return the address that it is kept at."""
+    return store.log_report(report.run_id, report.page, report.summary)
+
+
+def publish(store: TrackingStore, name: str) -> str:
+    """Make and keep a study's page after a search, and return its address: what fails is said in a
+    line, and costs nothing but the page.
     """
     try:
-        return publish(store, name)[1]
+        return keep(store, make_report(store, name))
     except Exception as error:
         print(
             f"warning: the study is whole, but its report was not written ({first_line(error)}); "

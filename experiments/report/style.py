@@ -2,9 +2,10 @@
 
 CSS = """
 :root{color-scheme:light dark;--bg:#fcfcfa;--ink:#1b1d1f;--soft:#5d646b;--line:#e4e4df;
---dot:#8b939b;--win:#0a6e6e;--homework:#b8590b;--bad:#a3324b;--card:#f3f3ee}
+--dot:#8b939b;--win:#0a6e6e;--homework:#b8590b;--bad:#a3324b;--card:#f3f3ee;--shade:10 110 110}
 @media(prefers-color-scheme:dark){:root{--bg:#15181a;--ink:#e8e9e6;--soft:#9aa2a8;--line:#2c3135;
---dot:#7a838b;--win:#45c4bd;--homework:#f0a35c;--bad:#ef7d95;--card:#1d2124}}
+--dot:#7a838b;--win:#45c4bd;--homework:#f0a35c;--bad:#ef7d95;--card:#1d2124;
+--shade:69 196 189}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--bg);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
 main{max-width:1000px;margin:0 auto;padding:40px 24px 80px}
@@ -22,7 +23,7 @@ background:var(--line);border:1px solid var(--line);border-radius:10px;overflow:
 .tiles span{font-size:13px}
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr));
 gap:24px 28px}
-figure{margin:0;min-width:0;max-width:620px}
+figure{margin:0;min-width:0;max-width:560px}
 figcaption b{color:var(--ink)}
 svg{display:block;width:100%;height:auto}
 svg *{stroke-linejoin:round;stroke-linecap:butt}
@@ -34,7 +35,7 @@ thead th{position:sticky;top:0;background:var(--card);font-weight:600}
 td.l{text-align:left;white-space:normal;min-width:16em}
 caption{text-align:left}
 .heat td,.heat th{padding:6px 8px;text-align:center;font-weight:400}
-.heat td[style]{background:color-mix(in srgb,var(--win) calc(8% + var(--heat)*.42),var(--bg))}
+.heat td[style]{background:rgb(var(--shade)/var(--heat))}
 dl{display:grid;grid-template-columns:110px 1fr;gap:6px 16px;font-size:14px}
 dt{color:var(--soft)}
 dd{margin:0;overflow-wrap:anywhere}
@@ -42,7 +43,7 @@ pre{background:var(--card);padding:14px 16px;border-radius:8px;overflow:auto;fon
 @media(max-width:600px){main{padding:24px 16px 60px}h1{font-size:24px}
 dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:10px}}
 @media print{:root{--bg:#fff;--ink:#000;--soft:#444;--line:#ccc;--dot:#777;--win:#0a6e6e;
---homework:#b8590b;--bad:#a3324b;--card:#fff}main{max-width:none;padding:0}
+--homework:#b8590b;--bad:#a3324b;--card:#fff;--shade:10 110 110}main{max-width:none;padding:0}
 .scroll{max-height:none;overflow:visible}table{font-size:10px}th,td{padding:2px 4px}
 td,th{white-space:normal}td.l{min-width:0}thead th{position:static}
 figure,tr,.tiles,pre{break-inside:avoid}h2{break-after:avoid}
