@@ -21,6 +21,7 @@ from experiments.report.svg import (
 )
 
 WIDTH, HEIGHT = 5.0, 3.0  # inches
+PANEL = 3.9  # of the small ones, which stand beside each other
 MAX_CURVES = 120  # more are grey on grey, and a page of half a megabyte
 MAX_NAME = 26  # characters of a point beside a figure
 SPREAD = 0.22  # of a value's dots, to each side
@@ -112,7 +113,7 @@ def best_so_far(rows: Sequence[Row]) -> tuple[list[int], list[float]]:
 def draw_parameter(rows: Sequence[Row], name: str) -> Figure:
     """Draw the complete rows by the value of a field: a dot a trial, a bar at each median."""
     rows = scored(rows)
-    figure, axes = canvas(3.3, 2.0)
+    figure, axes = canvas(PANEL, 2.4)
     if is_continuous(name, rows):
         places = {row.run_id: float(row.values[name]) for row in rows if name in row.values}
         low, high = min(places.values()), max(places.values())
@@ -167,7 +168,7 @@ def draw_effects(effects: Effects) -> Figure:
 def draw_cost(rows: Sequence[Row], cost: str) -> Figure:
     """Draw accuracy against a cost, with the front: nothing is both better and cheaper."""
     rows = [row for row in scored(rows) if getattr(row, cost) > 0]
-    figure, axes = canvas(3.3, 2.5)
+    figure, axes = canvas(PANEL, 2.9)
     set_log(axes)
     edge = front(rows, cost)
     axes.step([getattr(row, cost) for row in edge], [row.whole or 0 for row in edge],

@@ -14,7 +14,7 @@ from experiments.report.levels import Importance, groups, importances, shown, va
 from experiments.report.origin import facts_of
 from experiments.report.study import Study, wilson
 from experiments.report.style import CSS
-from experiments.report.svg import to_svg
+from experiments.report.svg import short, to_svg
 from experiments.report.words import behind, between, duration, many, number
 
 BEGINNING = "<!doctype html>\n<!-- study report -->"  # how these pages can be told from others
@@ -120,8 +120,8 @@ def _tiles(study: Study) -> str:
         gain = f"{100 * ((winner.whole or 0) - (baseline.whole or 0)):+.1f}"
         tiles.append((gain, "points over the baseline", f"which has {number(baseline.whole)}"))
     than = baseline if baseline and baseline is not winner else None
-    tiles.append((f"{winner.parameters:,}", "parameters",
-                  f"baseline {than.parameters:,}" if than else ""))  # fmt: skip
+    tiles.append((short(winner.parameters), "parameters",
+                  f"baseline {short(than.parameters)}" if than else ""))  # fmt: skip
     tiles.append((duration(winner.seconds), "of training",
                   f"baseline {duration(than.seconds)}" if than else ""))  # fmt: skip
     cells = (f"<div><b>{escape(value)}</b><span>{escape(what)}</span><small>{escape(more)}</small>"
@@ -200,7 +200,9 @@ def _mattered(study: Study, found: Sequence[Importance]) -> str:
 def _together(study: Study, found: Sequence[Importance]) -> Section:
     fields = [each.name for each in found][:PAIRED]
     tables = [_heat(study.complete, *pair) for pair in itertools.combinations(fields, 2)]
-    body = _grid(tables) + _note("Mean accuracy of the complete trials (how many).")
+    body = f"<div class=row>{''.join(tables)}</div>" + _note(
+        "Mean accuracy of the complete trials (how many)."
+    )
     return "What goes together?", sentences.what_goes_together(study, fields), body * bool(tables)
 
 
@@ -209,7 +211,7 @@ def _heat(rows: list[Row], one: str, other: str) -> str:
     lines, columns = groups(one, rows), groups(other, rows)
     cells = [[sentences.shared(mine, theirs) for _, theirs in columns] for _, mine in lines]
     means = [sentences.mean_of(cell) for line in cells for cell in line if cell]
-    low, span = min(means), max(means) - min(means)
+    low, span = min(means, default=0), max(means, default=0) - min(means, default=0)
 
     def shade(cell: list[Row]) -> str:
         if not cell:
@@ -234,7 +236,7 @@ def _cost(study: Study) -> str:
             figures.draw_cost(study.rows, cost),
             f"cost-{cost}",
             f"Accuracy by {words}; on the front: {sentences.what_is_on_the_front(study, cost)}",
-            f"<b>{words}</b>, on the front: {escape(sentences.what_is_on_the_front(study, cost))}",
+            f"<b>{words}</b>",
         )
         for cost, words in figures.COSTS.items()
         if any(getattr(row, cost) > 0 for row in study.complete)

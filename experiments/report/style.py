@@ -17,13 +17,14 @@ p{max-width:72ch;overflow-wrap:anywhere}
 .kicker{margin:0}
 .answer{margin:0 0 18px}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:1px;
-background:var(--line);border:1px solid var(--line);border-radius:10px;overflow:hidden}
-.tiles div{background:var(--bg);padding:14px 16px;display:flex;flex-direction:column}
-.tiles b{font-size:24px;line-height:1.2}
+border:1px solid var(--line);border-radius:10px;overflow:hidden}
+.tiles div{box-shadow:0 0 0 1px var(--line);padding:14px 16px;display:flex;flex-direction:column}
+.tiles b{font-size:22px;line-height:1.2}
 .tiles span{font-size:13px}
-.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr));
+.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,250px),1fr));
 gap:24px 28px}
-figure{margin:0;min-width:0;max-width:560px}
+.row{display:flex;flex-wrap:wrap;gap:24px 28px}
+figure{margin:0;min-width:0;max-width:640px}
 figcaption b{color:var(--ink)}
 svg{display:block;width:100%;height:auto}
 svg *{stroke-linejoin:round;stroke-linecap:butt}
@@ -33,8 +34,8 @@ table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums}
 th,td{padding:5px 10px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
 thead th{position:sticky;top:0;background:var(--card);font-weight:600}
 td.l{text-align:left;white-space:normal;min-width:16em}
-caption{text-align:left}
-.heat td,.heat th{padding:6px 8px;text-align:center;font-weight:400}
+caption{text-align:left;white-space:nowrap}
+.heat td,.heat th{padding:6px 5px;text-align:center;font-weight:400}
 .heat td[style]{background:rgb(var(--shade)/var(--heat))}
 dl{display:grid;grid-template-columns:110px 1fr;gap:6px 16px;font-size:14px}
 dt{color:var(--soft)}
