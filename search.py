@@ -165,17 +165,26 @@ def main() -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run a search, confirm its best if asked to, and say what was found."""
     from experiments.confirm import Machine, confirm_best
+    from experiments.report.publish import publish
     from experiments.study.session import run_search
     from experiments.urls import masked
 
     spec = make_spec(arguments)
     worker = spec.open()
-    run_search(spec, worker, arguments.jobs)
     name, store = spec.settings.name, worker.shared.store
+    try:
+        run_search(spec, worker, arguments.jobs)
+    except KeyboardInterrupt:
+        publish(store, name)  # the study is closed by now, and goes on as if there were none
+        raise
     has_winner = print_results(spec, worker)
+    report = publish(store, name)
     if has_winner and arguments.confirm:
         machine = Machine(spec.context, spec.storage_url, arguments.jobs)
         confirm_best(store, name, arguments.confirm, arguments.seeds, machine)
+        report = publish(store, name)  # again, with what was confirmed
+    if report:
+        print(f"Report: {report}")
     if has_winner:
         elsewhere = ["--tracking-uri", masked(spec.tracking_uri)] if arguments.tracking_uri else []
         print(f"Next:\n{next_commands(name, spec.context.corpus, elsewhere)}")

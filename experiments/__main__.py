@@ -22,8 +22,8 @@ from speaker.common.cli import (
     positive_int,
     run_cli,
 )
-from speaker.common.errors import UserError
-from speaker.common.paths import STATE, validate_output_path
+from speaker.common.errors import UserError, first_line
+from speaker.common.paths import STATE, validate_output_path, write_output
 from speaker.prediction.verbs import add_verbs
 
 
@@ -45,6 +45,14 @@ def parser() -> Parser:
     effects.add_argument("--study", type=plain_name, required=True, metavar="NAME")
     effects.add_argument("--figure", type=Path, metavar="FILE", help="PNG to draw, too")
     effects.set_defaults(run=run_effects)
+    report = verbs.add_parser(
+        "report", parents=[tracking], help="write a study's page: what won, and is that real"
+    )
+    report.add_argument("--study", type=plain_name, required=True, metavar="NAME")
+    report.add_argument(
+        "--out", type=Path, metavar="FILE", help="HTML to write; NAME.html if not given"
+    )
+    report.set_defaults(run=run_report)
     confirm = verbs.add_parser(
         "confirm", parents=[tracking], help="train the best points of a study on fresh seeds"
     )
@@ -122,10 +130,30 @@ def run_effects(arguments: argparse.Namespace) -> None:
         print(f"Drew {arguments.figure}.")
 
 
+def run_report(arguments: argparse.Namespace) -> None:
+    """Write a study's page into a file, and keep it with the study's run."""
+    from experiments.report.page import BEGINNING
+    from experiments.report.publish import keep, make_report
+    from experiments.tracking.run import STORE_ERRORS
+    from experiments.tracking.store import existing_store
+
+    path = arguments.out or Path(f"{arguments.study}.html")
+    validate_output_path(path, begins=BEGINNING.encode())
+    store = existing_store(arguments.tracking_uri, STATE)
+    report = make_report(store, arguments.study)
+    write_output(path, report.page.encode())
+    print(f"Wrote {path}.")
+    try:
+        keep(store, report)
+    except STORE_ERRORS as error:
+        print(f"warning: {store.shown} did not take it ({first_line(error)})", file=sys.stderr)
+
+
 def run_confirm(arguments: argparse.Namespace) -> None:
     """Race a study's best points on fresh seeds."""
     from experiments.confirm import Machine, confirm_best
     from experiments.context import load_context
+    from experiments.report.publish import publish
     from experiments.study.search import default_storage
     from experiments.tracking.store import existing_store
 
@@ -135,6 +163,7 @@ def run_confirm(arguments: argparse.Namespace) -> None:
     )
     machine = Machine(context, arguments.storage or default_storage(STATE), arguments.jobs)
     confirm_best(store, arguments.study, arguments.top, arguments.seeds, machine)
+    publish(store, arguments.study)  # with what was confirmed
 
 
 def run_promote(arguments: argparse.Namespace) -> None:

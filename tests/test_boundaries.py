@@ -45,6 +45,10 @@ MAY_IMPORT = {
         "experiments.proposals", "experiments.tracking", "speaker",
         "mlflow", "numpy", "scipy", "matplotlib",
     },
+    "experiments.report": {
+        "experiments.analysis", "experiments.proposals", "experiments.tracking", "speaker",
+        "matplotlib", "numpy",
+    },
     "experiments.tracked_training": {
         "experiments.context", "experiments.tracking", "speaker", "tqdm",
     },

@@ -64,6 +64,14 @@ def test_from_corpus_to_predictions(home: Path) -> None:
     assert (model["model"], model["version"]) == ("speaker-classifier", "1")
     assert note["code"]["version.torch"]
 
+    (report,) = re.findall(r"^Report: file://(\S+)$", done.stdout, re.MULTILINE)
+    page = Path(report).read_text()
+    assert page.count("<tr><td>") >= 3, "a line a trial"
+    said = run(home, "experiments", "report", "--study", STUDY)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout == f"Wrote {STUDY}.html.\n"
+    assert (home / f"{STUDY}.html").read_text() == page
+
     voted = run(
         home,
         "speaker",
@@ -310,6 +318,10 @@ def test_a_stopped_search_goes_on(home: Path, signum: signal.Signals) -> None:
                 r"\d+ trials finished; run the same command to resume.", finished
             ), errors
             assert stopped == f"Stopped by {signum.name}."
+        if signum != signal.SIGKILL:
+            assert list((home / "mlruns" / "artifacts").rglob("report.html")), (
+                "of a stopped one, too"
+            )
     assert stops
     done = run(home, *SEARCH, 8)
     assert done.returncode == 0, done.stderr

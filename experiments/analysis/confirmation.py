@@ -72,14 +72,26 @@ def confirmed_run(store: TrackingStore, study: str) -> tuple[str, str] | None:
     """Return the run with the best weights of the point that a study's latest confirmation found
     best, and that confirmation's name; None where there is no confirmation.
     """
+    if (latest := latest_confirmation(store, study)) is None:
+        return None
+    name, rows, found = latest
+    point = found.points[0].point
+    mine = [row for row in rows if row.point == point and row.state == "complete"]
+    return max(mine, key=lambda row: row.whole or 0.0).run_id, name
+
+
+def latest_confirmation(
+    store: TrackingStore, study: str
+) -> tuple[str, list[Row], Confirmation] | None:
+    """Return the name, the rows and the outcome of a study's latest confirmation; None where there
+    is none with a complete trial.
+    """
     condition = f"tags.{names.CONFIRMS} = '{study}' and tags.{names.KIND} = '{names.KIND_STUDY}'"
     for parent in reversed(store.runs(condition)):
         name = parent.data.tags[names.STUDY]
         rows = ranked(store, name)
         if found := confirm(rows):
-            point = found.points[0].point
-            mine = [row for row in rows if row.point == point and row.state == "complete"]
-            return max(mine, key=lambda row: row.whole or 0.0).run_id, name
+            return name, rows, found
     return None
 
 

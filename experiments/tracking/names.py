@@ -6,6 +6,8 @@ EXPERIMENT = "speaker-classifier"
 MODEL = "speaker-classifier"
 CHAMPION = "champion"
 MODEL_FOLDER = "model"  # of a run's artifacts
+REPORT = "report.html"  # of a study's run's artifacts
+DESCRIPTION = "mlflow.note.content"  # what the UI shows above a run, in Markdown
 
 KIND, KIND_STUDY, KIND_TRIAL = "kind", "study", "trial"
 STUDY, STUDY_ID, TRIAL = "study", "study.id", "trial"

@@ -96,6 +96,19 @@ class TrackingStore:
         self.client.log_batch(run_id, metrics=rows, tags=as_tags({names.STATE: state}))
         self.client.set_terminated(run_id, STATUS[state])
 
+    def log_report(self, run_id: str, page: str, summary: str) -> str:
+        """Keep a study's page with its run, and describe the run by a summary and a link to it;
+        a description that somebody wrote stays. Returns the page's address.
+        """
+        self.client.log_text(run_id, page, names.REPORT)
+        place = f"#/experiments/{self.experiment_id}/runs/{run_id}/artifacts/{names.REPORT}"
+        link = f"[The study's report]({place})"
+        run = self.client.get_run(run_id)
+        written = run.data.tags.get(names.DESCRIPTION, "").rstrip()
+        if not written or written.endswith(link):
+            self.tag_run(run_id, {names.DESCRIPTION: f"{summary}\n\n{link}"})
+        return f"{run.info.artifact_uri}/{names.REPORT}"
+
     def open_run(
         self, name: str, tags: dict[str, str], parent: str | None = None, run_id: str | None = None
     ) -> TrackedRun:

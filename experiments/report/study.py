@@ -1,0 +1,88 @@
+"""A study as its page shows it: plain data, read from the tracking store once."""
+
+import math
+from dataclasses import dataclass, field
+
+from experiments.analysis.confirmation import Confirmation, latest_confirmation
+from experiments.analysis.leaderboard import Row, ranked
+from experiments.proposals.presets import EDITED, FOUR_EDITS
+from experiments.report.levels import WIDE, scored
+from experiments.tracking.store import TrackingStore
+from speaker.config import HOMEWORK_BASELINE, PRESETS
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study's ended trials as `ranked` orders them, what its run says, and its confirmation."""
+
+    name: str
+    rows: list[Row]
+    tags: dict[str, str] = field(default_factory=dict)
+    params: dict[str, str] = field(default_factory=dict)
+    confirmation: Confirmation | None = None
+    run_id: str = ""
+    confirmed_by: str = ""  # the name of the confirmation's own study
+
+    @property
+    def complete(self) -> list[Row]:
+        """The trials with a score at the whole budget, the best first."""
+        return scored(self.rows)
+
+    @property
+    def winner(self) -> Row | None:
+        """The best complete trial, if there is one."""
+        return self.complete[0] if self.complete else None
+
+    @property
+    def baseline(self) -> Row | None:
+        """The first complete trial of the homework's first point, if there is one."""
+        first, *_ = PRESETS
+        same = [
+            row
+            for row in self.complete
+            if row.preset == first
+            or (row.preset and _is_baseline(row) and row.preset not in PRESETS)
+        ]
+        return min(same, key=lambda row: int(row.trial), default=None)
+
+    @property
+    def tied(self) -> list[Row]:
+        """The complete trials that the validation utterances cannot tell from the winner."""
+        return [row for row in self.complete[1:] if row.is_tied]
+
+    @property
+    def utterances(self) -> int:
+        """How many validation utterances there were; 0 where an older version did not say."""
+        return max((len(row.hits) for row in self.rows), default=0)
+
+
+def read_study(store: TrackingStore, name: str) -> Study:
+    """Read a study. Raises UserError for an unknown one."""
+    rows = ranked(store, name)
+    parent = store.study_runs(name)[0]
+    latest = latest_confirmation(store, name)
+    return Study(
+        name,
+        rows,
+        dict(parent.data.tags),
+        dict(parent.data.params),
+        latest[2] if latest else None,
+        parent.info.run_id,
+        latest[0] if latest else "",
+    )
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """Return the 90 % interval of a share of so many (Wilson 1927)."""
+    squared = WIDE**2
+    middle = (share + squared / 2 / count) / (1 + squared / count)
+    half = math.sqrt(share * (1 - share) / count + squared / 4 / count**2)
+    half *= WIDE / (1 + squared / count)
+    return middle - half, middle + half
+
+
+def _is_baseline(row: Row) -> bool:
+    """Tell whether a row is the homework's first point, or the corner of the four edits that is."""
+    if row.preset == FOUR_EDITS:
+        return all(row.values.get(name) == getattr(HOMEWORK_BASELINE, name) for name in EDITED)
+    return row.preset == next(iter(PRESETS))
