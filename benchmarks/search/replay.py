@@ -30,7 +30,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
 from benchmarks.search.table import read_table
-from experiments.analysis.leaderboard import agreement
+from experiments.analysis.leaderboard import AGREEING, agreement
 from experiments.proposals.attributes import PRESET
 from experiments.proposals.curves import Curve, Estimate, estimate, places_of
 from experiments.proposals.presets import homework_points
@@ -287,7 +287,8 @@ class Replay:
             ))
             for place, (training, share) in zip(where, self.trials, strict=True)
         ]  # fmt: skip
-        hits = [training.hits[training.best] for training in self._complete()]
+        best = sorted(self._complete(), key=lambda each: -max(each.values))[:AGREEING]
+        hits = [training.hits[training.best] for training in best]
         found = estimate(curves, self.table.valid, agreement(hits))
         ended = [
             (training, each)
@@ -307,7 +308,7 @@ class Replay:
             for training in finalists:
                 if training.point in racing:
                     values[training.point][number] = self._fresh(training, number)
-        hits = [training.hits[training.best] for training in ranked]
+        hits = [training.hits[training.best] for training in ranked[:AGREEING]]
         found = winner(values, self.table.valid, agreement(hits))
         return found.point, found.expected.mean, found.expected.interval()
 

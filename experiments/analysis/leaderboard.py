@@ -46,6 +46,7 @@ class Row:
 
 ENDED = ("complete", "pruned", "collapsed", "infeasible", "failed")
 UNFAIR = ("collapsed", "infeasible")  # ends that say nothing of the architecture
+AGREEING = 5  # of the best trials: they share more of the validation part's luck than others do
 SURE = 0.1  # a difference is one if luck alone makes such a one less often
 
 
@@ -82,7 +83,8 @@ def _judge(rows: list[Row]) -> list[Row]:
     seen = [row for row in rows if row.curve and row.state not in UNFAIR]
     where = places_of([row.values for row in seen])
     curves = [Curve(place, row.curve) for place, row in zip(where, seen, strict=True)]
-    found = estimate(curves, len(complete[0].hits), agreement([row.hits for row in complete]))
+    best = sorted(complete, key=lambda row: -(row.whole or 0.0))[:AGREEING]
+    found = estimate(curves, len(complete[0].hits), agreement([row.hits for row in best]))
     by_run = {row.run_id: each for row, each in zip(seen, found, strict=True)}
     return [
         replace(row, expected=by_run[row.run_id]) if row.state == "complete" else row
