@@ -45,6 +45,7 @@ from speaker.training.metrics import OBJECTIVE, hits_of
 
 TRIALS = 50
 SEARCHED = (0.2, 0.4, 0.6, 0.8, 1.0)  # of the budget: where search.py evaluates
+MARKS = "os^vD*P"
 Point = tuple[Any, ...]
 
 OTHER_PRUNERS: dict[str, Callable[[int], BasePruner]] = {
@@ -366,20 +367,24 @@ def summarise(answers: list[Answer], standard_error: float) -> dict[str, float]:
     }
 
 
+def _regret(entry: tuple[str, dict[str, float]]) -> float:
+    return entry[1]["regret"]
+
+
 def draw(results: dict[str, dict[str, float]], error: float, path: Path) -> None:
     """Draw what each strategy loses against what it trains."""
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(10, 4.5), layout="constrained")
     axes.axhline(error, color="0.7", linestyle=":")
     axes.text(50, error, "a standard error of the best", va="bottom", ha="right", color="0.4")
-    for name, result in results.items():
+    for number, (name, result) in enumerate(sorted(results.items(), key=_regret)):
         half_width = 1.645 * result["regret's standard error"]
-        axes.errorbar(result["steps"], result["regret"], half_width, marker="o", capsize=3)
-        axes.annotate(
-            name, (result["steps"], result["regret"]), (6, 0), textcoords="offset points", size=8
-        )
+        mark, color = MARKS[number % len(MARKS)], f"C{number % 10}"
+        place = (result["steps"], result["regret"], half_width)
+        axes.errorbar(*place, fmt=mark, color=color, capsize=3, label=name)
+    figure.legend(loc="outside right center", fontsize="small", title="from low to high")
     axes.set_xlabel("training, in whole trainings of 50")
     axes.set_ylabel("accuracy lost against the best point")
-    axes.set_xlim(0, 65)
+    axes.set_xlim(0, 55)
     axes.set_ylim(bottom=0)
     figure.savefig(path, dpi=120)
     plt.close(figure)
