@@ -184,7 +184,7 @@ def run(arguments: argparse.Namespace) -> None:
         confirm_best(store, name, arguments.confirm, arguments.seeds, machine)
         report = publish(store, name)  # again, with what was confirmed
     if report:
-        print(f"Report: {report}")
+        print(f"Report: {report.removeprefix(f'{Path.cwd().as_uri()}/')}")
     if has_winner:
         elsewhere = ["--tracking-uri", masked(spec.tracking_uri)] if arguments.tracking_uri else []
         print(f"Next:\n{next_commands(name, spec.context.corpus, elsewhere)}")

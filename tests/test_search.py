@@ -147,7 +147,7 @@ def test_the_best_are_confirmed_on_fresh_seeds_however_often_it_is_killed(home: 
     assert kill_at_random(home, words, "The best 2 points")
     done = run(home, *words)
     assert done.returncode == 0, done.stderr
-    table = done.stdout.partition("behind the best")[2].partition("Next:")[0]
+    table = done.stdout.partition("behind the best")[2].partition("Report:")[0]
     assert "is best of 2. On new utterances expect" in table, done.stdout
     runs = TrackingStore(f"sqlite:///{home}/mlruns/mlflow.db").runs("tags.preset = 'finalist'")
     assert [run.info.status for run in runs] == ["FINISHED"] * 4
