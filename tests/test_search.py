@@ -64,8 +64,8 @@ def test_from_corpus_to_predictions(home: Path) -> None:
     assert (model["model"], model["version"]) == ("speaker-classifier", "1")
     assert note["code"]["version.torch"]
 
-    (report,) = re.findall(r"^Report: file://(\S+)$", done.stdout, re.MULTILINE)
-    page = Path(report).read_text()
+    (report,) = re.findall(r"^Report: (\S+)$", done.stdout, re.MULTILINE)
+    page = (home / report).read_text()
     assert page.count("<tr><td>") >= 3, "a line a trial"
     said = run(home, "experiments", "report", "--study", STUDY)
     assert said.returncode == 0, said.stderr
