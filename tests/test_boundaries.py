@@ -57,7 +57,7 @@ MAY_IMPORT = {
         "experiments.tracked_training", "experiments.proposals", "speaker",
         "optuna", "sqlalchemy", "filelock", "tqdm",
     },
-    "experiments": {"experiments", "speaker"},  # __main__ and model_folders
+    "experiments": {"experiments", "speaker"},  # __main__, verbs and model_folders
     "search": {"experiments", "speaker"},
     "train_trial": {"experiments", "speaker", "tqdm"},
 }  # fmt: skip

@@ -1,0 +1,51 @@
+"""Train the best points of a study on fresh seeds."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from experiments.verbs.flags import add_study
+from speaker.common.cli import (
+    Parser,
+    add_device,
+    add_jobs,
+    add_precision,
+    add_storage,
+    positive_int,
+)
+from speaker.common.paths import STATE
+
+
+def add(verbs: Any, tracking: Parser) -> None:
+    """Add the verb to subparsers."""
+    flags = verbs.add_parser(
+        "confirm", parents=[tracking], help="train the best points of a study on fresh seeds"
+    )
+    add_study(flags)
+    flags.add_argument("--top", type=positive_int, default=3, metavar="N", help="points; 3")
+    flags.add_argument("--seeds", type=positive_int, default=5, metavar="N", help="at most; 5")
+    flags.add_argument(
+        "--data", type=Path, metavar="FOLDER", help="the study's corpus; without one, the demo"
+    )
+    add_device(flags)
+    add_precision(flags)
+    add_jobs(flags)
+    add_storage(flags)
+    flags.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Race a study's best points on fresh seeds."""
+    from experiments.confirm import Machine, confirm_best
+    from experiments.context import load_context
+    from experiments.report.publish import publish
+    from experiments.study.search import default_storage
+    from experiments.tracking.store import existing_store
+
+    store = existing_store(arguments.tracking_uri, STATE)
+    context = load_context(
+        arguments.data, arguments.device, arguments.precision, STATE, arguments.jobs
+    )
+    machine = Machine(context, arguments.storage or default_storage(STATE), arguments.jobs)
+    confirm_best(store, arguments.study, arguments.top, arguments.seeds, machine)
+    publish(store, arguments.study)  # with what was confirmed

@@ -1,0 +1,37 @@
+"""Register the best model of a study."""
+
+import argparse
+from typing import Any
+
+from speaker.common.cli import Parser, plain_name
+from speaker.common.paths import STATE
+
+
+def add(verbs: Any, tracking: Parser) -> None:
+    """Add the verb to subparsers."""
+    flags = verbs.add_parser(
+        "promote", parents=[tracking], help="register the best model of a study as champion"
+    )
+    which = flags.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "--study", type=plain_name, metavar="NAME", help="promote this study's best complete trial"
+    )
+    which.add_argument(
+        "--run", dest="run_id", metavar="ID", help="promote this run, as train_trial.py leaves one"
+    )
+    flags.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Promote a given run, or a study's best: the one that was confirmed, where one was."""
+    from experiments.analysis.confirmation import confirmed_run
+    from experiments.analysis.leaderboard import best_runs
+    from experiments.tracking.registry import promote
+    from experiments.tracking.store import existing_store
+
+    store = existing_store(arguments.tracking_uri, STATE)
+    run_id = arguments.run_id
+    if not run_id and (found := confirmed_run(store, arguments.study)):
+        run_id, name = found
+        print(f"The point that {name} found best, with the best of its weights:")
+    print(promote(store, run_id or best_runs(store, arguments.study, 1)[0]).describe())
