@@ -59,6 +59,11 @@ class TrainingContext:
         rows, _ = self.protocol.split(self.pack)
         return len(rows)
 
+    def counts(self) -> tuple[int, int]:
+        """Return how many validation utterances and how many speakers there are."""
+        _, rows = self.protocol.split(self.pack)
+        return len(rows), len(self.pack.speakers)
+
     def fit_batch(self, config: TrialConfig, batch_size: int | None = None) -> TrialConfig:
         """Return a point with the batch size that was asked for,
         or with one that a small corpus has enough for.

@@ -19,13 +19,14 @@ from speaker.training.train import Report, TrialResult, train
 @dataclass(frozen=True)
 class TrackedTraining:
     """One trial: its point, its run in MLflow, and `tell`,
-    which notes its end wherever else it is known.
+    which notes its end wherever else it is known; `baseline` looks up what to compare it with.
     """
 
     config: TrialConfig
     context: TrainingContext
     run: TrackedRun
     tell: Callable[[TrialResult], None]
+    baseline: Callable[[], float | None] = lambda: None
 
     def train(
         self, listen: Report, bar: "tqdm[int]", failures: tuple[type[Exception], ...]
@@ -57,7 +58,7 @@ class TrackedTraining:
                         checkpoint,
                         bar,
                     )
-                self.run.log_result(result, self.config, context)
+                self.run.log_result(result, self.config, context, self.baseline())
         except DeviceLostError:
             raise
         except failures:

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 import uuid
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from typing import Any
 
 import optuna
 import sqlalchemy
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
@@ -41,11 +43,14 @@ from experiments.proposals.pruners import PRUNERS
 from experiments.proposals.rescue import changes_of, next_to_rescue, split_changes
 from experiments.proposals.samplers import make_sampler
 from experiments.proposals.space import Space
+from experiments.study.best_so_far import log_best_so_far
 from experiments.study.locks import Locks, Release, open_locks
 from experiments.study.stopping import Expectations, Limit, has_stalled
 from experiments.study.trial import STORE_FAILURES, StudyContext
 from experiments.tracked_training import explaining_failures
 from experiments.tracking import names
+from experiments.tracking.descriptions import ENDED, SEARCHING
+from experiments.tracking.pages import describe_search
 from experiments.tracking.store import TrackingStore
 from experiments.urls import masked
 from speaker.common.errors import DeviceLostError, UserError, describe_differences, first_line
@@ -139,9 +144,10 @@ class StudyWorker:
             self.study.pruner = PRUNERS[settings.pruner](settings.base.steps)
             known = self.study.user_attrs
             parent = store.open_study(
-                settings.name, known[IDENTITY], known.get(PARENT), contract, tags, context
+                settings.name, known[IDENTITY], known.get(PARENT), known[CONTRACT], tags, context
             )
             self.study.set_user_attr(PARENT, parent)
+            describe_search(store, parent, SEARCHING)
         self.shared = StudyContext(
             self.study,
             settings.space,
@@ -153,6 +159,7 @@ class StudyWorker:
             settings.prune_presets,
         )
         self._close_ended_runs()
+        self._log_best_so_far()
 
     def use(self, context: TrainingContext) -> None:
         """Compute with this context from now on: the same data,
@@ -223,6 +230,7 @@ class StudyWorker:
                 yield trial
             finally:
                 release()
+            self._log_best_so_far()
 
     @contextlib.contextmanager
     def closing(self) -> Iterator[None]:
@@ -251,12 +259,14 @@ class StudyWorker:
         and no trial is left open; else interrupted, to be opened again.
         """
         self._close_ended_runs()
+        self._log_best_so_far()
         complete = len(self.finished()) >= self.planned()
         complete = complete or (as_asked and not self._running())
-        rows = self._best_so_far() if complete else []
         self._store.close_study(
-            self.shared.parent, Outcome.COMPLETE if complete else Outcome.INTERRUPTED, rows
+            self.shared.parent, Outcome.COMPLETE if complete else Outcome.INTERRUPTED
         )
+        if complete:
+            describe_search(self._store, self.shared.parent, ENDED)
 
     def _claim(self) -> tuple[optuna.trial.Trial, Release] | None:
         """Take the next trial: one whose worker died, or else a new one, unless a limit is reached.
@@ -361,13 +371,9 @@ class StudyWorker:
             if trial := ended.get(run.run_id):
                 run.close(outcome_of(trial), trial.user_attrs.get("reason", ""))
 
-    def _best_so_far(self) -> list[tuple[int, int, float]]:
-        rows: list[tuple[int, int, float]] = []
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            if trial.value is not None and trial.datetime_complete is not None:
-                best = max(trial.value, rows[-1][2] if rows else 0.0)
-                rows.append((trial.number, int(trial.datetime_complete.timestamp() * 1000), best))
-        return rows
+    def _log_best_so_far(self) -> None:
+        with self._locks.holding("best"):
+            log_best_so_far(self._store, self.shared.parent, self.finished(), time.time)
 
 
 def open_storage(url: str) -> RDBStorage:
@@ -448,18 +454,33 @@ def _open_study(storage: RDBStorage, name: str, contract: dict[str, str]) -> opt
     if written is None and not study.get_trials(deepcopy=False):
         study.set_user_attr(IDENTITY, uuid.uuid4().hex)
         study.set_user_attr(CONTRACT, contract)
+        _name_objective(study)
         return study
     if written is None:
         raise UserError(
             f"study {name!r} holds trials of another program; choose another --study, such as "
             f"{name}-2"
         )
-    if changes := describe_differences(written, contract):
+    if changes := describe_differences(_renamed(written), contract):
         raise UserError(
             f"study {name!r} is of another kind: {changes}; choose another --study, such as "
             f"{name}-2"
         )
+    _name_objective(study)
     return study
+
+
+def _name_objective(study: optuna.Study) -> None:
+    """Say what Optuna's dashboard is to call the objective, unless that is said already."""
+    if study.metric_names != [OBJECTIVE]:
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+            study.set_metric_names([OBJECTIVE])
+
+
+def _renamed(contract: dict[str, str]) -> dict[str, str]:
+    """Return a contract, of an older version perhaps, with the objective's present name."""
+    objective = contract.get("objective", "")
+    return {**contract, "objective": names.PRESENT.get(objective, objective)}
 
 
 def _begun(trials: list[FrozenTrial]) -> list[FrozenTrial]:

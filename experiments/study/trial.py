@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import optuna
 from optuna.exceptions import StorageInternalError
+from optuna.trial import TrialState
 from tqdm import tqdm
 
 from experiments.context import TrainingContext
@@ -27,7 +28,7 @@ from experiments.tracking.run import STORE_ERRORS, TrackedRun
 from experiments.tracking.store import TrackingStore
 from speaker.common.errors import DeviceLostError, UserError
 from speaker.common.seeding import derive_seed
-from speaker.config import TrialConfig
+from speaker.config import PRESETS, TrialConfig
 from speaker.training.metrics import OBJECTIVE, Metrics
 from speaker.training.outcome import Outcome
 from speaker.training.train import Report, TrialResult
@@ -79,7 +80,11 @@ def run_trial(
     config = shared.config(trial)
     run = _open_run(shared, trial, config)
     training = TrackedTraining(
-        config, shared.context, run, lambda result: _tell(shared, trial, result)
+        config,
+        shared.context,
+        run,
+        lambda result: _tell(shared, trial, result),
+        lambda: _baseline(shared.study),
     )
     _drop_other_checkpoint(training, trial)
     # Before the bar is drawn anew: what it says is of one trial.
@@ -115,6 +120,17 @@ def _open_run(shared: StudyContext, trial: optuna.trial.Trial, config: TrialConf
     run = shared.store.open_run(run_name(trial.number, config), tags, shared.parent, run_id)
     trial.set_user_attr(RUN_ID, run.run_id)
     return run
+
+
+def _baseline(study: optuna.Study) -> float | None:
+    """Return the accuracy of the homework's first point, once that is trained to the end."""
+    first, *_ = PRESETS
+    values = (
+        trial.value
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if trial.user_attrs.get(PRESET) == first
+    )
+    return next(values, None)
 
 
 def _drop_other_checkpoint(training: TrackedTraining, trial: optuna.trial.Trial) -> None:

@@ -1,6 +1,9 @@
 """What runs, experiments and models are called in MLflow, and the names of their tags and metrics
-that are not training's own (those are in speaker/training/metrics.py). Old stores hold these, too.
+that are not training's own (those are in speaker/training/metrics.py). Old stores hold these, too,
+or what FORMER says that they were called.
 """
+
+from speaker.training import metrics
 
 EXPERIMENT = "speaker-classifier"
 MODEL = "speaker-classifier"
@@ -17,7 +20,27 @@ PRESET, REPLICATE, RESCUE_OF = "preset", "replicate", "rescue.of"
 STATE, REASON, RUNNING = "state", "state.reason", "running"
 POINT, FINGERPRINT = "point", "config.fingerprint"
 FALLBACKS, SHA256, HITS = "device.fallbacks", "weights.sha256", "valid.hits"
+UTTERANCES = "valid.utterances"  # how many an accuracy is measured on
+SPEAKERS = "corpus.speakers"
+BEST_LOSS, BEST_STEP = "best.loss", "best.step"  # tags: a metric of one point is one more picture
 
-SECONDS, PARAMETERS = "speed/seconds", "model/parameters"
-BEST_WHOLE, BEST_CROPS = "best/accuracy_whole", "best/accuracy_crops"
-BEST_LOSS, BEST_STEP = "best/loss_whole", "best/step"
+# The metrics of one point are those that the UI's table is sorted by.
+BEST_WHOLE, BEST_CROPS = "best/whole", "best/crops"  # of a study's run, after so many ended trials
+SECONDS, PARAMETERS = "total/seconds", "total/parameters"
+
+# What metrics, and the tags of models that repeat them, were called before the end of 2026.
+FORMER = {
+    metrics.ACCURACY_WHOLE: "valid/accuracy_whole",
+    metrics.ACCURACY_CROPS: "valid/accuracy_crops",
+    metrics.LOSS_WHOLE: "valid/loss_whole",
+    metrics.TRAIN_LOSS: "train/loss",
+    metrics.TRAIN_ACCURACY: "train/accuracy",
+    metrics.STEPS_PER_S: "speed/steps_per_s",
+    metrics.UTTERANCES_PER_S: "speed/valid_uttr_per_s",
+    metrics.CROPS_PER_S: "speed/valid_crops_per_s",
+    BEST_WHOLE: "best/accuracy_whole",
+    BEST_CROPS: "best/accuracy_crops",
+    SECONDS: "speed/seconds",
+    PARAMETERS: "model/parameters",
+}
+PRESENT = {former: name for name, former in FORMER.items()}

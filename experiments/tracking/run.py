@@ -19,11 +19,18 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.context import TrainingContext
 from experiments.tracking import names
+from experiments.tracking.descriptions import describe_trial
 from speaker.common.errors import DeviceLostError
 from speaker.common.files import canonical_json
 from speaker.config import TrialConfig
 from speaker.model.saved_model import save_model
-from speaker.training.metrics import ACCURACY_CROPS, ACCURACY_WHOLE, LOSS_WHOLE, OBJECTIVE, Metrics
+from speaker.training.metrics import (
+    ACCURACY_CROPS,
+    ACCURACY_WHOLE,
+    LOSS_WHOLE,
+    OBJECTIVE,
+    Metrics,
+)
 from speaker.training.train import TrialResult
 
 # A store or disk fails; no fault of the trial.
@@ -62,6 +69,7 @@ class TrackedRun:
         tags = {
             names.POINT: config.label(),
             names.FINGERPRINT: config.fingerprint(),
+            **count_tags(context),
             **context.tags(),
         }
         self._client.log_batch(self.run_id, params=params, tags=as_tags(tags))
@@ -73,15 +81,23 @@ class TrackedRun:
         self._log_once(OBJECTIVE, metrics, step)
 
     def log_result(
-        self, result: TrialResult, config: TrialConfig, context: TrainingContext
+        self,
+        result: TrialResult,
+        config: TrialConfig,
+        context: TrainingContext,
+        baseline: float | None = None,
     ) -> None:
-        """Log the best of a trial and its weights, with what is needed to load them."""
+        """Log the best of a trial and its weights, with what is needed to load them, and describe
+        it; `baseline` is the accuracy to compare it with, where that is known.
+        """
         summary = {names.PARAMETERS: float(result.parameters), names.SECONDS: result.seconds}
+        about = describe_trial(result, config, context.counts(), self.run_id, baseline)
+        tags = {names.DESCRIPTION: about}
         if result.best:
             summary[names.BEST_WHOLE] = result.best[ACCURACY_WHOLE]
             summary[names.BEST_CROPS] = result.best[ACCURACY_CROPS]
-            summary[names.BEST_LOSS] = result.best[LOSS_WHOLE]
-            summary[names.BEST_STEP] = float(result.best_step)
+            tags[names.BEST_LOSS] = f"{result.best[LOSS_WHOLE]:.4f}"
+            tags[names.BEST_STEP] = str(result.best_step)
             with tempfile.TemporaryDirectory() as folder:
                 sha256 = save_model(
                     Path(folder),
@@ -92,12 +108,12 @@ class TrackedRun:
                     context.pack.digest,
                 )
                 self._client.log_artifacts(self.run_id, folder, names.MODEL_FOLDER)
-            self._client.set_tag(self.run_id, names.SHA256, sha256)
+            tags[names.SHA256] = sha256
             if 0 < len(result.hits) <= MAX_TAG:
-                self._client.set_tag(self.run_id, names.HITS, result.hits)
+                tags[names.HITS] = result.hits
         if result.fallback:
-            reasons = "; ".join((*context.compute.fallbacks, result.fallback))
-            self._client.set_tag(self.run_id, names.FALLBACKS, reasons)
+            tags[names.FALLBACKS] = "; ".join((*context.compute.fallbacks, result.fallback))
+        self._client.log_batch(self.run_id, tags=as_tags(tags))
         self._log_once(names.SECONDS, summary, result.steps)
 
     @contextlib.contextmanager
@@ -170,6 +186,12 @@ def dataset_input(context: TrainingContext) -> DatasetInput:
         profile=canonical_json(profile),
     )
     return DatasetInput(dataset, [InputTag("mlflow.data.context", "train and valid")])
+
+
+def count_tags(context: TrainingContext) -> dict[str, str]:
+    """Return as tags how many utterances and speakers an accuracy is of."""
+    utterances, speakers = context.counts()
+    return {names.UTTERANCES: str(utterances), names.SPEAKERS: str(speakers)}
 
 
 def as_tags(values: dict[str, Any]) -> list[RunTag]:

@@ -14,13 +14,22 @@ from pathlib import Path
 from typing import TypeVar
 
 import mlflow
-from mlflow.entities import Metric, Param, Run, ViewType
+from mlflow.entities import Param, Run, ViewType
 from mlflow.environment_variables import MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT
 from mlflow.exceptions import MlflowException
 
 from experiments.context import TrainingContext
 from experiments.tracking import names
-from experiments.tracking.run import STATUS, STORE_ERRORS, TrackedRun, as_tags, dataset_input
+from experiments.tracking.client import Client
+from experiments.tracking.descriptions import PAGE, is_ours, study_notes
+from experiments.tracking.run import (
+    STATUS,
+    STORE_ERRORS,
+    TrackedRun,
+    as_tags,
+    count_tags,
+    dataset_input,
+)
 from experiments.urls import masked
 from speaker.common.errors import UserError, describe_differences, first_line
 from speaker.common.files import create_once
@@ -45,7 +54,7 @@ class TrackingStore:
         self._clock = clock
         self._path = _sqlite_path(uri)
         self._reached(self._make_store)
-        self.client: mlflow.MlflowClient = self._reached(lambda: mlflow.MlflowClient(uri))
+        self.client: mlflow.MlflowClient = self._reached(lambda: Client(uri))
         self.experiment_id = self._reached(self._open_experiment)
 
     def open_study(
@@ -74,11 +83,8 @@ class TrackingStore:
         self._must_have(run_id, name)
         self.client.update_run(run_id, status="RUNNING")
         batch = [Param(key, value) for key, value in params.items()]
-        self.client.log_batch(
-            run_id,
-            params=batch,
-            tags=as_tags({**tags, **context.tags(), names.STATE: names.RUNNING}),
-        )
+        origin = {**count_tags(context), **context.tags(), names.STATE: names.RUNNING}
+        self.client.log_batch(run_id, params=batch, tags=as_tags({**tags, **origin}))
         self.client.log_inputs(run_id, [dataset_input(context)])
         return run_id
 
@@ -86,15 +92,19 @@ class TrackingStore:
         """Set tags of a run."""
         self.client.log_batch(run_id, tags=as_tags(tags))
 
-    def close_study(
-        self, run_id: str, state: str, best_so_far: list[tuple[int, int, float]]
-    ) -> None:
-        """End a study's parent run; `best_so_far` is (trial number, milliseconds, accuracy)."""
-        rows = [
-            Metric(names.BEST_WHOLE, value, when, number) for number, when, value in best_so_far
-        ]
-        self.client.log_batch(run_id, metrics=rows, tags=as_tags({names.STATE: state}))
+    def close_study(self, run_id: str, state: str) -> None:
+        """End a study's parent run."""
+        self.client.set_tag(run_id, names.STATE, state)
         self.client.set_terminated(run_id, STATUS[state])
+
+    def describe_study(self, run_id: str, text: str, link: str) -> None:
+        """Describe a study's run by a text, what holds of all studies, and a link; a description
+        that somebody wrote stays.
+        """
+        tags = self.client.get_run(run_id).data.tags
+        if is_ours(tags.get(names.DESCRIPTION, "")):
+            whole = f"{text}\n\n{study_notes(tags)}\n\n{link}"
+            self.tag_run(run_id, {names.DESCRIPTION: whole})
 
     def log_report(self, run_id: str, page: str, summary: str) -> str:
         """Keep a study's page with its run, and describe the run by a summary and a link to it;
@@ -102,12 +112,8 @@ class TrackingStore:
         """
         self.client.log_text(run_id, page, names.REPORT)
         place = f"#/experiments/{self.experiment_id}/runs/{run_id}/artifacts/{names.REPORT}"
-        link = f"[The study's report]({place})"
-        run = self.client.get_run(run_id)
-        written = run.data.tags.get(names.DESCRIPTION, "").rstrip()
-        if not written or written.endswith(link):
-            self.tag_run(run_id, {names.DESCRIPTION: f"{summary}\n\n{link}"})
-        return f"{run.info.artifact_uri}/{names.REPORT}"
+        self.describe_study(run_id, summary, f"[{PAGE}]({place})")
+        return f"{self.client.get_run(run_id).info.artifact_uri}/{names.REPORT}"
 
     def open_run(
         self, name: str, tags: dict[str, str], parent: str | None = None, run_id: str | None = None

@@ -26,7 +26,7 @@ def store(state: Path, context: TrainingContext) -> TrackingStore:
         run.log(5, {OBJECTIVE: whole})
         store.client.log_metric(run.run_id, names.BEST_WHOLE, whole)
         run.close(end, "behind" * (end == "pruned"))
-    store.close_study(parent, "complete", [])
+    store.close_study(parent, "complete")
     return store
 
 

@@ -327,9 +327,9 @@ def test_a_study_of_another_corpus_or_objective_is_refused(
     context: TrainingContext,
 ) -> None:
     open_search(PLAN)
-    monkeypatch.setattr("experiments.study.search.OBJECTIVE", "valid/accuracy_crops")
+    monkeypatch.setattr("experiments.study.search.OBJECTIVE", "accuracy/crops")
     with pytest.raises(
-        UserError, match="objective is valid/accuracy_whole there and valid/accuracy_crops here"
+        UserError, match="objective is accuracy/whole there and accuracy/crops here"
     ):
         open_search(PLAN)
     monkeypatch.undo()

@@ -49,7 +49,7 @@ def finished_run(
     model = SpeakerClassifier(TINY, 40, 4).eval()
     run = store.open_run(f"#{number} {TINY.label()}", {"study": "s", "trial": str(number)})
     run.log_setup(TINY, context)
-    best = {ACCURACY_WHOLE: whole, ACCURACY_CROPS: whole / 2, "valid/loss_whole": 1.0}
+    best = {ACCURACY_WHOLE: whole, ACCURACY_CROPS: whole / 2, "loss/whole": 1.0}
     run.log_result(
         TrialResult(Outcome.COMPLETE, steps=1, best_step=1, best=best, weights=model.state_dict()),
         TINY,
@@ -186,7 +186,7 @@ def test_the_registered_model_carries_its_signature_and_origin(
     version = store.client.get_model_version_by_alias(MODEL, CHAMPION)
     assert version.run_id == run_id
     assert version.tags["corpus.digest"] == context.pack.digest
-    assert version.tags["best/accuracy_whole"] == "0.5000"
+    assert version.tags["best/whole"] == "0.5000"
     (file,) = Path(
         store.client.get_model_version_download_uri(MODEL, version.version).removeprefix("file://")
     ).glob("MLmodel")

@@ -139,7 +139,7 @@ def test_a_model_that_has_learnt_by_heart_has_not_collapsed(pack: Pack) -> None:
         config, replace(pack, labels=labels), Protocol(), lambda _, row: bool(seen.append(row))
     )
     assert result.outcome == Outcome.COMPLETE
-    assert seen[-1]["valid/loss_whole"] > MAX_LOSS * 1.39, "this test needs confident errors"
+    assert seen[-1]["loss/whole"] > MAX_LOSS * 1.39, "this test needs confident errors"
 
 
 @pytest.fixture(scope="session")

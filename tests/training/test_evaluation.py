@@ -31,7 +31,7 @@ def test_agrees_with_one_utterance_at_a_time(pack: Pack, model: SpeakerClassifie
             hits += int(logits.argmax() == pack.labels[row])
             loss += float(F.cross_entropy(logits[0], pack.labels[row]))
     assert measured[ACCURACY_WHOLE] == hits / 6
-    assert measured["valid/loss_whole"] == pytest.approx(loss / 6, abs=1e-5)
+    assert measured["loss/whole"] == pytest.approx(loss / 6, abs=1e-5)
 
 
 def test_crops_are_fixed_by_their_seed_and_length(pack: Pack, model: SpeakerClassifier) -> None:
@@ -60,7 +60,7 @@ def test_the_batch_size_does_not_matter(
     small = Evaluator(pack, Protocol())(model, LOSS)
     assert large[ACCURACY_WHOLE] == small[ACCURACY_WHOLE]
     assert large[ACCURACY_CROPS] == small[ACCURACY_CROPS]
-    assert large["valid/loss_whole"] == pytest.approx(small["valid/loss_whole"], abs=1e-5)
+    assert large["loss/whole"] == pytest.approx(small["loss/whole"], abs=1e-5)
 
 
 def test_hits_are_kept_in_the_order_of_the_split(
@@ -129,7 +129,7 @@ def test_where_memory_is_short_batches_are_halved_once_and_for_all(
         assert bool(hungry.refused) == tried
         assert measured[ACCURACY_WHOLE] == expected[ACCURACY_WHOLE]
         assert measured[ACCURACY_CROPS] == expected[ACCURACY_CROPS]
-        assert measured["valid/loss_whole"] == pytest.approx(expected["valid/loss_whole"], abs=1e-5)
+        assert measured["loss/whole"] == pytest.approx(expected["loss/whole"], abs=1e-5)
 
 
 def test_an_utterance_that_does_not_fit_alone_is_out_of_memory(

@@ -337,7 +337,7 @@ def test_float16_learns_what_float32_learns(pack: Pack) -> None:
         )
         scores.append(result.best[OBJECTIVE])
     assert scores == [1.0, 1.0]
-    assert rows[5]["train/loss"] == pytest.approx(rows[2]["train/loss"], abs=0.05)
+    assert rows[5]["loss/train"] == pytest.approx(rows[2]["loss/train"], abs=0.05)
     assert rows[5]["train/skipped_steps"] < 10
     assert "train/skipped_steps" not in rows[2]
 

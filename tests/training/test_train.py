@@ -57,7 +57,7 @@ def test_it_learns(pack: Pack) -> None:
     )
     assert result.outcome == "complete"
     assert result.best[OBJECTIVE] == 1.0
-    assert rows[-1][1]["train/loss"] < 0.5 * rows[0][1]["train/loss"]
+    assert rows[-1][1]["loss/train"] < 0.5 * rows[0][1]["loss/train"]
 
 
 def test_the_result_is_the_best_evaluation_and_its_weights(pack: Pack) -> None:
@@ -117,7 +117,7 @@ def test_a_fixed_seed_gives_the_golden_curve(pack: Pack) -> None:
     and then it is to be looked at again.
     """
     _, rows = train_and_record(TINY, pack)
-    losses = torch.tensor([row["train/loss"] for _, row in rows])
+    losses = torch.tensor([row["loss/train"] for _, row in rows])
     assert torch.allclose(losses, GOLDEN_LOSSES, atol=2e-3), losses.tolist()
 
 
