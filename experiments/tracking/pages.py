@@ -22,7 +22,8 @@ from speaker.config import TrialConfig
 VIEW = "mlflow.sharedViewState."  # and the view's name: a tag of the experiment
 FIELDS = ("d_model", "nhead", "num_layers", "activation")
 FIRST, SECOND = (names.BEST_WHOLE, names.BEST_CROPS), (names.SECONDS, names.PARAMETERS)
-WIDTHS = {"tags.`mlflow.runName`": 250, "attributes.`Created`": 130}  # in pixels
+NAME, WIDTH = "attributes.`Run Name`", 90  # of a column, in pixels
+WIDTHS = {NAME: 230, names.SECONDS: 115, names.PARAMETERS: 130}
 INTRODUCTION = "Speaker classifiers: each study is a run, and its trials are the runs below it."
 MAX_LISTED = 50  # studies in the experiment's description
 
@@ -86,14 +87,18 @@ def view(study: str, fields: list[str], written: Mapping[str, str], created: int
     metrics have there, `created` is in milliseconds.
     """
     first, second = (
-        [f"metrics.`{written.get(name, name)}`" for name in which] for which in (FIRST, SECOND)
+        {f"metrics.`{written.get(name, name)}`": WIDTHS.get(name, WIDTH) for name in which}
+        for which in (FIRST, SECOND)
     )
-    columns = [*first, *(f"params.`{name}`" for name in fields), *second, f"tags.`{names.STATE}`"]
+    between = dict.fromkeys(
+        [*(f"params.`{name}`" for name in fields), f"tags.`{names.STATE}`"], WIDTH
+    )
+    columns = {**first, **between, **second}
     state = {
         **_facets(_of(study), written.get(names.BEST_WHOLE, names.BEST_WHOLE)),
-        "selectedColumns": columns,
-        "columnOrder": columns,
-        "columnWidths": WIDTHS,
+        "selectedColumns": list(columns),
+        "columnOrder": [NAME, *columns],
+        "columnWidths": {NAME: WIDTHS[NAME], **columns},
     }
     envelope = {
         "name": f"Best trials of {study}",

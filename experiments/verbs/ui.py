@@ -76,6 +76,7 @@ def serving(uri: str, number: int) -> "Iterator[subprocess.Popen[bytes]]":
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--host", "127.0.0.1", "--port", str(number), "--workers", "1"]
     command += ["--allowed-hosts", f"127.0.0.1:{number},localhost:{number}"]
+    command += ["--uvicorn-opts", "--log-level warning"]  # a line a request would bury the links
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     # In a process group of its own, because the server starts processes that outlive it when it
     # alone is stopped.
