@@ -6,13 +6,19 @@ import sqlite3
 import tarfile
 from pathlib import Path
 
+import mlflow
 import optuna
 import pytest
+from tqdm import tqdm
 
+from experiments.analysis.leaderboard import ranked
 from experiments.context import load_context
 from experiments.proposals.space import Space
 from experiments.study.search import SearchSettings, WorkerSpec
+from experiments.study.trial import run_trial
+from experiments.tracking.names import BEST_WHOLE, PRESENT
 from speaker.config import ACTIVATIONS
+from speaker.training.metrics import OBJECTIVE
 from tests.helpers import ROOT, TINY, run, write_corpus
 
 pytestmark = pytest.mark.slow
@@ -55,3 +61,21 @@ def test_an_old_study_grows(home: Path, monkeypatch: pytest.MonkeyPatch) -> None
     storage, uri = (f"sqlite:///{home}/mlruns/{name}.db" for name in ("optuna", "mlflow"))
     worker = WorkerSpec(settings, context, storage, uri).open()
     assert [trial.state for trial in worker.finished()] == [optuna.trial.TrialState.COMPLETE] * 3
+    assert worker.study.metric_names == [OBJECTIVE]
+    before = ranked(worker.shared.store, "homework-corpus")
+    for trial in worker.trials():
+        run_trial(worker.shared, trial, tqdm(disable=True))
+    worker.close()
+    rows = ranked(worker.shared.store, "homework-corpus")
+    assert {row.trial for row in rows} == {"0", "1", "2", "3"}
+    assert [row for row in rows if row.trial != "3"] == before, "old ones read as they were"
+    assert all(
+        row.whole is not None and row.curve and row.seconds and row.parameters for row in rows
+    )
+    plain = mlflow.MlflowClient(uri)
+    written = [set(plain.get_run(row.run_id).data.metrics) for row in before]
+    assert all("best/accuracy_whole" in names and BEST_WHOLE not in names for names in written)
+    (new,) = (row.run_id for row in rows if row.trial == "3")
+    assert not set(plain.get_run(new).data.metrics) & PRESENT.keys()
+    best = plain.get_run(worker.shared.parent).data.metrics[BEST_WHOLE]
+    assert best == max(row.whole or 0.0 for row in rows)

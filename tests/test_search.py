@@ -360,9 +360,11 @@ def test_the_ui_serves_on_loopback_until_it_is_stopped(home: Path) -> None:
         try:
             assert server.stdout is not None
             line = server.stdout.readline()
-            assert line.startswith(f"Runs: http://127.0.0.1:{port}/#/experiments/")
+            assert line.startswith(
+                f"Best trials, in MLflow's own columns: http://127.0.0.1:{port}/#"
+            )
             assert "workflowType=machine_learning" in line
-            assert answers(port, within=60)
+            assert answers(port, within=0), "links are printed when the server answers"
             assert [
                 status_of_root(port, host) for host in (f"127.0.0.1:{port}", "10.evil.example")
             ] == [200, 403]

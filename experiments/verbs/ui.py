@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MAX_STUDIES = 5  # whose links are printed
 LOOK_UP_S = 0.2
+STDERR = 2  # where the server says what it does; the links alone are output
 
 
 def add(verbs: Any, tracking: Parser) -> None:
@@ -80,7 +81,9 @@ def serving(uri: str, number: int) -> "Iterator[subprocess.Popen[bytes]]":
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     # In a process group of its own, because the server starts processes that outlive it when it
     # alone is stopped.
-    with subprocess.Popen(command, env={**os.environ, **quiet}, start_new_session=True) as server:
+    with subprocess.Popen(
+        command, env={**os.environ, **quiet}, stdout=STDERR, start_new_session=True
+    ) as server:
         try:
             yield server
         finally:

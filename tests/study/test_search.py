@@ -21,6 +21,7 @@ from experiments.proposals.space import HOMEWORK, WIDE
 from experiments.study.locks import open_locks
 from experiments.study.search import SearchSettings, StudyWorker, open_storage
 from experiments.study.trial import listen, run_trial
+from experiments.tracking.names import BEST_WHOLE
 from experiments.tracking.run import TrackedRun
 from experiments.tracking.store import TrackingStore
 from speaker.common.cuda import noticing_loss
@@ -93,6 +94,20 @@ def assert_books_agree(worker: StudyWorker, count: int) -> None:
         rows = worker._store.client.get_metric_history(run.info.run_id, OBJECTIVE)
         assert {row.step: row.value for row in rows} == trial.intermediate_values
         assert len(rows) == len(trial.intermediate_values), "a row stands twice"
+    assert_best_so_far(worker)
+
+
+def assert_best_so_far(worker: StudyWorker) -> None:
+    """The study's run has the best after so many ended trials, each once."""
+    rows = worker._store.client.get_metric_history(worker.shared.parent, BEST_WHOLE)
+    scores = [
+        trial.value or 0.0 if trial.state == TrialState.COMPLETE else -1.0
+        for trial in sorted(worker.finished(), key=lambda trial: str(trial.datetime_complete))
+    ]
+    expected = [(count, max(scores[:count])) for count in range(1, len(scores) + 1)]
+    written = [(row.step, row.value) for row in rows]
+    assert written == [row for row in expected if row[1] >= 0][: len(written)]
+    assert rows or max(scores) < 0
 
 
 @pytest.mark.slow
@@ -115,6 +130,7 @@ def test_trials_means_that_many_finished_trials(
         "activation": "relu",
     }
     assert worker._store.client.get_run(worker.shared.parent).info.status == "FINISHED"
+    assert worker.study.metric_names == [OBJECTIVE], "what Optuna's dashboard calls it"
 
 
 @pytest.mark.slow
