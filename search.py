@@ -167,6 +167,7 @@ def run(arguments: argparse.Namespace) -> None:
     from experiments.confirm import Machine, confirm_best
     from experiments.report.publish import publish
     from experiments.study.session import run_search
+    from experiments.tracking.pages import served_at
     from experiments.urls import masked
 
     spec = make_spec(arguments)
@@ -185,6 +186,8 @@ def run(arguments: argparse.Namespace) -> None:
         report = publish(store, name)  # again, with what was confirmed
     if report:
         print(f"Report: {report.removeprefix(f'{Path.cwd().as_uri()}/')}")
+    if board := served_at(store, name):
+        print(f"Best trials: {board}")
     if has_winner:
         elsewhere = ["--tracking-uri", masked(spec.tracking_uri)] if arguments.tracking_uri else []
         print(f"Next:\n{next_commands(name, spec.context.corpus, elsewhere)}")

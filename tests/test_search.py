@@ -426,6 +426,7 @@ def test_a_server_that_goes_away_costs_no_trial(home: Path) -> None:
         done = run(home, *search)
         assert done.returncode == 0, done.stderr
         assert f"promote --study {STUDY} --tracking-uri {uri}" in done.stdout
+        assert f"Best trials: {uri}/#/experiments/1/runs?viewStateShareKey={STUDY}" in done.stdout
         assert "View run" not in done.stdout  # MLflow's lines would name a password
         assert Counter(run.info.status for run in TrackingStore(uri).runs("")) == {"FINISHED": 5}
         assert (

@@ -65,6 +65,12 @@ def describe_search(store: TrackingStore, run_id: str, text: str) -> None:
     store.describe_study(run_id, text, f"[{BOARD}]({_saved(store, study)})")
 
 
+def served_at(store: TrackingStore, study: str) -> str:
+    """Return the address of a study's trials, where the store is a server with a UI; else none."""
+    is_server = store.uri.startswith("http")
+    return f"{store.shown.rstrip('/')}/{_saved(store, study)}" if is_server else ""
+
+
 def all_trials(store: TrackingStore) -> str:
     """Return the address of the trials of all studies and of none, the best first."""
     return _page(store, _facets(f"tags.{names.KIND} = '{names.KIND_TRIAL}'", names.BEST_WHOLE))
