@@ -16,6 +16,9 @@ PARENT = "mlflow.parentRunId"
 PRESET, REPLICATE, RESCUE_OF = "preset", "replicate", "rescue.of"
 STATE, REASON, RUNNING = "state", "state.reason", "running"
 POINT, FINGERPRINT = "point", "config.fingerprint"
+FILES = "files.sha256"  # of a logged model: of all its files together
+PROMOTED_TAG, DEMOTED, FORCED = "promoted", "demoted", "forced"  # of a version: when, and why
+ACCURACY, CONFIRMED = "accuracy", "confirmed"  # of a version, in words
 FALLBACKS, SHA256, HITS = "device.fallbacks", "weights.sha256", "valid.hits"
 
 SECONDS, PARAMETERS = "speed/seconds", "model/parameters"
