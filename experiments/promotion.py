@@ -100,7 +100,7 @@ def promote(store: TrackingStore, run_id: str, request: Request) -> str:
         tags = {names.ACCURACY: score(facts), names.CONFIRMED: confirmed}
         after = register(store, candidate.run, card(facts, confirmed, request.alias), tags)
         why = f"{BY_FORCE}{request.reason}; {verdict.words}" if request.reason else verdict.words
-        set_champion(store, request.alias, after.version, request.when, why)
+        set_champion(store, request.alias, str(after.version), request.when, why)
         lines = [_is(request, after), *_compared(before, verdict)]
         lines += [f"Forced: {request.reason}"] if request.reason else []
         return "\n".join((*lines, _advice(candidate)))
@@ -120,12 +120,12 @@ def demote(store: TrackingStore, request: Request) -> str:
             )
         for each in versions_before(store, request.alias):
             try:
-                sound_files(store, each, folder / each.version)
+                sound_files(store, each, folder / str(each.version))
             except UserError as error:
                 print(f"warning: {error}", file=sys.stderr)
                 continue
             why = request.reason or "no reason was given"
-            set_champion(store, request.alias, each.version, request.when, why, RESTORED)
+            set_champion(store, request.alias, str(each.version), request.when, why, RESTORED)
             return (
                 f"{_is(request, each)}\nBefore, it was version {current.version}: {_about(current)}"
             )

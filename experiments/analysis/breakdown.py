@@ -39,7 +39,7 @@ def by_length(hits: Sequence[bool], frames: Sequence[int]) -> list[Part]:
     quarters = [quarter for quarter in np.array_split(order, PARTS) if len(quarter)]
     return [
         Part(
-            f"{frames[quarter[0]]:,} to {frames[quarter[-1]]:,} frames",
+            f"{frames[quarter[0]]:,} to {frames[quarter[-1]]:,}",
             sum(hits[row] for row in quarter),
             len(quarter),
         )

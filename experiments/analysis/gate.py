@@ -63,8 +63,7 @@ def _obstacle(candidate: Contender, champion: Contender) -> str:
         )
     if _differ("corpus.digest", candidate, champion):
         return (
-            f"they were scored on different corpora ({candidate.tags.get('corpus', 'unknown')} and "
-            f"{champion.tags.get('corpus', 'unknown')})"
+            f"they were scored on different corpora ({_corpus(candidate)} and {_corpus(champion)})"
         )
     if _differ("protocol.whole", candidate, champion):
         return (
@@ -82,6 +81,11 @@ def _obstacle(candidate: Contender, champion: Contender) -> str:
 
 def _differ(tag: str, candidate: Contender, champion: Contender) -> bool:
     return candidate.tags.get(tag, "") != champion.tags.get(tag, "") or tag not in candidate.tags
+
+
+def _corpus(contender: Contender) -> str:
+    tags = contender.tags
+    return f"{tags.get('corpus', 'unknown')}, digest {tags.get('corpus.digest', 'unknown')[:8]}"
 
 
 def _hits(contender: Contender) -> tuple[bool, ...]:
