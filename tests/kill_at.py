@@ -15,7 +15,7 @@ from typing import Any
 import mlflow
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
-OWNERS = (mlflow.MlflowClient, LocalArtifactRepository)
+OWNERS = (LocalArtifactRepository, mlflow.MlflowClient)
 
 
 def die(*_arguments: Any, **_options: Any) -> None:
@@ -32,7 +32,6 @@ if __name__ == "__main__":
     if call == "half":
         LocalArtifactRepository.log_artifacts = upload_some_and_die
     else:
-        (owner,) = (each for each in OWNERS if hasattr(each, call))
-        setattr(owner, call, die)
+        setattr(next(each for each in OWNERS if hasattr(each, call)), call, die)
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__")
