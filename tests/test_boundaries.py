@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "experiments.urls": {"sqlalchemy"},
     "experiments.tracking": {
         "experiments.context", "experiments.urls", "speaker",
-        "mlflow", "torch", "numpy", "sqlalchemy",
+        "mlflow", "torch", "numpy", "sqlalchemy", "filelock",
     },
     "experiments.proposals": {"speaker", "optuna", "numpy", "scipy", "torch"},
     "experiments.analysis": {
@@ -47,10 +47,14 @@ MAY_IMPORT = {
     },
     "experiments.report": {
         "experiments.analysis", "experiments.proposals", "experiments.tracking", "speaker",
-        "matplotlib", "numpy",
+        "matplotlib", "mlflow", "numpy",
     },
     "experiments.tracked_training": {
         "experiments.context", "experiments.tracking", "speaker", "tqdm",
+    },
+    "experiments.promotion": {
+        "experiments.analysis", "experiments.report", "experiments.tracked_training",
+        "experiments.tracking", "speaker", "mlflow",
     },
     "experiments.study": {
         "experiments.context", "experiments.urls", "experiments.tracking",

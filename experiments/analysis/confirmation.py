@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
+from mlflow.entities import Run
 from scipy.stats import t as student_t
 
 from experiments.analysis.leaderboard import Row, agreement, ranked
@@ -93,6 +94,21 @@ def latest_confirmation(
         if found := confirm(rows):
             return name, rows, found
     return None
+
+
+def confirmation_of(store: TrackingStore, run: Run) -> str:
+    """Return in words how a run was confirmed: it is of a race, and of the point that won there.
+    Nothing for any other.
+    """
+    study = run.data.tags.get(names.STUDY, "")
+    parents = store.study_runs(study) if study else []
+    if not parents or names.CONFIRMS not in parents[0].data.tags:
+        return ""
+    found = confirm(ranked(store, study))
+    if found is None or found.points[0].point != run.data.tags.get(names.POINT):
+        return ""
+    best, seeds = found.points[0], len(found.points[0].values)
+    return f"by {study}: best of {len(found.points)}, mean {best.mean:.4f} over {seeds} fresh seeds"
 
 
 def _against(best: dict[int, float], point: str, values: dict[int, float]) -> Confirmed:

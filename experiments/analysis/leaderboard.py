@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 from mlflow.entities import Run
-from scipy.stats import binomtest
 
+from experiments.analysis.paired import paired
 from experiments.proposals.curves import Curve, Estimate, estimate, places_of
 from experiments.tracking import names
 from experiments.tracking.store import TrackingStore
@@ -107,9 +107,7 @@ def _are_alike(one: tuple[bool, ...], other: tuple[bool, ...]) -> bool:
     """
     if not one or len(one) != len(other):
         return False
-    first = sum(mine and not theirs for mine, theirs in zip(one, other, strict=True))
-    second = sum(theirs and not mine for mine, theirs in zip(one, other, strict=True))
-    return first + second == 0 or binomtest(first, first + second).pvalue > SURE
+    return paired(one, other).pvalue > SURE
 
 
 def best_runs(store: TrackingStore, study: str, count: int) -> list[str]:
@@ -191,11 +189,11 @@ def _row(run: Run, store: TrackingStore) -> Row:
         seconds=metrics.get(names.SECONDS, 0.0),
         values=values,
         curve=tuple((step / steps, value) for step, value in store.curve(run.info.run_id)),
-        hits=_hits(tags.get(names.HITS, "")),
+        hits=read_hits(tags.get(names.HITS, "")),
     )
 
 
-def _hits(text: str) -> tuple[bool, ...]:
+def read_hits(text: str) -> tuple[bool, ...]:
     """Return a run's hits; none of a run that lacks them."""
     with contextlib.suppress(ValueError):
         return tuple(hits_of(text))

@@ -1,240 +1,217 @@
-"""The MLflow registry: promote a run to champion, and download a model from there."""
+"""The MLflow registry: make a run's model a version, and say which version is champion.
 
-import json
-import re
-import shutil
+Every step may be the last one before a kill. A version appears when its files are complete and
+checked, an alias moves when all that is to be said of that is written, and what a kill left half
+made is completed or removed by the next call.
+"""
+
 import tempfile
-import warnings
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
-import mlflow
-import numpy as np
-import torch
-from mlflow.entities import Run
+from mlflow.entities import LoggedModel, LoggedModelStatus, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
-from mlflow.types import Schema, TensorSpec
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+from experiments.tracking.history import (
+    PROMOTED,
+    RESTORED,
+    Change,
+    changes,
+    earlier,
+    is_whole,
+    key_of,
+)
 from experiments.tracking.names import (
     BEST_CROPS,
     BEST_WHOLE,
-    CHAMPION,
+    DEMOTED,
+    FILES,
+    FORCED,
     MODEL,
-    MODEL_FOLDER,
     POINT,
     PRESET,
+    PROMOTED_TAG,
     SHA256,
-    STATE,
     STUDY,
     TRIAL,
 )
-from experiments.tracking.run import STORE_ERRORS
+from experiments.tracking.served_files import digest_of, write_served
 from experiments.tracking.store import TrackingStore
+from experiments.tracking.versions import (
+    fetch_run,
+    find_run,
+    find_version,
+    logged_model_of,
+    registering,
+    versions_of,
+)
 from speaker.common.errors import UserError
-from speaker.common.files import sha256_file, write_atomically
-from speaker.model.saved_model import CARD, CONFIG, SOURCE, WEIGHTS, TrainedModel, load_model
+from speaker.model.saved_model import load_model
 
-PROGRAM = "program.pt2"
-DECISIVE_TAGS = ("corpus.digest", "protocol.whole")  # those of comparable accuracies
+# Of a run, that its version has, too: what a person reads there, and the weights' hash.
 CARRIED_TAGS = (
     STUDY,
     TRIAL,
     PRESET,
+    POINT,
     "corpus",
-    "corpus.digest",
     "protocol.whole",
     "protocol.crops",
     SHA256,
 )
+BY_FORCE = "forced: "  # how the reason of such a change begins
+ABOUT = "Names the speaker of log-mel features."
 
 
-@dataclass(frozen=True)
-class Promotion:
-    """What a promotion changed; `before` is None when there was no champion."""
-
-    before: ModelVersion | None
-    after: ModelVersion
-
-    def describe(self) -> str:
-        """Return it in words."""
-        lines = [f"{CHAMPION} of {MODEL} is version {self.after.version}: {_describe(self.after)}"]
-        if self.before is None:
-            lines.append("There was none before.")
-        elif self.before.version == self.after.version:
-            lines.append("It was before, too: nothing changed.")
-        else:
-            lines.append(f"Before, it was version {self.before.version}: {_describe(self.before)}")
-            comparable = all(
-                self.before.tags.get(tag) == self.after.tags.get(tag) for tag in DECISIVE_TAGS
-            )
-            if not comparable:
-                lines.append(
-                    "The two were measured on different corpora or protocols: their accuracies do "
-                    "not compare."
-                )
-        return "\n".join(lines)
+def version_of(store: TrackingStore, run_id: str) -> ModelVersion | None:
+    """Return the version that was made from a run, or None."""
+    known = versions_of(store, f"run_id = '{run_id}'")
+    return known[-1] if known else None
 
 
-def promote(store: TrackingStore, run_id: str) -> Promotion:
-    """Register a run's model as a new version, if it is not one yet,
-    and give it the alias `champion`.
+def register(store: TrackingStore, run: Run, card: str, tags: dict[str, str]) -> ModelVersion:
+    """Make a run's model a version, with a description and tags, if it is not one yet.
+
+    Its files are logged so that plain MLflow can serve them, and read again before the version
+    appears. Raises UserError where the run has lost its files.
     """
     client = store.client
-    run = _run(store, run_id)
-    before = find_version(store, CHAMPION)
-    if not client.search_registered_models(f"name = '{MODEL}'"):
-        client.create_registered_model(MODEL, description="Names the speaker of log-mel features.")
-    known = client.search_model_versions(f"name = '{MODEL}' and run_id = '{run_id}'")
-    after = max(known, key=lambda each: int(each.version)) if known else _register(store, run)
-    client.set_registered_model_alias(MODEL, CHAMPION, after.version)
-    return Promotion(before, client.get_model_version(MODEL, after.version))
-
-
-def find_version(store: TrackingStore, name: str) -> ModelVersion | None:
-    """Return the registered version called by an alias or a number, or None."""
-    try:
-        if name.isdecimal():
-            return store.client.get_model_version(MODEL, name)
-        return store.client.get_model_version_by_alias(MODEL, name)
-    except MlflowException:
-        return None
-
-
-def download_model(store: TrackingStore, name: str, folder: Path) -> str:
-    """Copy the model called by an alias, a version or a run id into `folder`;
-    return what it is, in words.
-
-    Only data is copied, and its sha256 is that of the run that made it; a file beside it says which
-    that was. Raises UserError when there is no such model.
-    """
-    with tempfile.TemporaryDirectory() as temporary:
-        found = find_version(store, name)
-        if found is not None:
-            uri = store.client.get_model_version_download_uri(MODEL, found.version)
-            source = _download(store, uri, temporary) / "artifacts"
-            expected, words = found.tags[SHA256], f"version {found.version} of {MODEL}"
-            origin = {"model": MODEL, "version": str(found.version), "run": found.run_id}
-        elif re.fullmatch("[0-9a-f]{32}", name):
-            run = _run(store, name)
-            source = _download(store, f"{run.info.artifact_uri}/{MODEL_FOLDER}", temporary)
-            expected, words = run.data.tags[SHA256], f"run {name}"
-            origin = {"run": name}
-        else:
-            raise UserError(
-                f"--model must be an alias or version of {MODEL}, a run id or a folder, but "
-                f"{name!r} is none in {store.shown}; promote a study first: python -m experiments "
-                "promote --study NAME"
-            )
-        if sha256_file(source / WEIGHTS) != expected:
-            raise UserError(
-                f"the weights of {words} must have sha256 {expected}, but have another; promote "
-                "them again"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in (WEIGHTS, CONFIG, CARD):
-            shutil.copyfile(source / file, folder / file)
-        write_atomically(
-            folder / SOURCE, json.dumps({**origin, "store": store.shown}, indent=1).encode()
+    _make_model(store)
+    if (known := version_of(store, run.info.run_id)) is None:
+        logged = _log_files(store, run, card)
+        known = client.create_model_version(
+            MODEL,
+            f"models:/{logged.model_id}",
+            run.info.run_id,
+            {**_carried(run), **tags},
+            description=card,
+            model_id=logged.model_id,
         )
-    return words
+    if model_id := logged_model_of(known):
+        client.finalize_logged_model(model_id, "READY")
+    return client.get_model_version(MODEL, known.version)
 
 
-def _register(store: TrackingStore, run: Run) -> ModelVersion:
-    """Log a run's model so that plain MLflow can serve it, and register that as a new version."""
+def remove_leftovers(store: TrackingStore, run_id: str) -> None:
+    """Remove what killed promotions have logged and not registered: of any run where no other
+    process can be promoting now, or else of this run.
+    """
+    with registering(store) as alone:
+        used = {logged_model_of(version) for version in versions_of(store)}
+        for logged in _pending(store):
+            is_mine = alone or logged.source_run_id == run_id
+            if is_mine and logged.model_id not in used:
+                place = logged.artifact_location
+                get_artifact_repository(place, tracking_uri=store.uri).delete_artifacts()
+                store.client.delete_logged_model(logged.model_id)
+
+
+def set_champion(
+    store: TrackingStore, alias: str, version: str, when: str, why: str, kind: str = PROMOTED
+) -> None:
+    """Give an alias to a version, and keep when and why."""
+    kept, current = history(store, alias)
+    change = Change(version, kind, when, current, " ".join(why.split()))
+    store.client.set_registered_model_tag(MODEL, key_of(alias, len(kept)), str(change))
+    store.client.set_registered_model_alias(MODEL, alias, version)
+    settle(store, alias)
+
+
+def settle(store: TrackingStore, alias: str) -> None:
+    """Write what the last change of an alias says of its versions, if a kill left that out."""
+    kept, _ = history(store, alias)
+    if not kept:
+        return
+    last = kept[-1]
+    if last.kind == RESTORED:
+        told = {DEMOTED: f"{alias} until {last.when}: {last.why}"}
+        found = find_version(store, last.before)
+    else:
+        told = {PROMOTED_TAG: f"{alias} since {last.when}: {last.why}"}
+        if last.why.startswith(BY_FORCE):
+            told[FORCED] = f"{last.when}, {last.why.removeprefix(BY_FORCE)}"
+        found = find_version(store, last.version)
+    if found is None or told.items() <= found.tags.items():
+        return
+    run = find_run(store, found.run_id)
+    if FORCED in told and run and run.info.lifecycle_stage == "active":
+        store.tag_run(found.run_id, {FORCED: f"{alias}: {told[FORCED]}"})
+    for key, text in told.items():
+        store.client.set_model_version_tag(MODEL, found.version, key, text)
+
+
+def history(store: TrackingStore, alias: str) -> tuple[list[Change], str]:
+    """Return the changes of an alias, oldest first, and the version that has it now; nothing where
+    none has.
+    """
+    current = find_version(store, alias)
+    version = str(current.version) if current else ""
+    try:
+        tags = store.client.get_registered_model(MODEL).tags
+    except MlflowException:
+        if current:
+            raise
+        tags = {}
+    return changes(tags, alias, version), version
+
+
+def versions_before(store: TrackingStore, alias: str) -> list[ModelVersion]:
+    """Return the versions that had an alias before the one that has it now, and were not demoted,
+    the latest first; of a time without a history all that are older.
+    """
+    kept, current = history(store, alias)
+    known = {str(version.version): version for version in versions_of(store)}
+    found = earlier(kept, current)
+    if not is_whole(kept):
+        oldest = int(found[-1] if found else current)
+        found += [version for version in reversed(known) if int(version) < oldest]
+    return [known[version] for version in found if version in known and version != current]
+
+
+def _make_model(store: TrackingStore) -> None:
+    if not store.client.search_registered_models(f"name = '{MODEL}'"):
+        store.client.create_registered_model(MODEL, description=ABOUT)
+
+
+def _log_files(store: TrackingStore, run: Run, card: str) -> LoggedModel:
+    """Log what a version is made of, and check that what was kept is what was sent."""
     client = store.client
-    tags = {tag: run.data.tags[tag] for tag in CARRIED_TAGS if tag in run.data.tags}
-    tags |= {key: f"{run.data.metrics[key]:.4f}" for key in (BEST_WHOLE, BEST_CROPS)}
     with tempfile.TemporaryDirectory() as temporary:
-        fetched, served = Path(temporary, "fetched"), Path(temporary, "served")
-        download_model(store, run.info.run_id, fetched)
-        _save_served(load_model(fetched), fetched, served)
+        fetched, served = fetch_run(store, run, Path(temporary, "run")), Path(temporary, "served")
+        write_served(load_model(fetched), fetched, served, card)
+        tags = {**_carried(run), FILES: digest_of(served)}
         logged = client.create_logged_model(
             run.info.experiment_id, MODEL, run.info.run_id, tags=tags
         )
         client.log_model_artifacts(logged.model_id, str(served))
-        client.finalize_logged_model(logged.model_id, "READY")
-    source = f"models:/{logged.model_id}"
-    return client.create_model_version(
-        MODEL,
-        source,
-        run.info.run_id,
-        tags,
-        description=run.data.tags[POINT],
-        model_id=logged.model_id,
-    )
-
-
-def _save_served(trained: TrainedModel, fetched: Path, folder: Path) -> None:
-    """Write the pyfunc model: the exported program, the file that runs it,
-    and the weights as plain data.
-    """
-    export_program(trained, fetched / PROGRAM)
-    float32, int64, text = np.dtype(np.float32), np.dtype(np.int64), np.dtype(np.str_)
-    mels = TensorSpec(float32, (-1, -1, trained.n_mels), "mels")
-    inputs = Schema([mels, TensorSpec(int64, (-1,), "lengths")])
-    probabilities = TensorSpec(float32, (-1, len(trained.speakers)), "probabilities")
-    outputs = Schema([TensorSpec(text, (-1,), "speaker"), probabilities])
-    artifacts = {"program": PROGRAM, "card": CARD, "weights": WEIGHTS, "config": CONFIG}
-    # MLflow advises type hints, which it would take for a schema.
-    with warnings.catch_warnings(record=True):
-        mlflow.pyfunc.save_model(
-            folder,
-            python_model=str(Path(__file__).with_name("served_model.py")),
-            artifacts={key: str(fetched / file) for key, file in artifacts.items()},
-            signature=ModelSignature(inputs, outputs),
-            input_example={
-                "mels": np.zeros((2, 3, trained.n_mels), np.float32),
-                "lengths": np.array([3, 2]),
-            },
-            pip_requirements=[
-                f"{name}=={version(name).partition('+')[0]}"
-                for name in ("mlflow", "numpy", "torch")
-            ],
-        )
-
-
-def export_program(trained: TrainedModel, path: Path) -> None:
-    """Write a model as a torch.export program of (mels, lengths), both sizes dynamic from 1 up."""
-    batch, frames = torch.export.Dim("batch", min=1), torch.export.Dim("frames", min=1)
-    example = (torch.zeros(2, 3, trained.n_mels), torch.tensor([3, 2]))
-    shapes = {"mels": {0: batch, 1: frames}, "lengths": {0: batch}}
-    torch.export.save(torch.export.export(trained.model, example, dynamic_shapes=shapes), path)
-
-
-def _run(store: TrackingStore, run_id: str) -> Run:
-    try:
-        run = store.client.get_run(run_id)
-    except MlflowException:
-        raise UserError(
-            f"there is no run {run_id!r} in {store.shown}; copy its id from the UI"
-        ) from None
-    tags = run.data.tags
-    if SHA256 not in tags or tags.get(STATE) != "complete" or run.info.lifecycle_stage != "active":
-        raise UserError(
-            f"only a complete trial's run can be used, but run {run_id} is none; choose another"
-        )
-    return run
-
-
-def _download(store: TrackingStore, uri: str, folder: str) -> Path:
-    try:
-        return Path(
-            mlflow.artifacts.download_artifacts(
-                artifact_uri=uri, dst_path=folder, tracking_uri=store.uri
+        repository = get_artifact_repository(logged.artifact_location, tracking_uri=store.uri)
+        kept = Path(temporary, "kept")
+        kept.mkdir()
+        repository.download_artifacts("", str(kept))
+        if digest_of(kept) != tags[FILES]:
+            raise UserError(
+                f"the files of a version must be kept as they were sent, but those in "
+                f"{logged.artifact_location} are not; check the disk, and promote again"
             )
+    return logged
+
+
+def _carried(run: Run) -> dict[str, str]:
+    tags = {tag: run.data.tags[tag] for tag in CARRIED_TAGS if tag in run.data.tags}
+    return tags | {key: f"{run.data.metrics[key]:.4f}" for key in (BEST_WHOLE, BEST_CROPS)}
+
+
+def _pending(store: TrackingStore) -> list[LoggedModel]:
+    """Return the logged models of this program that were never finished."""
+    found: list[LoggedModel] = []
+    token: str | None = None
+    while token != "":
+        page = store.client.search_logged_models(
+            [store.experiment_id], f"name = '{MODEL}'", page_token=token
         )
-    except STORE_ERRORS as error:
-        raise UserError(
-            f"the model's files cannot be read from {uri}; bring them back, or promote another run"
-        ) from error
-
-
-def _describe(registered: ModelVersion) -> str:
-    tags = registered.tags
-    where = (
-        f"#{tags[TRIAL]} of study {tags[STUDY]}" if STUDY in tags else f"run {registered.run_id}"
-    )
-    return f"{registered.description}, whole {tags[BEST_WHOLE]}, crops {tags[BEST_CROPS]}, {where}"
+        found += [
+            each for each in page if each.status == LoggedModelStatus.PENDING and FILES in each.tags
+        ]
+        token = page.token or ""
+    return found

@@ -52,7 +52,7 @@ class TrackingStore:
         self.uri = uri
         self.shown = masked(uri)
         self._clock = clock
-        self._path = _sqlite_path(uri)
+        self._path = sqlite_path(uri)
         self._reached(self._make_store)
         self.client: mlflow.MlflowClient = self._reached(lambda: Client(uri))
         self.experiment_id = self._reached(self._open_experiment)
@@ -285,7 +285,7 @@ def default_tracking_uri(state: Path) -> str:
 def existing_store(uri: str | None, state: Path) -> TrackingStore:
     """Open a store that must be there already. Raises UserError when it is not."""
     uri = uri or default_tracking_uri(state)
-    if (path := _sqlite_path(uri)) and not path.exists():
+    if (path := sqlite_path(uri)) and not path.exists():
         raise UserError(
             f"there are no runs yet: {path} is missing; run search.py here first, or give "
             "--tracking-uri"
@@ -293,7 +293,8 @@ def existing_store(uri: str | None, state: Path) -> TrackingStore:
     return TrackingStore(uri)
 
 
-def _sqlite_path(uri: str) -> Path | None:
+def sqlite_path(uri: str) -> Path | None:
+    """Return the file of a store that is a file of SQLite; None for any other."""
     return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
 
 

@@ -1,10 +1,46 @@
 """Flags that several verbs have."""
 
 import argparse
+import re
+from datetime import UTC, datetime
 
 from speaker.common.cli import plain_name
+
+MAX_REASON = 500  # letters
 
 
 def add_study(flags: argparse.ArgumentParser) -> None:
     """Add the flag that says which study is meant."""
     flags.add_argument("--study", type=plain_name, required=True, metavar="NAME")
+
+
+def add_alias(flags: argparse.ArgumentParser) -> None:
+    """Add the flag that says by which name the model in charge is called."""
+    flags.add_argument(
+        "--alias", type=_alias, default="champion", metavar="NAME", help="of the model in charge"
+    )
+
+
+def reason(text: str) -> str:
+    """Parse why something is done: some words, which become one line."""
+    words = " ".join(text.split())
+    if not any(letter.isalnum() for letter in words) or len(words) > MAX_REASON:
+        raise argparse.ArgumentTypeError(
+            f"must be a reason in words, of at most {MAX_REASON} letters, but got {words[:80]!r}"
+        )
+    return words
+
+
+def now() -> str:
+    """Return the date and time as the registry keeps it."""
+    return f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _alias(text: str) -> str:
+    """Parse an alias: a name that is no version's and no run's."""
+    if re.fullmatch(r"\d+|v\d+|latest|[0-9a-f]{32}", text, re.IGNORECASE):
+        raise argparse.ArgumentTypeError(
+            f"must be no number, no v1, no latest and no run's id, but got {text!r}; choose a name "
+            "such as challenger"
+        )
+    return plain_name(text)

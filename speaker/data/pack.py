@@ -2,6 +2,7 @@
 built once and used by every trial.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
@@ -135,6 +136,15 @@ def open_pack(corpus: Corpus, store: Path) -> Pack:
     folder = store / f"{corpus.name}-{corpus.key[:12]}"
     create_once(folder, lambda partial: _build(corpus, partial))
     return _open(folder)
+
+
+def find_pack(store: Path, digest: str) -> Pack | None:
+    """Return the pack with this digest in the folder `store`, or None: its corpus may be gone."""
+    for path in sorted(store.glob(f"*/{ABOUT}")):
+        with contextlib.suppress(UserError, OSError):
+            if parse_record(_About, path.read_bytes(), path, "").digest == digest:
+                return _open(path.parent)
+    return None
 
 
 def _build(corpus: Corpus, folder: Path) -> None:

@@ -10,18 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.analysis.leaderboard import best_runs
+from experiments import promotion
 from experiments.context import TrainingContext
+from experiments.promotion import Request
 from experiments.tracking.names import CHAMPION, MODEL
-from experiments.tracking.registry import download_model, find_version, promote
 from experiments.tracking.store import TrackingStore
+from experiments.tracking.versions import download_model, find_version
 from speaker.common.errors import UserError
-from speaker.model.classifier import SpeakerClassifier
 from speaker.model.saved_model import load_model
-from speaker.training.metrics import ACCURACY_CROPS, ACCURACY_WHOLE
-from speaker.training.outcome import Outcome
-from speaker.training.train import TrialResult
-from tests.helpers import TINY
+from tests.models import finished_run
 
 ALONE = """
 import sys, json, numpy, mlflow
@@ -41,50 +38,22 @@ def store(state: Path) -> TrackingStore:
     return TrackingStore(f"sqlite:///{state}/mlflow.db")
 
 
-def finished_run(
-    store: TrackingStore, context: TrainingContext, number: int, whole: float
-) -> tuple[str, SpeakerClassifier]:
-    """Leave a run as a trial does, with an untrained model."""
-    torch.manual_seed(number)
-    model = SpeakerClassifier(TINY, 40, 4).eval()
-    run = store.open_run(f"#{number} {TINY.label()}", {"study": "s", "trial": str(number)})
-    run.log_setup(TINY, context)
-    best = {ACCURACY_WHOLE: whole, ACCURACY_CROPS: whole / 2, "loss/whole": 1.0}
-    run.log_result(
-        TrialResult(Outcome.COMPLETE, steps=1, best_step=1, best=best, weights=model.state_dict()),
-        TINY,
-        context,
-    )
-    run.close("complete")
-    return run.run_id, model
+def promote(store: TrackingStore, run_id: str) -> str:
+    return promotion.promote(store, run_id, Request("2026-11-28 04:00:00 UTC"))
 
 
-def test_the_best_run_becomes_champion_and_says_what_changed(
+def test_a_version_is_copied_out_with_its_origin(
     store: TrackingStore, context: TrainingContext, tmp_path: Path
 ) -> None:
-    store.open_study("s", "id", None, {}, {}, context)
-    with pytest.raises(
-        UserError, match="only complete trials can be used, but 1 are wanted and study 's' has 0"
-    ):
-        best_runs(store, "s", 1)
     assert find_version(store, CHAMPION) is None
-    first, _ = finished_run(store, context, 0, 0.5)
-    words = promote(store, best_runs(store, "s", 1)[0]).describe()
-    assert words.splitlines() == [
-        f"champion of speaker-classifier is version 1: {TINY.label()}, whole 0.5000, crops 0.2500, #0 of study s",
-        "There was none before.",
-    ]
+    first, _ = finished_run(store, context, 0, "111000")
     ended = store.client.get_run(first).info
-    assert "nothing changed" in promote(store, best_runs(store, "s", 1)[0]).describe()
-    _, model = finished_run(store, context, 1, 0.75)
-    words = promote(store, best_runs(store, "s", 1)[0]).describe()
-    assert "is version 2" in words
-    assert "Before, it was version 1" in words
-    assert "do not compare" not in words
+    promote(store, first)
+    second, model = finished_run(store, context, 1, "111111")
+    promotion.promote(store, second, Request("2026-11-28 04:00:00 UTC", reason="a test"))
     assert store.client.get_run(first).info.end_time == ended.end_time, (
         "promotion must not touch the run"
     )
-
     assert (
         download_model(store, CHAMPION, tmp_path / "champion") == "version 2 of speaker-classifier"
     )
@@ -94,7 +63,6 @@ def test_the_best_run_becomes_champion_and_says_what_changed(
     assert download_model(store, first, tmp_path / "run") == f"run {first}"
     assert load_model(tmp_path / "run").source == {"run": first, "store": store.shown}
     assert trained.source["version"] == "2"
-    assert best_runs(store, "s", 2)[1] == first
     assert (tmp_path / "one" / "config.json").read_text() == (
         tmp_path / "run" / "config.json"
     ).read_text()
@@ -113,7 +81,7 @@ def test_an_unknown_model_is_one_clear_line(
 def test_weights_that_changed_in_the_store_are_refused(
     store: TrackingStore, context: TrainingContext, tmp_path: Path
 ) -> None:
-    run_id, _ = finished_run(store, context, 0, 0.5)
+    run_id, _ = finished_run(store, context, 0, "111000")
     promote(store, run_id)
     for file in (tmp_path / "mlruns" / "artifacts").rglob("weights.safetensors"):
         data = bytearray(file.read_bytes())
@@ -128,7 +96,7 @@ def test_weights_that_changed_in_the_store_are_refused(
 def test_only_complete_runs_are_promoted(
     store: TrackingStore, context: TrainingContext, state_name: str
 ) -> None:
-    run_id, _ = finished_run(store, context, 0, 0.5)
+    run_id, _ = finished_run(store, context, 0, "111000")
     store.open_run("#0 d16", {}, run_id=run_id).close(state_name)
     with pytest.raises(UserError, match="only a complete trial's run"):
         promote(store, run_id)
@@ -137,7 +105,7 @@ def test_only_complete_runs_are_promoted(
 def test_a_model_whose_files_are_gone_is_one_clear_line(
     store: TrackingStore, context: TrainingContext, tmp_path: Path
 ) -> None:
-    run_id, _ = finished_run(store, context, 0, 0.5)
+    run_id, _ = finished_run(store, context, 0, "111000")
     promote(store, run_id)
     shutil.rmtree(tmp_path / "mlruns" / "artifacts")
     for name in (CHAMPION, run_id):
@@ -150,7 +118,7 @@ def test_mlflow_alone_gets_the_same_answers(
     store: TrackingStore, context: TrainingContext, tmp_path: Path
 ) -> None:
     """In a process whose path holds none of this project's code, for several lengths and batches."""
-    run_id, model = finished_run(store, context, 0, 0.5)
+    run_id, model = finished_run(store, context, 0, "111000")
     promote(store, run_id)
     draw = np.random.default_rng(0)
     shapes = [(1, 1), (1, 50), (3, 128), (2, 700), (5, 2)]
@@ -181,11 +149,12 @@ def test_mlflow_alone_gets_the_same_answers(
 def test_the_registered_model_carries_its_signature_and_origin(
     store: TrackingStore, context: TrainingContext
 ) -> None:
-    run_id, _ = finished_run(store, context, 0, 0.5)
+    run_id, _ = finished_run(store, context, 0, "111000")
     promote(store, run_id)
     version = store.client.get_model_version_by_alias(MODEL, CHAMPION)
     assert version.run_id == run_id
-    assert version.tags["corpus.digest"] == context.pack.digest
+    assert version.tags["corpus"] == "tiny"
+    assert "corpus.digest" not in version.tags, "the run has it"
     assert version.tags["best/whole"] == "0.5000"
     (file,) = Path(
         store.client.get_model_version_download_uri(MODEL, version.version).removeprefix("file://")
