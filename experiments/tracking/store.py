@@ -9,7 +9,7 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from mlflow.exceptions import MlflowException
 
 from experiments.context import TrainingContext
 from experiments.tracking import names
+from experiments.tracking.histories import History, read_histories
 from experiments.tracking.run import STATUS, STORE_ERRORS, TrackedRun, as_tags, dataset_input
 from experiments.urls import masked
 from speaker.common.errors import UserError, describe_differences, first_line
@@ -190,10 +191,9 @@ class TrackingStore:
             for run in self.trial_runs(study, "attributes.status = 'RUNNING'")
         ]
 
-    def curve(self, run_id: str) -> list[tuple[int, float]]:
-        """Return what a trial reported: (step, accuracy on whole utterances), in order."""
-        rows = self.client.get_metric_history(run_id, OBJECTIVE)
-        return sorted((row.step, row.value) for row in rows)
+    def curves(self, runs: Sequence[Run]) -> dict[str, History]:
+        """Return what trials reported, by run: (step, accuracy on whole utterances), in order."""
+        return read_histories(self.client, [run.info.run_id for run in runs], OBJECTIVE)
 
     def runs(self, condition: str) -> list[Run]:
         """Return all runs of the experiment that meet an MLflow filter, oldest first."""

@@ -38,4 +38,4 @@ def hex_of(hits: Tensor) -> str:
 
 def hits_of(text: str) -> list[bool]:
     """Return the hits that `hex_of` wrote. Raises ValueError for other text."""
-    return [bit == "1" for bit in f"{int(text, 16):b}"[1:]]
+    return list(map("1".__eq__, f"{int(text, 16):b}"[1:]))  # a study has millions

@@ -6,7 +6,8 @@ import torch
 from mlflow.entities import Param
 
 from experiments.analysis.answer import describe_answer
-from experiments.analysis.leaderboard import Row, _judge, agreement, best_runs, ranked, table
+from experiments.analysis.leaderboard import Row, _judge, agreement, best_runs, ranked
+from experiments.analysis.table import table
 from experiments.context import TrainingContext
 from experiments.tracking import names
 from experiments.tracking.names import BEST_CROPS, BEST_WHOLE
