@@ -1,20 +1,17 @@
 """The 90 % intervals of accuracies, in words and as fields."""
 
-from scipy.stats import binomtest
-
 from experiments.proposals.curves import Estimate
+from speaker.training.metrics import wilson
 
 Bounds = tuple[float, float] | None
 
 
 def measured_bounds(share: float | None, count: int) -> Bounds:
-    """Return the interval of a share of so many utterances (Wilson 1927); None where either is not
-    known.
-    """
+    """Return the interval of a share of so many utterances; None where either is not known."""
     if share is None or not count:
         return None
-    found = binomtest(round(share * count), count).proportion_ci(0.9, "wilson")
-    return float(found.low), float(found.high)
+    low, high = wilson(share, count)
+    return max(low, 0.0), min(high, 1.0)
 
 
 def expected_bounds(expected: Estimate | None) -> Bounds:

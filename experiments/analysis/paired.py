@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.special import bdtr
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ def compare_hits(one: Sequence[bool], other: Sequence[bool]) -> Paired | None:
     """Compare two models by their hits; None where these are missing, or of other utterances."""
     if not one or len(one) != len(other):
         return None
-    ours, theirs = np.array(one), np.array(other)
+    ours, theirs = (np.frombuffer(bytes(hits), dtype=bool) for hits in (one, other))
     first, second = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-    p = float(binomtest(first, first + second).pvalue) if first + second else 1.0
-    return Paired(first, second, p)
+    # Twice the binomial distribution's tail: both are as likely to be right alone, if it is luck.
+    tail = float(bdtr(min(first, second), first + second, 0.5)) if first + second else 1.0
+    return Paired(first, second, min(1.0, 2 * tail))

@@ -103,9 +103,7 @@ def _record(rank: int | None, seeds: int, row: Row) -> Record:
         "rescue_of": int(row.rescue_of) if row.rescue_of else None,
         "seeds": seeds,
         "point": row.point,
-        **bounded(
-            "expected", row.expected.mean if row.expected else None, expected_bounds(row.expected)
-        ),
+        **bounded("expected", expected, expected_bounds(row.expected)),
         **bounded("accuracy_whole", row.whole, measured_bounds(row.whole, count)),
         **bounded("accuracy_crops", row.crops, measured_bounds(row.crops, count)),
         "utterances": count or None,

@@ -9,10 +9,10 @@ import numpy as np
 
 from experiments.analysis.leaderboard import Row
 from speaker.config import NAMES, TrialConfig
+from speaker.training.metrics import WIDE
 
 MAX_LEVELS = 8  # values of a parameter that are shown one by one
 QUARTERS = (0.25, 0.5, 0.75)
-WIDE = 1.645  # standard errors to each side hold nine of ten
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from experiments.analysis.leaderboard import Row
 from experiments.report import figures, sentences
 from experiments.report.levels import Importance, groups, importances, shown, varied
 from experiments.report.origin import facts_of
-from experiments.report.study import Study, wilson
+from experiments.report.study import Study
 from experiments.report.style import CSS
 from experiments.report.svg import short, to_svg
 from experiments.report.words import behind, between, duration, many, number
+from speaker.training.metrics import wilson
 
 BEGINNING = "<!doctype html>\n<!-- study report -->"  # how these pages can be told from others
 LISTED = 1_000  # trials in the table; more make no page that a person reads

@@ -7,8 +7,9 @@ from experiments.analysis.effects import Effects
 from experiments.analysis.leaderboard import SURE, Row
 from experiments.report.figures import MAX_CURVES, best_so_far, front, score
 from experiments.report.levels import Importance, groups, scored
-from experiments.report.study import Study, wilson
+from experiments.report.study import Study
 from experiments.report.words import ENDS, between, duration, listed, many, name, number
+from speaker.training.metrics import wilson
 
 NOTHING = "No trial is complete yet, so nothing can be said."
 

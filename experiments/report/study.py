@@ -1,12 +1,11 @@
 """A study as its page shows it: plain data, read from the tracking store once."""
 
-import math
 from dataclasses import dataclass, field
 
 from experiments.analysis.confirmation import Confirmation, latest_confirmation
 from experiments.analysis.leaderboard import Row, ranked
 from experiments.proposals.presets import EDITED, FOUR_EDITS
-from experiments.report.levels import WIDE, scored
+from experiments.report.levels import scored
 from experiments.tracking.store import TrackingStore
 from speaker.config import HOMEWORK_BASELINE, PRESETS
 
@@ -70,15 +69,6 @@ def read_study(store: TrackingStore, name: str) -> Study:
         parent.info.run_id,
         latest[0] if latest else "",
     )
-
-
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """Return the 90 % interval of a share of so many (Wilson 1927)."""
-    squared = WIDE**2
-    middle = (share + squared / 2 / count) / (1 + squared / count)
-    half = math.sqrt(share * (1 - share) / count + squared / 4 / count**2)
-    half *= WIDE / (1 + squared / count)
-    return middle - half, middle + half
 
 
 def _is_baseline(row: Row) -> bool:

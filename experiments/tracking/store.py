@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 
 from experiments.context import TrainingContext
 from experiments.tracking import names
-from experiments.tracking.histories import History, read_histories
+from experiments.tracking.histories import History, no_collecting, read_histories
 from experiments.tracking.run import STATUS, STORE_ERRORS, TrackedRun, as_tags, dataset_input
 from experiments.urls import masked
 from speaker.common.errors import UserError, describe_differences, first_line
@@ -199,17 +199,18 @@ class TrackingStore:
         """Return all runs of the experiment that meet an MLflow filter, oldest first."""
         runs: list[Run] = []
         token: str | None = None
-        while token != "":
-            page = self.client.search_runs(
-                [self.experiment_id],
-                condition,
-                ViewType.ACTIVE_ONLY,
-                1000,
-                ["attributes.start_time ASC"],
-                token,
-            )
-            runs += page
-            token = page.token or ""
+        with no_collecting():
+            while token != "":
+                page = self.client.search_runs(
+                    [self.experiment_id],
+                    condition,
+                    ViewType.ACTIVE_ONLY,
+                    1000,
+                    ["attributes.start_time ASC"],
+                    token,
+                )
+                runs += page
+                token = page.token or ""
         return runs
 
     def _create_run(self, name: str, tags: dict[str, str]) -> str:

@@ -4,9 +4,14 @@ what stands before the slash groups the charts.
 Accuracies are in [0, 1], losses in nats.
 """
 
+import math
+from itertools import chain
+
 from torch import Tensor
 
 Metrics = dict[str, float]
+
+WIDE = 1.645  # standard errors to each side hold nine of ten
 
 ACCURACY_WHOLE = "valid/accuracy_whole"  # on whole utterances
 ACCURACY_CROPS = "valid/accuracy_crops"  # on one crop of each
@@ -29,6 +34,19 @@ def format_accuracy(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """Return the 90 % interval of a share of so many (Wilson 1927)."""
+    squared = WIDE**2
+    middle = (share + squared / 2 / count) / (1 + squared / count)
+    half = math.sqrt(share * (1 - share) / count + squared / 4 / count**2)
+    half *= WIDE / (1 + squared / count)
+    return middle - half, middle + half
+
+
+# The bits of each digit of a hex number.
+DIGITS = {f"{value:x}": tuple(bit == "1" for bit in f"{value:04b}") for value in range(16)}
+
+
 def hex_of(hits: Tensor) -> str:
     """Return hits, bool (n,), as hex digits: a bit an utterance, the first one highest, after a 1
     that keeps the length.
@@ -38,4 +56,7 @@ def hex_of(hits: Tensor) -> str:
 
 def hits_of(text: str) -> list[bool]:
     """Return the hits that `hex_of` wrote. Raises ValueError for other text."""
-    return list(map("1".__eq__, f"{int(text, 16):b}"[1:]))  # a study has millions
+    if not set(text) <= DIGITS.keys():
+        raise ValueError(f"hits are hex digits, but got {text[:80]!r}")
+    bits = list(chain.from_iterable(DIGITS[digit] for digit in text))  # a study has millions
+    return bits[bits.index(True) + 1 :]

@@ -6,8 +6,9 @@ from experiments.analysis.confirmation import Confirmation, Confirmed
 from experiments.proposals.curves import Estimate
 from experiments.report import sentences
 from experiments.report.levels import importances
-from experiments.report.study import Study, wilson
+from experiments.report.study import Study
 from experiments.report.words import between, duration, listed, many
+from speaker.training.metrics import wilson
 from tests.report.rows import ended, mixed, trial
 
 STUDY = Study("s", mixed())
