@@ -77,9 +77,7 @@ def _speed(row: Row) -> str:
 
 def _note(row: Row, seeds: int) -> str:
     rescue = f"rescue of #{row.rescue_of}" if row.rescue_of else ""
-    repeat = f"seed {row.replicate} of its point" if row.replicate else ""
-    if seeds > 1:
-        repeat = f"{repeat or 'one'}, trained on {seeds} seeds"
+    repeat = f"one of {seeds} seeds of this point" if seeds > 1 else ""
     return "; ".join(word for word in (row.preset, repeat, rescue) if word)
 
 
