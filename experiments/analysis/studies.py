@@ -144,8 +144,8 @@ def _columns(studies: Sequence[Study]) -> list[Column]:
         Column("best", [format_accuracy(value) for value in whole]),
         Column("90 %", [half_width(_bounds(row)) for row in winners], dispensable=2),
         Column("expected", [format_accuracy(each.mean if each else None) for each in expected]),
-        Column(" ended", [f" {study.ended:%Y-%m-%d}" for study in studies], dispensable=1),
-        Column(" ", [f" {_remark(study)}" for study in studies], is_words=True),
+        Column("ended", [f"{study.ended:%Y-%m-%d}" for study in studies], dispensable=1),
+        Column("", [_remark(study) for study in studies], is_words=True),
     ]
 
 

@@ -55,7 +55,7 @@ def _columns(chosen: Sequence[Numbered]) -> list[Column]:
     return [
         Column("rank", [str(rank or "-") for rank, _, _ in chosen]),
         Column("trial", [f"#{row.trial}" for row in rows]),
-        Column(" point", [f" {row.point}" for row in rows], is_words=True),
+        Column("point", [row.point for row in rows], is_words=True),
         Column("expected", ends),
         Column("whole", [format_accuracy(row.whole) for row in rows]),
         Column("90 %", [_half(row.whole, row) for row in rows], dispensable=3),

@@ -21,15 +21,15 @@ class Column:
         return max(len(self.title), *map(len, self.cells)) if self.cells else len(self.title)
 
     def line(self, number: int) -> str:
-        """Return a cell with blanks around it, the title as number 0."""
+        """Return a cell in the column's width, the title as number 0."""
         cell = self.cells[number - 1] if number else self.title
-        return f"{cell:<{self.width}} " if self.is_words else f"{cell:>{self.width}}"
+        return f"{cell:<{self.width}}" if self.is_words else f"{cell:>{self.width}}"
 
 
 def fitting(columns: Sequence[Column], width: int) -> list[Column]:
     """Return the columns of a table whose lines have this width, as far as they can."""
     kept = list(columns)
-    while sum(column.width + GAP + column.is_words for column in kept) - GAP > width:
+    while sum(column.width + GAP for column in kept) - GAP > width:
         last = max(kept, key=lambda column: column.dispensable)
         if not last.dispensable:
             break

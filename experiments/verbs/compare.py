@@ -5,6 +5,7 @@ import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
+from experiments.analysis.formats import FORMATS
 from speaker.common.cli import Parser, plain_name, positive_int
 from speaker.common.errors import UserError
 from speaker.common.paths import STATE
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from experiments.tracking.store import TrackingStore
 
 BEST = 10
-FORMATS = ("csv", "json", "markdown")
 
 
 def add(verbs: Any, tracking: Parser) -> None:
