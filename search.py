@@ -265,8 +265,9 @@ def print_results(spec: "WorkerSpec", worker: "StudyWorker") -> bool:
     """Say what was trained and found; return whether there is a winner."""
     from experiments.analysis.answer import describe_answer
     from experiments.analysis.effects import describe_effects, effects_of
-    from experiments.analysis.leaderboard import describe_unfair, ranked, table
+    from experiments.analysis.leaderboard import describe_unfair, ranked
     from experiments.analysis.reproduction import describe_reproduction
+    from experiments.analysis.table import table
     from experiments.study.session import describe_end
 
     settings = spec.settings

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from experiments.analysis.leaderboard import SURE, read_hits
-from experiments.analysis.paired import Paired, paired
+from experiments.analysis.paired import Paired, compare_hits
 from experiments.tracking import names
 from speaker.training.metrics import format_accuracy
 
@@ -41,9 +41,10 @@ def judge(candidate: Contender, champion: Contender) -> Verdict:
     on.
     """
     scores = f"{_score(candidate)} against {_score(champion)}"
-    if obstacle := _obstacle(candidate, champion):
+    obstacle = _obstacle(candidate, champion)
+    found = compare_hits(_hits(candidate), _hits(champion))
+    if obstacle or found is None:
         return Verdict(INCOMPARABLE, f"{scores}, and they cannot be compared: {obstacle}")
-    found = paired(_hits(candidate), _hits(champion))
     if not found.gained + found.lost:
         kind = EQUAL
     elif found.pvalue > SURE:

@@ -1,6 +1,7 @@
-"""Rank the trials of a study by what they can be expected to score, and lay them out as a table."""
+"""Rank the trials of a study by what they can be expected to score."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -9,13 +10,13 @@ from typing import Any
 import numpy as np
 from mlflow.entities import Run
 
-from experiments.analysis.paired import paired
+from experiments.analysis.paired import compare_hits
 from experiments.proposals.curves import Curve, Estimate, estimate, places_of
 from experiments.tracking import names
 from experiments.tracking.store import TrackingStore
 from speaker.common.errors import UserError
 from speaker.config import TrialConfig
-from speaker.training.metrics import format_accuracy, hits_of
+from speaker.training.metrics import UTTERANCES_PER_S, hits_of
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,14 @@ class Row:
     reason: str = ""  # why it is not complete
     rescue_of: str = ""  # the trial that collapsed, where this one is its rescue
     is_tied: bool = False  # whether the validation part cannot tell it from the winner
+    rate: float | None = None  # whole utterances a second, at the last evaluation
+    tags: dict[str, str] = field(default_factory=dict)  # of the run
 
 
 ENDED = ("complete", "pruned", "collapsed", "infeasible", "failed")
 UNFAIR = ("collapsed", "infeasible")  # ends that say nothing of the architecture
-AGREEING = 5  # of the best trials: they share more of the validation part's luck than others do
 SURE = 0.1  # a difference is one if luck alone makes such a one less often
+AGREEING = 5  # of the best trials: they share more of the validation part's luck than others do
 
 
 def ranked(store: TrackingStore, study: str) -> list[Row]:
@@ -61,13 +64,49 @@ def ranked(store: TrackingStore, study: str) -> list[Row]:
         raise UserError(
             f"there is no study {study!r} in {store.shown}; run search.py --study {study} first"
         )
-    rows = [_row(run, store) for run in store.trial_runs(study)]
-    ended = _judge([row for row in rows if row.state in ENDED])
-    ordered = sorted(ended, key=_merit)
+    return rank(read_rows(store, store.trial_runs(study)))
+
+
+def validate_rankable(rows: Sequence[Row], study: str) -> None:
+    """Raise UserError unless one of a study's ended trials is complete."""
+    if any(row.state == "complete" for row in rows):
+        return
+    counts = Counter(row.state for row in rows)
+    ends = ", ".join(f"{count} {state}" for state, count in counts.items()) or "none has"
+    reason = next((f"; the first because of: {row.reason}" for row in rows if row.reason), "")
+    raise UserError(
+        f"only complete trials can be ranked, but study {study!r} has none: of {len(rows)} that "
+        f"ended {ends}{reason}; run search.py on it again"
+    )
+
+
+def rank(rows: Sequence[Row]) -> list[Row]:
+    """Return the ended ones of a study's trials in the order of `ranked`."""
+    return in_order(_judge([row for row in rows if row.state in ENDED]))
+
+
+def in_order(rows: Sequence[Row]) -> list[Row]:
+    """Return trials of one corpus and protocol, the complete ones best first, then the others; it
+    is marked which the utterances cannot tell from the first.
+    """
+    ordered = sorted(rows, key=_merit)
+    return [replace(row, is_tied=_is_like(row, ordered[0])) for row in ordered]
+
+
+def ranks(rows: Sequence[Row]) -> list[int | None]:
+    """Return the ranks of ordered trials: all that cannot be told from the winner share the first
+    one; those that are not complete have none.
+    """
     return [
-        replace(row, is_tied=row.state == "complete" and _are_alike(row.hits, ordered[0].hits))
-        for row in ordered
+        (1 if row.is_tied else place) if row.state == "complete" else None
+        for place, row in enumerate(rows, start=1)
     ]
+
+
+def read_rows(store: TrackingStore, runs: Sequence[Run]) -> list[Row]:
+    """Return what the runs of trials say, in their order."""
+    curves = store.curves(runs)
+    return [_row(run, curves[run.info.run_id]) for run in runs]
 
 
 def _merit(row: Row) -> tuple[bool, float, int]:
@@ -101,13 +140,22 @@ def agreement(hits: Sequence[tuple[bool, ...]]) -> float:
     return float(np.clip(np.mean(values), 0, 1)) if values else 0.0
 
 
-def _are_alike(one: tuple[bool, ...], other: tuple[bool, ...]) -> bool:
-    """Tell whether two models cannot be told apart by the utterances that one of them alone gets
-    right (McNemar's test, exact).
-    """
-    if not one or len(one) != len(other):
+def _is_like(row: Row, winner: Row) -> bool:
+    """Tell whether a complete trial cannot be told from the winner."""
+    if row.state != "complete":
         return False
-    return paired(one, other).pvalue > SURE
+    paired = compare_hits(row.hits, winner.hits)
+    return paired is not None and paired.pvalue > SURE
+
+
+def seeds_of(rows: Sequence[Row]) -> list[int]:
+    """Return of how many complete trials each trial's point is: they differ in the seed alone."""
+    points = Counter(_point(row) for row in rows if row.state == "complete")
+    return [points[_point(row)] for row in rows]
+
+
+def _point(row: Row) -> tuple[str, frozenset[tuple[str, Any]]]:
+    return row.point, frozenset(item for item in row.values.items() if item[0] != "seed")
 
 
 def best_runs(store: TrackingStore, study: str, count: int) -> list[str]:
@@ -133,30 +181,6 @@ def expectations(store: TrackingStore, study: str) -> dict[int, float]:
     }
 
 
-def table(rows: list[Row], best: int) -> str:
-    """Return the best rows and the homework's points as text, with the rank of each.
-
-    A preset's name stands below it, so that a line has fewer than 80 characters.
-    """
-    lines = [
-        f"{'rank':>4}  {'trial':>5}  {'point':<20} {'expected':>10} {'whole':>6} {'crops':>6} "
-        f"{'parameters':>10} {'seconds':>8}"
-    ]
-    for rank, row in enumerate(rows, start=1):
-        if rank <= best or row.preset:
-            expected = format_accuracy(row.expected.mean if row.expected else None)
-            rescue = f"rescue of #{row.rescue_of}" if row.rescue_of else ""
-            lines.append(
-                f"{1 if row.is_tied else rank:>4}  {'#' + row.trial:>5}  {row.point:<20} "
-                f"{expected if row.state == 'complete' else row.state:>10} "
-                f"{format_accuracy(row.whole):>6} {format_accuracy(row.crops):>6} "
-                f"{row.parameters:>10,} {row.seconds:>8.1f}"
-            )
-            if note := " ".join(word for word in (row.preset, rescue) if word):
-                lines.append(f"{'':<13}{note}")
-    return "\n".join(lines)
-
-
 def describe_unfair(rows: list[Row]) -> str:
     """Return a line for each trial whose end says nothing of its architecture; nothing where there
     is none.
@@ -170,7 +194,7 @@ def describe_unfair(rows: list[Row]) -> str:
     )
 
 
-def _row(run: Run, store: TrackingStore) -> Row:
+def _row(run: Run, curve: Sequence[tuple[int, float]]) -> Row:
     tags, metrics, params = run.data.tags, run.data.metrics, run.data.params
     values = {name: _parse(params[name]) for name in TrialConfig().to_dict() if name in params}
     steps = float(values.get("steps", 1))
@@ -188,8 +212,10 @@ def _row(run: Run, store: TrackingStore) -> Row:
         parameters=int(metrics.get(names.PARAMETERS, 0)),
         seconds=metrics.get(names.SECONDS, 0.0),
         values=values,
-        curve=tuple((step / steps, value) for step, value in store.curve(run.info.run_id)),
+        curve=tuple((step / steps, value) for step, value in curve),
         hits=read_hits(tags.get(names.HITS, "")),
+        rate=metrics.get(UTTERANCES_PER_S),
+        tags=tags,
     )
 
 

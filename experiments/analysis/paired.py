@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from scipy.special import bdtr
 from scipy.stats import binomtest
 
 INTERVAL = 0.9  # of a difference; it leaves out 0 exactly where McNemar's test says p < 0.1
@@ -23,9 +25,13 @@ class Paired:
 
     @property
     def pvalue(self) -> float:
-        """How often luck alone makes two equal models so different: McNemar's test, exact."""
+        """How often luck alone makes two equal models so different: McNemar's test, exact.
+
+        It is twice the binomial distribution's tail: if it is luck, both are as likely to be right
+        alone.
+        """
         apart = self.gained + self.lost
-        return float(binomtest(self.gained, apart).pvalue) if apart else 1.0
+        return min(1.0, 2 * float(bdtr(min(self.gained, self.lost), apart, 0.5))) if apart else 1.0
 
     def interval(self) -> tuple[float, float]:
         """Return the 90 % interval of the difference, the one that belongs to the test: that of the
@@ -38,8 +44,9 @@ class Paired:
         return float(low), float(high)
 
 
-def paired(one: Sequence[bool], other: Sequence[bool]) -> Paired:
-    """Compare the hits of two models, utterance by utterance."""
-    gained = sum(mine and not theirs for mine, theirs in zip(one, other, strict=True))
-    lost = sum(theirs and not mine for mine, theirs in zip(one, other, strict=True))
-    return Paired(len(one), gained, lost)
+def compare_hits(one: Sequence[bool], other: Sequence[bool]) -> Paired | None:
+    """Compare two models by their hits; None where these are missing, or of other utterances."""
+    if not one or len(one) != len(other):
+        return None
+    mine, theirs = (np.frombuffer(bytes(hits), dtype=bool) for hits in (one, other))
+    return Paired(len(one), int((mine & ~theirs).sum()), int((theirs & ~mine).sum()))

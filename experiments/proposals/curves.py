@@ -23,10 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FITTING_STEPS = 60
-BOUND = 4.0  # of the kernel's parameters: a factor of 55 from where they begin
-FAILED_LOSS = 1e6
-JITTER = 1e-6
+from experiments.proposals.kernel import JITTER, Hyper, Rows, covariance_of, fit_kernel
+
 MAX_LEFT_OUT = 60  # trials
 MIN_GROWTH = 0.02
 MIN_SEED_VARIANCE = 0.02**2  # of one point's accuracy: seeds differ by as much at least
@@ -70,8 +68,8 @@ def _in_one_thread() -> Iterator[None]:
 class CurveModel:
     """The Gaussian process of a study's learning curves, fitted."""
 
-    hyper: "_Hyper"
-    rows: "_Rows"
+    hyper: Hyper
+    rows: Rows
     values: Tensor  # (n,): accuracies less their mean
     center: float  # that mean
     factor: Tensor  # (n, n): Cholesky's, of the covariance with noise
@@ -90,12 +88,11 @@ class CurveModel:
         luck = max(self.center * (1 - self.center), 0.0) / utterances
         trial = float(hyper.trial)
         real = min(1.0, max(trial - (1 - agreement) * luck, MIN_SEED_VARIANCE) / trial)
-        shared = _covariance(hyper, ends, self.rows, trial=0.0)
-        own = _covariance(hyper, ends, self.rows) - shared
+        shared = covariance_of(hyper, ends, self.rows, trial=0.0)
+        own = covariance_of(hyper, ends, self.rows) - shared
         means, explained = self._predict(shared + real * own)
         prior = hyper.level + hyper.point + real * hyper.trial
-        covariance = self.factor @ self.factor.T
-        surprise = _surprise(covariance, owners, self.values)
+        surprise = _surprise(torch.cholesky_inverse(self.factor), owners, self.values)
         variance = (prior - explained).clamp(min=0) * surprise + agreement * luck
         return [
             Estimate(float(value), math.sqrt(float(each)))
@@ -108,7 +105,7 @@ class CurveModel:
         seeds: means and standard deviations, float64 (m,).
         """
         ends = _ends(torch.tensor(places, dtype=torch.float64), torch.full((len(places),), -1))
-        means, explained = self._predict(_covariance(self.hyper, ends, self.rows, trial=0.0))
+        means, explained = self._predict(covariance_of(self.hyper, ends, self.rows, trial=0.0))
         prior = self.hyper.level + self.hyper.point
         return means, (prior - explained).clamp(min=JITTER).sqrt()
 
@@ -126,8 +123,8 @@ def fit(curves: Sequence[Curve]) -> CurveModel:
     """Return the likeliest model of some trials' curves."""
     rows, values = _rows(curves)
     center = float(values.mean())
-    hyper = _fit(rows, values - center)
-    covariance = _covariance(hyper, rows, rows)
+    hyper = fit_kernel(rows, values - center)
+    covariance = covariance_of(hyper, rows, rows)
     covariance += torch.eye(len(values), dtype=torch.float64) * (hyper.noise + JITTER)
     return CurveModel(hyper, rows, values - center, center, torch.linalg.cholesky(covariance))
 
@@ -159,57 +156,26 @@ def places_of(points: Sequence[Mapping[str, Any]]) -> list[tuple[float, ...]]:
     return list(zip(*coordinates, strict=True)) if coordinates else [()] * len(points)
 
 
-def _surprise(covariance: Tensor, owners: Tensor, values: Tensor) -> float:
+def _surprise(inverse: Tensor, owners: Tensor, values: Tensor) -> float:
     """Return by how much the model errs more than it believes, 1 at least: the mean square of its
     standardised errors, each trial's last value predicted from the other trials.
 
-    The kernel was fitted to the same few values, which makes it too sure.
+    The kernel was fitted to the same few values, which makes it too sure. `inverse` is that of
+    their covariance.
     """
     squares = []
+    weights = inverse @ values
     for owner in owners.unique()[:MAX_LEFT_OUT].tolist():
-        others = owners != owner
-        if not bool(others.any()):
+        own = (owners == owner).nonzero()[:, 0]
+        if len(own) == len(owners):
             continue
-        last = int((owners == owner).nonzero()[-1])
-        factor = torch.linalg.cholesky(covariance[others][:, others])
-        cross = covariance[others, last][:, None]
-        solved = torch.linalg.solve_triangular(
-            factor, torch.cat((cross, values[others][:, None]), 1), upper=False
-        )
-        variance = covariance[last, last] - solved[:, 0].square().sum()
-        error = values[last] - (solved[:, 0] * solved[:, 1]).sum()
-        squares.append(float(error.square() / variance))
+        # What is left of values when they are predicted from all others (Dubrule 1983).
+        left = torch.linalg.inv(inverse[own][:, own])
+        squares.append(float((left[-1] @ weights[own]).square() / left[-1, -1]))
     return max(1.0, sum(squares) / max(1, len(squares)))
 
 
-@dataclass(frozen=True)
-class _Hyper:
-    """Variances and lengths of the kernel."""
-
-    level: Tensor
-    point: Tensor
-    trial: Tensor
-    noise: Tensor
-    step_length: Tensor
-    lengths: Tensor  # one a coordinate
-
-
-def _unpack(raw: Tensor) -> _Hyper:
-    level, point, trial, noise, step_length = raw[:5].exp()
-    return _Hyper(level, point, trial, noise, step_length, raw[5:].exp())
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Where values were measured: one row each."""
-
-    fractions: Tensor  # (n,)
-    places: Tensor  # (n, d)
-    owners: Tensor  # (n,): which trial's
-    growth: Tensor  # (n,): by how much points differ there, against the end
-
-
-def _rows(curves: Sequence[Curve]) -> tuple[_Rows, Tensor]:
+def _rows(curves: Sequence[Curve]) -> tuple[Rows, Tensor]:
     """Return all measurements, and their accuracies (n,)."""
     kept = [
         (owner, fraction, value)
@@ -223,7 +189,7 @@ def _rows(curves: Sequence[Curve]) -> tuple[_Rows, Tensor]:
     values = torch.tensor([value for _, _, value in kept], dtype=torch.float64)
     growth = torch.tensor(_growth(curves, fractions), dtype=torch.float64)
     places = torch.tensor([curve.place for curve in curves], dtype=torch.float64)[owners]
-    return _Rows(torch.tensor(fractions, dtype=torch.float64), places, owners, growth), values
+    return Rows(torch.tensor(fractions, dtype=torch.float64), places, owners, growth), values
 
 
 def _growth(curves: Sequence[Curve], fractions: list[float]) -> list[float]:
@@ -239,62 +205,7 @@ def _growth(curves: Sequence[Curve], fractions: list[float]) -> list[float]:
     return [max(MIN_GROWTH, min(1.0, float(value))) for value in found]
 
 
-def _ends(places: Tensor, owners: Tensor) -> "_Rows":
+def _ends(places: Tensor, owners: Tensor) -> Rows:
     """Return rows at the whole budget."""
     whole = torch.ones(len(owners), dtype=torch.float64)
-    return _Rows(whole, places, owners, whole)
-
-
-def _covariance(
-    hyper: _Hyper, one: _Rows, other: _Rows, trial: Tensor | float | None = None
-) -> Tensor:
-    """Return the covariance of values at two sets of rows, without noise."""
-    steps = (one.fractions[:, None] - other.fractions[None]).abs() / hyper.step_length
-    apart = ((one.places[:, None] - other.places[None]) / hyper.lengths).square().sum(-1)
-    near = _matern((apart + 1e-12).sqrt()) * one.growth[:, None] * other.growth[None]
-    same = (one.owners[:, None] == other.owners[None]).double()
-    own = hyper.trial if trial is None else trial
-    return _matern(steps) * (hyper.level + hyper.point * near + own * same)
-
-
-def _matern(distance: Tensor) -> Tensor:
-    """Return the Matern kernel of smoothness 5/2."""
-    scaled = math.sqrt(5) * distance
-    return (1 + scaled + scaled.square() / 3) * (-scaled).exp()
-
-
-def _fit(rows: _Rows, values: Tensor) -> _Hyper:
-    """Return the likeliest kernel under weak priors, by the marginal likelihood."""
-    center = torch.tensor(
-        [0.03, 0.01, 0.001, 0.0005, 0.7, *[1.0] * rows.places.shape[1]], dtype=torch.float64
-    ).log()
-    raw = center.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [raw],
-        lr=0.5,
-        max_iter=FITTING_STEPS,
-        tolerance_grad=1e-2,
-        tolerance_change=1e-4,
-        line_search_fn="strong_wolfe",
-    )
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        hyper = _unpack(center + BOUND * ((raw - center) / BOUND).tanh())
-        covariance = _covariance(hyper, rows, rows)
-        covariance = covariance + torch.eye(len(values), dtype=torch.float64) * (
-            hyper.noise + JITTER
-        )
-        factor, failed = torch.linalg.cholesky_ex(covariance)
-        total = 0.5 * (raw - center).square().sum()
-        if failed:  # the line search has stepped too far
-            total = total + FAILED_LOSS
-        else:
-            solved = torch.linalg.solve_triangular(factor, values[:, None], upper=False)
-            total = total + 0.5 * solved.square().sum() + factor.diagonal().log().sum()
-        total.backward()
-        return total
-
-    optimizer.step(loss)
-    found = torch.where(raw.detach().isfinite(), raw.detach(), center)
-    return _unpack(center + BOUND * ((found - center) / BOUND).tanh())
+    return Rows(whole, places, owners, whole)

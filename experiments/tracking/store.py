@@ -9,7 +9,7 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,6 +22,7 @@ from experiments.context import TrainingContext
 from experiments.tracking import names
 from experiments.tracking.client import Client
 from experiments.tracking.descriptions import PAGE, is_ours, study_notes
+from experiments.tracking.histories import History, no_collecting, read_histories
 from experiments.tracking.run import (
     STATUS,
     STORE_ERRORS,
@@ -196,26 +197,26 @@ class TrackingStore:
             for run in self.trial_runs(study, "attributes.status = 'RUNNING'")
         ]
 
-    def curve(self, run_id: str) -> list[tuple[int, float]]:
-        """Return what a trial reported: (step, accuracy on whole utterances), in order."""
-        rows = self.client.get_metric_history(run_id, OBJECTIVE)
-        return sorted((row.step, row.value) for row in rows)
+    def curves(self, runs: Sequence[Run]) -> dict[str, History]:
+        """Return what trials reported, by run: (step, accuracy on whole utterances), in order."""
+        return read_histories(self.client, [run.info.run_id for run in runs], OBJECTIVE)
 
     def runs(self, condition: str) -> list[Run]:
         """Return all runs of the experiment that meet an MLflow filter, oldest first."""
         runs: list[Run] = []
         token: str | None = None
-        while token != "":
-            page = self.client.search_runs(
-                [self.experiment_id],
-                condition,
-                ViewType.ACTIVE_ONLY,
-                1000,
-                ["attributes.start_time ASC"],
-                token,
-            )
-            runs += page
-            token = page.token or ""
+        with no_collecting():
+            while token != "":
+                page = self.client.search_runs(
+                    [self.experiment_id],
+                    condition,
+                    ViewType.ACTIVE_ONLY,
+                    1000,
+                    ["attributes.start_time ASC"],
+                    token,
+                )
+                runs += page
+                token = page.token or ""
         return runs
 
     def _create_run(self, name: str, tags: dict[str, str]) -> str:

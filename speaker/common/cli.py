@@ -73,7 +73,8 @@ def plain_name(text: str) -> str:
     """Parse a name that is also fit for a file."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text):
         raise argparse.ArgumentTypeError(
-            f"must be of letters, digits, '.', '_' and '-' alone, but got {text!r}"
+            f"must be of letters, digits, '.', '_' and '-' alone, 100 at most, but got "
+            f"{text[:80]!r}"
         )
     return text
 

@@ -5,6 +5,7 @@ Accuracies are in [0, 1], losses in nats, speeds a second.
 """
 
 import math
+from itertools import chain
 
 from torch import Tensor
 
@@ -42,6 +43,10 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     return middle - half, middle + half
 
 
+# The bits of each digit of a hex number.
+DIGITS = {f"{value:x}": tuple(bit == "1" for bit in f"{value:04b}") for value in range(16)}
+
+
 def hex_of(hits: Tensor) -> str:
     """Return hits, bool (n,), as hex digits: a bit an utterance, the first one highest, after a 1
     that keeps the length.
@@ -51,4 +56,7 @@ def hex_of(hits: Tensor) -> str:
 
 def hits_of(text: str) -> list[bool]:
     """Return the hits that `hex_of` wrote. Raises ValueError for other text."""
-    return [bit == "1" for bit in f"{int(text, 16):b}"[1:]]
+    if not set(text) <= DIGITS.keys():
+        raise ValueError(f"hits are hex digits, but got {text[:80]!r}")
+    bits = list(chain.from_iterable(DIGITS[digit] for digit in text))  # a study has millions
+    return bits[bits.index(True) + 1 :]

@@ -12,7 +12,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from experiments.analysis.leaderboard import describe_unfair, ranked, table
+from experiments.analysis.leaderboard import describe_unfair, ranked
+from experiments.analysis.table import table
 from experiments.proposals.attributes import OVERRIDES, RESCUE_OF
 from experiments.proposals.rescue import split_changes
 from experiments.proposals.samplers import make_sampler

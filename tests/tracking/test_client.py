@@ -63,7 +63,7 @@ def test_a_run_that_was_resumed_has_one_curve(store: TrackingStore) -> None:
         run.log(step, {OBJECTIVE: step / 10})
     again = TrackingStore(store.uri)
     assert again.client.get_run(run_id).data.metrics[OBJECTIVE] == 1.2
-    assert again.curve(run_id) == [(4, 0.25), (8, 0.5), (12, 1.2)]
+    assert again.curves([again.client.get_run(run_id)])[run_id] == [(4, 0.25), (8, 0.5), (12, 1.2)]
 
 
 def test_an_old_models_accuracies_are_found(store: TrackingStore) -> None:

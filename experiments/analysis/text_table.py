@@ -1,0 +1,57 @@
+"""Tables as text: for a terminal, and as Markdown."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+GAP = 1  # blanks between two columns
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its title, its cells, and whether it is one of words, which begin at its left."""
+
+    title: str
+    cells: Sequence[str]
+    is_words: bool = False
+    dispensable: int = 0  # how early it is left out where lines are too long; 0 for never
+
+    @property
+    def width(self) -> int:
+        """The characters of its longest cell."""
+        return max(len(self.title), *map(len, self.cells)) if self.cells else len(self.title)
+
+    def line(self, number: int) -> str:
+        """Return a cell in the column's width, the title as number 0."""
+        cell = self.cells[number - 1] if number else self.title
+        return f"{cell:<{self.width}}" if self.is_words else f"{cell:>{self.width}}"
+
+
+def fitting(columns: Sequence[Column], width: int) -> list[Column]:
+    """Return the columns of a table whose lines have this width, as far as they can."""
+    kept = list(columns)
+    while sum(column.width + GAP for column in kept) - GAP > width:
+        last = max(kept, key=lambda column: column.dispensable)
+        if not last.dispensable:
+            break
+        kept.remove(last)
+    return kept
+
+
+def text_lines(columns: Sequence[Column], width: int) -> list[str]:
+    """Return a table as lines, the titles first, without the columns that do not fit."""
+    kept = fitting(columns, width)
+    count = len(columns[0].cells) if columns else 0
+    return [
+        (" " * GAP).join(column.line(number) for column in kept).rstrip()
+        for number in range(count + 1)
+    ]
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table as Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(_escaped(cell) for cell in line)} |" for line in lines)
+
+
+def _escaped(cell: str) -> str:
+    return " ".join(cell.replace("\\", "\\\\").replace("|", "\\|").split())
