@@ -79,10 +79,8 @@ STRATEGIES = (
     Strategy("TPE + halving by 4, by the model", "tpe", "halving by 4", True),
     Strategy("random + halving, by the model", "random", "halving", True),
     Strategy("GP + halving, by the model", "gp", "halving", True),
-    Strategy("model + halving, by the model", "model", "halving", True),
-    Strategy("model + halving by 4, by the model", "model", "halving by 4", True),
     Strategy("TPE + halving, then a race of 4", "tpe", "halving", True, 4, 5),
-    Strategy("model + halving, then a race of 4", "model", "halving", True, 4, 5),
+    Strategy("TPE + halving by 4, then a race of 4", "tpe", "halving by 4", True, 4, 5),
 )
 
 

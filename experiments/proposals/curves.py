@@ -99,16 +99,6 @@ class CurveModel:
             for value, each in zip(means.clamp(0, 1), variance, strict=True)
         ]
 
-    @_in_one_thread()
-    def points(self, places: Sequence[tuple[float, ...]]) -> tuple[Tensor, Tensor]:
-        """Return what models of some places would score at the whole budget, on average over
-        seeds: means and standard deviations, float64 (m,).
-        """
-        ends = _ends(torch.tensor(places, dtype=torch.float64), torch.full((len(places),), -1))
-        means, explained = self._predict(covariance_of(self.hyper, ends, self.rows, trial=0.0))
-        prior = self.hyper.level + self.hyper.point
-        return means, (prior - explained).clamp(min=JITTER).sqrt()
-
     def _predict(self, cross: Tensor) -> tuple[Tensor, Tensor]:
         """Return the means at rows of which `cross` (m, n) is the covariance with what was
         measured, and the variances (m,) that this explains.

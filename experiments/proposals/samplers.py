@@ -8,7 +8,6 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-from experiments.proposals.model_sampler import ModelSampler
 from experiments.proposals.space import Space
 from speaker.common.seeding import permutation
 
@@ -16,7 +15,6 @@ ATTEMPTS = 20  # draws, before any untried point is taken
 CANDIDATES = 10_000  # of which that is one, in a larger space
 
 SAMPLERS: dict[str, Callable[[Space, int], BaseSampler]] = {
-    "model": ModelSampler,
     "tpe": lambda _space, seed: TPESampler(seed=seed, multivariate=True),
     "gp": lambda _space, seed: GPSampler(seed=seed),
     "random": lambda _space, seed: RandomSampler(seed=seed),

@@ -5,7 +5,7 @@ from statistics import mean
 import pytest
 import torch
 
-from experiments.proposals.curves import Curve, Estimate, estimate, fit, places_of
+from experiments.proposals.curves import Curve, Estimate, estimate, places_of
 
 UTTERANCES = 100
 LUCK = math.sqrt(0.5 * 0.5 / UTTERANCES)
@@ -143,12 +143,3 @@ def test_places_are_scaled_by_what_the_points_span() -> None:
     assert places_of(points[:1]) == [()]
     older = {name: value for name, value in points[1].items() if name != "activation"}
     assert places_of([points[0], older]) == [(0, 0), (1, 1)]
-
-
-def test_points_that_were_not_tried_are_foretold_from_their_neighbours() -> None:
-    """The closer to what was measured, the surer; and the good half is told from the bad one."""
-    curves, _ = draw_study(0)
-    model = fit(curves)
-    means, (near, edge, far) = model.points([(0.5, 0.5), (0.5, 0.02), (9.0, 9.0)])
-    assert near < edge < far
-    assert means[0] > means[1] + 0.05
