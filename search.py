@@ -37,12 +37,17 @@ def parser() -> Parser:
         prog="search.py",
         description="Search for the best speaker classifier: run or resume a study.",
     )
-    flags.add_argument(
-        "--trials",
-        type=positive_int,
-        default=50,
-        help="how many finished trials the study shall have; with --preset, all of its points",
-    )
+    _add_training(flags.add_argument_group("what is trained"))
+    _add_space(flags.add_argument_group("which points are tried"))
+    _add_search(flags.add_argument_group("how the best is found"))
+    _add_end(flags.add_argument_group("when the search ends"))
+    machine = flags.add_argument_group("where it runs and is kept")
+    for add in (add_device, add_precision, add_jobs, add_storage, add_tracking_uri):
+        add(machine)
+    return flags
+
+
+def _add_training(flags: argparse._ActionsContainer) -> None:
     flags.add_argument(
         "--data", type=Path, metavar="FOLDER", help="corpus; without one, the built-in demo corpus"
     )
@@ -64,6 +69,15 @@ def parser() -> Parser:
         help="utterances a step; 32, or all if there are fewer",
     )
     flags.add_argument(
+        "--seed",
+        type=natural,
+        default=0,
+        help="of the study: sampler, weights, dropout, data order",
+    )
+
+
+def _add_space(flags: argparse._ActionsContainer) -> None:
+    flags.add_argument(
         "--space",
         default="homework",
         metavar="NAME",
@@ -84,21 +98,6 @@ def parser() -> Parser:
         help="let a field take these values alone, d_model=128,256 say; may be repeated",
     )
     flags.add_argument(
-        "--seed",
-        type=natural,
-        default=0,
-        help="of the study: sampler, weights, dropout, data order",
-    )
-    flags.add_argument(
-        "--sampler", default="tpe", choices=("tpe", "gp", "random"), help="how points are proposed"
-    )
-    flags.add_argument(
-        "--pruner",
-        default="halving",
-        choices=("halving", "median", "hyperband", "none"),
-        help="when to stop a trial early",
-    )
-    flags.add_argument(
         "--preset",
         choices=("homework", "four-edits", "reproduce"),
         help="train these points alone: the homework's two, all 16 between them, or published ones",
@@ -110,11 +109,17 @@ def parser() -> Parser:
         metavar="N",
         help="of each point of --preset or --confirm",
     )
+
+
+def _add_search(flags: argparse._ActionsContainer) -> None:
     flags.add_argument(
-        "--confirm",
-        type=positive_int,
-        metavar="N",
-        help="at the end train the best N points again, on --seeds fresh seeds each",
+        "--sampler", default="tpe", choices=("tpe", "gp", "random"), help="how points are proposed"
+    )
+    flags.add_argument(
+        "--pruner",
+        default="halving",
+        choices=("halving", "median", "hyperband", "none"),
+        help="when to stop a trial early",
     )
     flags.add_argument(
         "--prune-presets",
@@ -126,6 +131,21 @@ def parser() -> Parser:
         action="store_true",
         help="try a point that collapsed once more, pre-norm, or else with a third of the "
         "learning rate; such trials count among --trials",
+    )
+    flags.add_argument(
+        "--confirm",
+        type=positive_int,
+        metavar="N",
+        help="at the end train the best N points again, on --seeds fresh seeds each",
+    )
+
+
+def _add_end(flags: argparse._ActionsContainer) -> None:
+    flags.add_argument(
+        "--trials",
+        type=positive_int,
+        default=50,
+        help="how many finished trials the study shall have; with --preset, all of its points",
     )
     flags.add_argument(
         "--timeout",
@@ -145,12 +165,6 @@ def parser() -> Parser:
         metavar="STEPS",
         help="start no new trial once those of the study that ended have trained so many steps",
     )
-    add_device(flags)
-    add_precision(flags)
-    add_jobs(flags)
-    add_storage(flags)
-    add_tracking_uri(flags)
-    return flags
 
 
 def main() -> None:
@@ -201,31 +215,14 @@ def make_spec(arguments: argparse.Namespace) -> "WorkerSpec":
     from experiments.proposals.space import REPRODUCE, find_space, parse_field
     from experiments.study.search import SearchSettings, WorkerSpec, default_storage
     from experiments.tracking.store import default_tracking_uri
-    from speaker.common.errors import UserError
     from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE
 
-    if arguments.patience and arguments.preset:
-        raise UserError(
-            f"--patience is for points that are proposed, but --preset {arguments.preset} has "
-            "points of its own; leave out one of them"
-        )
-    if arguments.preset and arguments.rescue:
-        raise UserError(
-            f"--preset trains its points alone, but got {arguments.preset} with --rescue; leave "
-            "out one of the two"
-        )
+    _refuse_contradictions(arguments)
     fixed = {name: values[0] for name, values in map(parse_field, arguments.fix)}
     choices = dict(map(parse_field, arguments.choices))
     if arguments.batch_size:
         fixed["batch_size"] = arguments.batch_size
     find_space(arguments.space)  # before the data are read
-    if arguments.preset == REPRODUCE.name and (
-        arguments.fix or arguments.choices or arguments.space != "homework"
-    ):
-        raise UserError(
-            "--preset reproduce trains points as they were published, but got another space; leave "
-            "out --space, --fix and --choices"
-        )
     storage_url = arguments.storage or default_storage(STATE)
     tracking_uri = arguments.tracking_uri or default_tracking_uri(STATE)
     base = HOMEWORK_BASELINE if arguments.data else DEMO_BUDGET
@@ -259,6 +256,30 @@ def make_spec(arguments: argparse.Namespace) -> "WorkerSpec":
     return WorkerSpec(
         settings, context, storage_url, tracking_uri, expectations if arguments.patience else None
     )
+
+
+def _refuse_contradictions(arguments: argparse.Namespace) -> None:
+    """Raise UserError if flags are given that do not go with the --preset."""
+    from speaker.common.errors import UserError
+
+    preset = arguments.preset
+    if preset and arguments.patience:
+        raise UserError(
+            f"--patience is for points that are proposed, but --preset {preset} has points of its "
+            "own; leave out one of them"
+        )
+    if preset and arguments.rescue:
+        raise UserError(
+            f"--preset trains its points alone, but got {preset} with --rescue; leave out one of "
+            "the two"
+        )
+    if preset == "reproduce" and (
+        arguments.fix or arguments.choices or arguments.space != "homework"
+    ):
+        raise UserError(
+            "--preset reproduce trains points as they were published, but got another space; leave "
+            "out --space, --fix and --choices"
+        )
 
 
 def print_results(spec: "WorkerSpec", worker: "StudyWorker") -> bool:

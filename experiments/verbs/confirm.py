@@ -22,8 +22,10 @@ def add(verbs: Any, tracking: Parser) -> None:
         "confirm", parents=[tracking], help="train the best points of a study on fresh seeds"
     )
     add_study(flags)
-    flags.add_argument("--top", type=positive_int, default=3, metavar="N", help="points; 3")
-    flags.add_argument("--seeds", type=positive_int, default=5, metavar="N", help="at most; 5")
+    flags.add_argument("--top", type=positive_int, default=3, metavar="N", help="how many points")
+    flags.add_argument(
+        "--seeds", type=positive_int, default=5, metavar="N", help="of each point, at most"
+    )
     flags.add_argument(
         "--data", type=Path, metavar="FOLDER", help="the study's corpus; without one, the demo"
     )

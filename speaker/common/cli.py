@@ -14,13 +14,23 @@ BAD_INPUT = 2
 N = TypeVar("N", int, float)
 
 
+class DefaultsThatSaySomething(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults of flags, but not that what is not given is None, False or empty."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        says_nothing = any(action.default is each for each in (None, False))
+        if says_nothing or action.default == []:
+            return action.help
+        return super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line and whose flags cannot be abbreviated."""
 
     def __init__(self, **options: object) -> None:
         super().__init__(
             allow_abbrev=False,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=DefaultsThatSaySomething,
             **options,  # type: ignore[arg-type]  # argparse's own keywords, passed through
         )
 
@@ -29,14 +39,14 @@ class Parser(argparse.ArgumentParser):
         self.exit(BAD_INPUT, f"error: {message}; see {self.prog} --help\n")
 
 
-def add_jobs(flags: argparse.ArgumentParser) -> None:
+def add_jobs(flags: argparse._ActionsContainer) -> None:
     """Add the flag of the number of trials at once."""
     flags.add_argument(
         "--jobs", type=positive_int, default=1, help="how many trials this machine trains at once"
     )
 
 
-def add_storage(flags: argparse.ArgumentParser) -> None:
+def add_storage(flags: argparse._ActionsContainer) -> None:
     """Add the flag of Optuna's database."""
     flags.add_argument(
         "--storage",
@@ -45,7 +55,7 @@ def add_storage(flags: argparse.ArgumentParser) -> None:
     )
 
 
-def add_tracking_uri(flags: argparse.ArgumentParser) -> None:
+def add_tracking_uri(flags: argparse._ActionsContainer) -> None:
     """Add the flag that says where MLflow keeps its runs."""
     flags.add_argument(
         "--tracking-uri",
@@ -54,12 +64,12 @@ def add_tracking_uri(flags: argparse.ArgumentParser) -> None:
     )
 
 
-def add_device(flags: argparse.ArgumentParser) -> None:
+def add_device(flags: argparse._ActionsContainer) -> None:
     """Add the flag that says where to compute."""
     flags.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
 
 
-def add_precision(flags: argparse.ArgumentParser) -> None:
+def add_precision(flags: argparse._ActionsContainer) -> None:
     """Add the flag that says in which precision matrices are multiplied."""
     flags.add_argument(
         "--precision",
