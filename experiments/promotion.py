@@ -17,7 +17,7 @@ from experiments.analysis.gate import BETTER, INCOMPARABLE, WORSE, Contender, Ve
 from experiments.report.card import card, facts_of, score
 from experiments.tracked_training import explaining_failures
 from experiments.tracking import names
-from experiments.tracking.history import RESTORED
+from experiments.tracking.champions import RESTORED
 from experiments.tracking.registry import (
     BY_FORCE,
     register,

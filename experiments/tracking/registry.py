@@ -13,7 +13,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from experiments.tracking.history import (
+from experiments.tracking.champions import (
     PROMOTED,
     RESTORED,
     Change,

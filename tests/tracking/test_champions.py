@@ -1,6 +1,6 @@
 import pytest
 
-from experiments.tracking.history import (
+from experiments.tracking.champions import (
     PROMOTED,
     RESTORED,
     Change,
