@@ -24,8 +24,11 @@ def log_best_so_far(
 
     What stands there is not written again. But when the run of the best was deleted and no trial
     has ended since, the last value is followed by the one that holds now; nan where none is left.
+    Where more trials are counted than were given, another process knows more: nothing is written.
     """
     counted, best = read_best_so_far(store, parent)
+    if len(ended) < counted:
+        return
     rows, last = after_each(ended, partial(has_run, store), counted)
     if not rows and counted and last != best and not (math.isnan(last) and math.isnan(best)):
         rows = [(len(ended), int(now() * 1000), last)]

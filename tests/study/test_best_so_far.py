@@ -96,6 +96,14 @@ def test_what_a_kill_left_out_is_made_good(books: Books) -> None:
     assert books.rows() == [(1, 0.2), (2, 0.2), (3, 0.4), (4, 0.4)]
 
 
+def test_who_knows_of_fewer_trials_writes_nothing(books: Books) -> None:
+    for value in (0.2, 0.1, 0.4):
+        books.end(value)
+    books.log()
+    log_best_so_far(books.store, books.parent, books.study.trials[:2], lambda: 0.0)
+    assert books.rows() == [(1, 0.2), (2, 0.2), (3, 0.4)]
+
+
 @pytest.mark.parametrize("more", [(), (0.3,)], ids=["nothing new", "another trial"])
 def test_a_deleted_best_is_forgotten(books: Books, more: tuple[float, ...]) -> None:
     books.end(0.2)
