@@ -51,7 +51,7 @@ RUNGS = (0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)  # of the budget: where a model is e
 SEEDS = 3  # of the points that are repeated
 UNSEEN_PER_SPEAKER = 10  # utterances of the demo's speakers
 UNSEEN_FRACTION = 0.25  # of another corpus
-CORPUS_BUDGET = HOMEWORK_BASELINE.with_steps(200).replace(segment_len=64)
+CORPUS_BUDGET = HOMEWORK_BASELINE.with_steps(200).replace(segment_len=32)
 PROTOCOL = Protocol()
 
 
