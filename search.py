@@ -213,7 +213,9 @@ def make_spec(arguments: argparse.Namespace) -> "WorkerSpec":
     from experiments.context import load_context
     from experiments.proposals.presets import SETS, homework_points
     from experiments.proposals.space import REPRODUCE, find_space, parse_field
-    from experiments.study.search import SearchSettings, WorkerSpec, default_storage
+    from experiments.study.search import WorkerSpec
+    from experiments.study.settings import SearchSettings
+    from experiments.study.storage import default_storage
     from experiments.tracking.store import default_tracking_uri
     from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE
 

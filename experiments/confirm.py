@@ -8,8 +8,9 @@ from experiments.analysis.confirmation import confirm, describe_confirmation
 from experiments.analysis.leaderboard import ranked
 from experiments.context import TrainingContext
 from experiments.proposals.finalists import digest_of, finalists, space_of
-from experiments.study.search import SearchSettings, WorkerSpec
+from experiments.study.search import WorkerSpec
 from experiments.study.session import describe_end, run_search
+from experiments.study.settings import SearchSettings
 from experiments.study.stopping import Limit
 from experiments.tracking.store import TrackingStore
 from speaker.common.errors import UserError, describe_differences

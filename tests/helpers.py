@@ -15,7 +15,8 @@ import torch
 from experiments.proposals.attributes import RUN_ID
 from experiments.proposals.presets import homework_points
 from experiments.proposals.space import HOMEWORK
-from experiments.study.search import SearchSettings, open_storage
+from experiments.study.settings import SearchSettings
+from experiments.study.storage import open_storage
 from experiments.tracking.store import TrackingStore
 from speaker.common.errors import UserError
 from speaker.common.seeding import generator

@@ -14,7 +14,8 @@ from tqdm import tqdm
 from experiments.analysis.leaderboard import ranked
 from experiments.context import load_context
 from experiments.proposals.space import Space
-from experiments.study.search import SearchSettings, WorkerSpec
+from experiments.study.search import WorkerSpec
+from experiments.study.settings import SearchSettings
 from experiments.study.trial import run_trial
 from experiments.tracking.names import BEST_WHOLE, PRESENT
 from speaker.config import ACTIVATIONS

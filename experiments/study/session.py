@@ -9,7 +9,8 @@ from experiments.context import move_to_device
 from experiments.proposals.pruners import EARLIEST
 from experiments.study.local_workers import run_workers
 from experiments.study.progress import Pace, Progress
-from experiments.study.search import SearchSettings, StudyWorker, WorkerSpec
+from experiments.study.search import StudyWorker, WorkerSpec
+from experiments.study.settings import SearchSettings
 from experiments.study.stopping import Limit
 from experiments.study.trial import run_trial
 from speaker.common.signals import uninterrupted

@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
     from experiments.confirm import Machine, confirm_best
     from experiments.context import load_context
     from experiments.report.publish import publish
-    from experiments.study.search import default_storage
+    from experiments.study.storage import default_storage
     from experiments.tracking.store import existing_store
 
     store = existing_store(arguments.tracking_uri, STATE)

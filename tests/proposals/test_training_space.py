@@ -11,7 +11,8 @@ from experiments.analysis.leaderboard import ranked
 from experiments.analysis.reproduction import describe_reproduction
 from experiments.proposals.presets import REPRODUCED, four_edits, homework_points, reproduce
 from experiments.proposals.space import REPRODUCE, Space, find_space
-from experiments.study.search import SearchSettings, StudyWorker
+from experiments.study.search import StudyWorker
+from experiments.study.settings import SearchSettings
 from speaker.common.errors import UserError
 from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE, TrialConfig
 from tests.helpers import PLAN, TINY

@@ -13,7 +13,7 @@ from experiments.context import TrainingContext
 from experiments.proposals.attributes import RUN_ID
 from experiments.study.best_so_far import after_each, log_best_so_far
 from experiments.study.locks import open_locks
-from experiments.study.search import open_storage
+from experiments.study.storage import open_storage
 from experiments.tracking.names import BEST_WHOLE, STUDY, TRIAL
 from experiments.tracking.store import TrackingStore
 

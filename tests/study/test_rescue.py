@@ -18,7 +18,9 @@ from experiments.proposals.attributes import OVERRIDES, RESCUE_OF
 from experiments.proposals.rescue import split_changes
 from experiments.proposals.samplers import make_sampler
 from experiments.proposals.space import HOMEWORK, WIDE, Space
-from experiments.study.search import SearchSettings, StudyWorker, open_storage
+from experiments.study.search import StudyWorker
+from experiments.study.settings import SearchSettings
+from experiments.study.storage import open_storage
 from experiments.tracking.run import TrackedRun
 from experiments.tracking.store import TrackingStore
 from speaker.common.errors import UserError

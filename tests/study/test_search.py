@@ -19,7 +19,9 @@ from experiments.proposals.presets import homework_points
 from experiments.proposals.pruners import PRUNERS
 from experiments.proposals.space import HOMEWORK, WIDE
 from experiments.study.locks import open_locks
-from experiments.study.search import SearchSettings, StudyWorker, open_storage
+from experiments.study.search import StudyWorker
+from experiments.study.settings import SearchSettings
+from experiments.study.storage import open_storage
 from experiments.study.trial import listen, run_trial
 from experiments.tracking.names import BEST_WHOLE
 from experiments.tracking.run import TrackedRun
@@ -343,7 +345,7 @@ def test_a_study_of_another_corpus_or_objective_is_refused(
     context: TrainingContext,
 ) -> None:
     open_search(PLAN)
-    monkeypatch.setattr("experiments.study.search.OBJECTIVE", "accuracy/crops")
+    monkeypatch.setattr("experiments.study.contract.OBJECTIVE", "accuracy/crops")
     with pytest.raises(
         UserError, match="objective is accuracy/whole there and accuracy/crops here"
     ):

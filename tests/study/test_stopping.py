@@ -13,8 +13,9 @@ from tqdm import tqdm
 from experiments import tracked_training
 from experiments.analysis.leaderboard import expectations, ranked
 from experiments.context import TrainingContext
-from experiments.study.search import SearchSettings, StudyWorker, WorkerSpec
+from experiments.study.search import StudyWorker, WorkerSpec
 from experiments.study.session import describe_end, describe_task, first_points
+from experiments.study.settings import SearchSettings
 from experiments.study.stopping import MARGIN, Expectations, Limit, has_stalled
 from experiments.study.trial import run_trial
 from experiments.tracking.store import TrackingStore

@@ -1,0 +1,62 @@
+"""Open the database that holds a study."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.storages import RDBStorage
+from sqlalchemy.exc import SQLAlchemyError
+
+from experiments.study.locks import open_locks
+from experiments.urls import masked
+from speaker.common.errors import UserError, first_line
+from speaker.common.files import create_once
+
+BUSY_TIMEOUT_S = 60
+
+
+def open_storage(url: str) -> RDBStorage:
+    """Open a study storage, making an SQLite file or a PostgreSQL database's tables once,
+    however many ask.
+
+    Raises UserError when it cannot be reached.
+    """
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    try:
+        address = sqlalchemy.make_url(url)
+        if address.get_backend_name() != "sqlite":
+            with open_locks(url, "storage").holding("tables"):
+                return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        path = Path(address.database or "").resolve()
+        create_once(path, lambda partial: RDBStorage(f"sqlite:///{partial}").engine.dispose())
+        storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": BUSY_TIMEOUT_S}})
+    except (SQLAlchemyError, ImportError, OSError, RuntimeError, ValueError) as error:
+        reason = first_line(error.__cause__ or error)
+        raise UserError(
+            f"the study storage {masked(url)} cannot be opened ({reason}); check --storage"
+        ) from error
+    _begin_immediately(storage.engine)
+    return storage
+
+
+def default_storage(state: Path) -> str:
+    """Return the usual environment variable's storage, or else the database in the state folder."""
+    return os.environ.get("OPTUNA_STORAGE") or f"sqlite:///{state.resolve() / 'optuna.db'}"
+
+
+def _begin_immediately(engine: sqlalchemy.Engine) -> None:
+    """Make every transaction take the write lock at its start: one that reads, then writes,
+    cannot wait for it.
+    """
+
+    @sqlalchemy.event.listens_for(engine, "connect")
+    def _leave_begin_to_us(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None
+
+    @sqlalchemy.event.listens_for(engine, "begin")
+    def _begin(connection: sqlalchemy.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    engine.dispose()  # connections opened before this do not know it
