@@ -6,13 +6,33 @@ from pathlib import Path
 
 import pgserver
 import pytest
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from experiments.context import TrainingContext
+from experiments.tracking import store
 from speaker.common.devices import Compute
 from speaker.data.corpus import Corpus, read_corpus
 from speaker.data.pack import Pack, open_pack
 from speaker.data.protocol import Protocol
 from tests.helpers import write_corpus
+
+
+@pytest.fixture(scope="session", autouse=True)
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let new MLflow databases begin as copies of one that went through MLflow's migrations, which
+    take seconds. What other processes make goes through them.
+    """
+    folder, create = tmp_path_factory.mktemp("migrated"), store._create_store
+    template = folder / "mlflow.db"
+    SqlAlchemyStore(f"sqlite:///{template}", folder.as_uri()).engine.dispose()
+
+    def copied(path: Path, artifacts: str) -> None:
+        shutil.copyfile(template, path)
+        create(path, artifacts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "_create_store", copied)
+        yield
 
 
 @pytest.fixture(scope="session")
