@@ -5,8 +5,9 @@
 
 import argparse
 import shlex
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from speaker.common.cli import (
     Parser,
@@ -24,7 +25,10 @@ from speaker.common.cli import (
 from speaker.common.paths import STATE
 
 if TYPE_CHECKING:
+    from experiments.proposals.presets import Preset
+    from experiments.proposals.space import Space
     from experiments.study.search import StudyWorker, WorkerSpec
+    from speaker.config import TrialConfig
     from speaker.data.corpus import Corpus
 
 
@@ -211,8 +215,6 @@ def make_spec(arguments: argparse.Namespace) -> "WorkerSpec":
     """Return the search that is asked for. Raises UserError for what makes none."""
     from experiments.analysis.leaderboard import expectations
     from experiments.context import load_context
-    from experiments.proposals.presets import SETS, homework_points
-    from experiments.proposals.space import REPRODUCE, find_space, parse_field
     from experiments.study.search import WorkerSpec
     from experiments.study.settings import SearchSettings
     from experiments.study.storage import default_storage
@@ -220,25 +222,15 @@ def make_spec(arguments: argparse.Namespace) -> "WorkerSpec":
     from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE
 
     _refuse_contradictions(arguments)
-    fixed = {name: values[0] for name, values in map(parse_field, arguments.fix)}
-    choices = dict(map(parse_field, arguments.choices))
-    if arguments.batch_size:
-        fixed["batch_size"] = arguments.batch_size
-    find_space(arguments.space)  # before the data are read
-    storage_url = arguments.storage or default_storage(STATE)
-    tracking_uri = arguments.tracking_uri or default_tracking_uri(STATE)
     base = HOMEWORK_BASELINE if arguments.data else DEMO_BUDGET
     base = base.with_steps(arguments.steps) if arguments.steps else base
-    base = base.replace(**fixed)
+    base = base.replace(**_fixed(arguments))
+    _find_points(arguments, base)  # what they refuse is said before the data are read
     context = load_context(
         arguments.data, arguments.device, arguments.precision, STATE, arguments.jobs
     )
     base = context.fit_batch(base, arguments.batch_size)
-    space = find_space(arguments.space, base, context.utterances()).narrowed(fixed, choices)
-    presets = homework_points(space, fixed=fixed, base=base)
-    if arguments.preset:
-        space = REPRODUCE if arguments.preset == REPRODUCE.name else space
-        presets = SETS[arguments.preset](space, arguments.seeds, base)
+    space, presets = _find_points(arguments, base, context.utterances())
     settings = SearchSettings(
         name=arguments.study or f"{arguments.preset or space.name}-{context.corpus.name}",
         space=space,
@@ -256,8 +248,35 @@ def make_spec(arguments: argparse.Namespace) -> "WorkerSpec":
         rescue=arguments.rescue,
     )
     return WorkerSpec(
-        settings, context, storage_url, tracking_uri, expectations if arguments.patience else None
+        settings,
+        context,
+        storage_url=arguments.storage or default_storage(STATE),
+        tracking_uri=arguments.tracking_uri or default_tracking_uri(STATE),
+        expectations=expectations if arguments.patience else None,
     )
+
+
+def _fixed(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the hyperparameters that are given, by name."""
+    from experiments.proposals.space import parse_field
+
+    fixed = {name: values[0] for name, values in map(parse_field, arguments.fix)}
+    return fixed | ({"batch_size": arguments.batch_size} if arguments.batch_size else {})
+
+
+def _find_points(
+    arguments: argparse.Namespace, base: "TrialConfig", utterances: int = sys.maxsize
+) -> "tuple[Space, tuple[Preset, ...]]":
+    """Return the space for so many training utterances, and the points that a study begins with."""
+    from experiments.proposals.presets import SETS, homework_points
+    from experiments.proposals.space import REPRODUCE, find_space, parse_field
+
+    fixed, choices = _fixed(arguments), dict(map(parse_field, arguments.choices))
+    space = find_space(arguments.space, base, utterances).narrowed(fixed, choices)
+    if arguments.preset:
+        space = REPRODUCE if arguments.preset == REPRODUCE.name else space
+        return space, SETS[arguments.preset](space, arguments.seeds, base)
+    return space, homework_points(space, fixed=fixed, base=base)
 
 
 def _refuse_contradictions(arguments: argparse.Namespace) -> None:

@@ -20,7 +20,8 @@ from experiments.study.trial import run_trial
 from experiments.tracking.names import BEST_WHOLE, PRESENT
 from speaker.config import ACTIVATIONS
 from speaker.training.metrics import OBJECTIVE
-from tests.helpers import ROOT, TINY, run, write_corpus
+from tests.helpers import ROOT, TINY, write_corpus
+from tests.warm import run_warm
 
 pytestmark = pytest.mark.slow
 
@@ -43,15 +44,15 @@ def home(tmp_path: Path) -> Path:
 
 
 def test_old_runs_compare_promote_and_predict(home: Path) -> None:
-    compared = run(home, "experiments", "compare", "--study", "homework-corpus")
+    compared = run_warm(home, "experiments", "compare", "--study", "homework-corpus")
     assert compared.returncode == 0, compared.stderr
     (line,) = (line for line in compared.stdout.splitlines() if " #1 " in line)
     assert line.split()[2:10] == ["d16", "h2", "L6", "relu", "-", "0.8333", "-", "0.8333"]
     assert line.split()[11] == "14,340"
-    predicted = run(home, "speaker", "predict", "--data", "corpus", "--out", "new.csv")
+    predicted = run_warm(home, "speaker", "predict", "--data", "corpus", "--out", "new.csv")
     assert predicted.returncode == 0, predicted.stderr
     assert (home / "new.csv").read_bytes() == (home / "mlruns" / "predicted.csv").read_bytes()
-    promoted = run(home, "experiments", "promote", "--study", "homework-corpus")
+    promoted = run_warm(home, "experiments", "promote", "--study", "homework-corpus")
     assert promoted.stdout.splitlines()[-1] == "It was before, too: nothing changed.", (
         promoted.stderr
     )

@@ -24,6 +24,7 @@ from experiments.analysis.leaderboard import best_runs
 from experiments.tracking.store import TrackingStore
 from speaker.common.devices import find_precision
 from tests.helpers import KILLS, STUDY, assert_whole, environment, run, start, write_corpus
+from tests.warm import run_warm
 
 pytestmark = pytest.mark.slow
 
@@ -315,7 +316,7 @@ def test_a_stopped_search_goes_on(home: Path, signum: signal.Signals) -> None:
         if signum != signal.SIGKILL:
             finished, stopped = errors.strip().splitlines()
             assert re.fullmatch(
-                r"\d+ trials finished; run the same command to resume.", finished
+                r"\d+ trials? finished; run the same command to resume.", finished
             ), errors
             assert stopped == f"Stopped by {signum.name}."
         if signum != signal.SIGKILL:
@@ -611,7 +612,7 @@ def test_bad_input_is_one_clear_line(home: Path, words: tuple[str, ...], rule: s
     (home / "broken" / "metadata.json").write_text('{"n_mels": 40,')
     write_corpus(home / "tiny", speakers=2, per_speaker=2)
     write_corpus(home / "untested", speakers=2, per_speaker=2, test=0)
-    done = run(home, *words)
+    done = run_warm(home, *words)
     assert done.returncode == 2, done.stderr
     assert re.search(rule, done.stderr), done.stderr
     assert done.stderr.startswith("error: ")
@@ -651,7 +652,7 @@ def test_bad_input_on_a_finished_study_loses_nothing(home: Path) -> None:
         ),
     ]
     for words, rule in cases:
-        done = run(home, *words)
+        done = run_warm(home, *words)
         assert done.returncode == 2, (words, done.stderr)
         assert re.search(rule, done.stderr), done.stderr
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr

@@ -193,7 +193,8 @@ class StudyWorker:
         except BaseException as error:
             self.close()
             if not isinstance(error, BrokenPipeError):  # then nobody would read this
-                print(f"{len(self.finished())} trials finished; {RESUME}.", file=sys.stderr)
+                count = len(self.finished())
+                print(f"{count} trial{'s' * (count != 1)} finished; {RESUME}.", file=sys.stderr)
             raise
         self.close(as_asked=True)
 

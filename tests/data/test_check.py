@@ -12,7 +12,8 @@ from speaker.common.errors import UserError
 from speaker.data.check import Findings, check, check_manifests, describe, draw
 from speaker.data.corpus import Corpus, read_corpus, read_mels
 from tests.data.test_corpus import rename
-from tests.helpers import change, run, write_corpus
+from tests.helpers import change, write_corpus
+from tests.warm import run_warm
 
 
 def test_a_good_corpus_has_no_findings_and_right_numbers(corpus: Corpus) -> None:
@@ -224,23 +225,23 @@ def test_findings_keep_the_first_cases_alone() -> None:
 
 @pytest.mark.slow
 def test_the_verb(copy: Path, tmp_path: Path) -> None:
-    done = run(tmp_path, "speaker", "check", "copy")
+    done = run_warm(tmp_path, "speaker", "check", "copy")
     assert done.returncode == 0, done.stderr
     assert re.search(r"errors +none\nwarnings +none\nfigure +corpus.png\n", done.stdout)
     assert (tmp_path / "corpus.png").exists()
     (copy / read_corpus(copy).utterances[0].feature_path).unlink()
-    failed = run(tmp_path, "speaker", "check", "copy", "--figure", "a.svg")
+    failed = run_warm(tmp_path, "speaker", "check", "copy", "--figure", "a.svg")
     assert failed.returncode == 2
     assert "1 x feature file that is missing" in failed.stdout
     assert (
         failed.stderr
         == "error: a corpus must have no errors, but copy has 1 of 1 kinds; fix them as said above\n"
     )
-    below = run(copy / "..", "speaker", "check", ".")
+    below = run_warm(copy / "..", "speaker", "check", ".")
     assert below.stderr == (
         "error: . must be a corpus, but holds none of mapping.json, metadata.json, testdata.json; "
         "the corpus is in copy: give that instead of .\n"
     )
     (copy / "mapping.json").write_text("[]")
-    failed = run(tmp_path, "speaker", "check", "copy")
+    failed = run_warm(tmp_path, "speaker", "check", "copy")
     assert (failed.returncode, failed.stderr.count("\n")) == (2, 1)

@@ -12,7 +12,7 @@ from speaker.model.saved_model import load_model, save_model
 from speaker.prediction.name import likeliest
 from speaker.sources.demo import draw_voice, synthesize
 from speaker.sources.extraction import read_features
-from tests.helpers import run
+from tests.warm import run_warm
 
 SPEAKERS = tuple(f"id{number}" for number in range(7))
 CONFIG = TrialConfig(d_model=8)
@@ -43,7 +43,9 @@ def test_the_likeliest_are_the_models_own(home: Path) -> None:
 @pytest.mark.slow
 def test_text_json_and_csv_say_the_same(home: Path) -> None:
     words = ("speaker", "name", "a.wav", "b.wav", "--model", "model")
-    text, as_json, as_csv = (run(home, *words, *more) for more in ((), ("--json",), ("--csv",)))
+    text, as_json, as_csv = (
+        run_warm(home, *words, *more) for more in ((), ("--json",), ("--csv",))
+    )
     records = json.loads(as_json.stdout)
     assert [record["file"] for record in records] == ["a.wav", "b.wav"]
     rows = list(csv.DictReader(as_csv.stdout.splitlines()))
@@ -58,7 +60,7 @@ def test_a_file_that_cannot_be_read_is_named_and_the_others_are_done(home: Path)
     (home / "page.wav").write_text("<html>not found</html>")
     (home / "empty").touch()
     words = ("page.wav", "b.wav", "no.wav", "empty", "model/model.json")
-    done = run(home, "speaker", "name", *words, "--model", "model")
+    done = run_warm(home, "speaker", "name", *words, "--model", "model")
     assert done.returncode == 2
     assert done.stdout.startswith("b.wav\n")
     *left_out, last = done.stderr.splitlines()
@@ -72,6 +74,6 @@ def test_a_file_that_cannot_be_read_is_named_and_the_others_are_done(home: Path)
 
 @pytest.mark.slow
 def test_a_registered_model_is_asked_for_where_there_is_none(home: Path) -> None:
-    done = run(home, "speaker", "name", "a.wav")
+    done = run_warm(home, "speaker", "name", "a.wav")
     assert done.returncode == 2
     assert done.stderr.startswith("error: there are no runs yet")

@@ -16,7 +16,8 @@ from speaker.data.labels import read_csv, read_labels, read_labels_if_right, wri
 from speaker.model.classifier import SpeakerClassifier
 from speaker.model.saved_model import save_model
 from speaker.prediction.submission import write_probabilities, write_sidecar
-from tests.helpers import TINY, run
+from tests.helpers import TINY
+from tests.warm import run_warm
 
 SPEAKERS = ["id00001", "id00000", "id00003", "id00001", "id00002", "id00001"]
 
@@ -132,10 +133,10 @@ def test_predict_does_not_need_right_labels(copy: Path, tmp_path: Path) -> None:
     weights = SpeakerClassifier(TINY, 40, 4).state_dict()
     save_model(tmp_path / "model", weights, TINY, 40, corpus.speakers, "digest")
     command = ("speaker", "predict", "--data", copy, "--model", "model", "--device", "cpu")
-    done = run(tmp_path, *command)
+    done = run_warm(tmp_path, *command)
     assert "Test accuracy" in done.stdout, done.stderr
     path.write_text(path.read_text().replace("Id,", "Name,"))
-    done = run(tmp_path, *command, "--out", "again.csv")
+    done = run_warm(tmp_path, *command, "--out", "again.csv")
     assert (done.returncode, done.stderr.count("\n")) == (0, 1)
     assert "warning: " in done.stderr
     assert "Test accuracy" not in done.stdout

@@ -17,8 +17,9 @@ from speaker.sources.homework import download, unpack_parts
 from speaker.sources.http import redirect_target
 from speaker.sources.parts import Part, find_parts, parts_of_urls
 from tests.fault_server import MODIFIED, Fault, FaultServer
-from tests.helpers import AA, AB, AC, AD, ROOT, environment, refused, run, write_corpus
+from tests.helpers import AA, AB, AC, AD, ROOT, environment, refused, write_corpus
 from tests.sources.test_archive import pack_folder, split, tree, write_parts
+from tests.warm import run_warm
 
 QUICK = (0.01,) * 5
 BARE = {"ETag": None, "Last-Modified": None}
@@ -790,13 +791,13 @@ def test_unpacks_what_kaggle_gives(tmp_path: Path, dataset: Path) -> None:
     archive = shutil.make_archive(
         str(tmp_path / "parts" / "ml2023springhw4"), "zip", dataset.parent, "Dataset"
     )
-    done = run(tmp_path, "speaker", "download", "--parts", "parts", "--out", "from-folder")
+    done = run_warm(tmp_path, "speaker", "download", "--parts", "parts", "--out", "from-folder")
     assert done.returncode == 0, done.stderr
-    done = run(tmp_path, "speaker", "download", "--parts", archive, "--out", "from-file")
+    done = run_warm(tmp_path, "speaker", "download", "--parts", archive, "--out", "from-file")
     assert done.returncode == 0, done.stderr
     assert tree(tmp_path / "from-folder") == tree(tmp_path / "from-file") == tree(dataset)
     (tmp_path / "parts" / "ml2023springhw4.zip").write_bytes(b"PK\3\4")
-    done = run(tmp_path, "speaker", "download", "--parts", "parts", "--out", "broken")
+    done = run_warm(tmp_path, "speaker", "download", "--parts", "parts", "--out", "broken")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "the zip cannot be read" in done.stderr
 
@@ -841,26 +842,26 @@ def test_the_verb(
     server: FaultServer, tmp_path: Path, dataset: Path, files: dict[str, bytes]
 ) -> None:
     urls = [word for url in server.urls() for word in ("--url", url)]
-    done = run(tmp_path, "speaker", "download", *urls, "--out", "from urls")
+    done = run_warm(tmp_path, "speaker", "download", *urls, "--out", "from urls")
     assert done.returncode == 0, done.stderr
     assert (
         done.stdout == "The corpus is in from urls.\nNext:\n  python -m speaker check 'from urls'\n"
     )
-    again = run(tmp_path, "speaker", "download", *urls, "--out", "from urls")
+    again = run_warm(tmp_path, "speaker", "download", *urls, "--out", "from urls")
     assert again.stdout.startswith("Nothing to do: the corpus is already in from urls.")
     (tmp_path / "m.json").write_text(json.dumps({"parts": [{"url": url} for url in server.urls()]}))
     assert (
-        run(
+        run_warm(
             tmp_path, "speaker", "download", "--manifest", "m.json", "--out", "from-manifest"
         ).returncode
         == 0
     )
     write_parts(tmp_path / "parts", files)
-    assert run(tmp_path, "speaker", "download", "--parts", "parts").returncode == 0
+    assert run_warm(tmp_path, "speaker", "download", "--parts", "parts").returncode == 0
     for name in ("from urls", "from-manifest", "Dataset"):
         assert tree(tmp_path / name) == tree(dataset)
     server.always[AB] = Fault(status=404)
-    dead = run(tmp_path, "speaker", "download", *urls, "--out", "dead")
+    dead = run_warm(tmp_path, "speaker", "download", *urls, "--out", "dead")
     assert (dead.returncode, dead.stderr.count("\n")) == (2, 1)
     assert "ml2023springhw4" in dead.stderr
     assert "--parts FOLDER" in dead.stderr

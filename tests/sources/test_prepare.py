@@ -25,7 +25,8 @@ from speaker.sources.demo import draw_voice, synthesize
 from speaker.sources.extraction import JOURNAL, _extract
 from speaker.sources.prepare import PrepareOptions, RecordingsError, _find_level, prepare
 from speaker.sources.recordings import find_recordings
-from tests.helpers import environment, program, refused, run, start
+from tests.helpers import environment, program, refused, start
+from tests.warm import run_warm
 
 
 def write_audio(folder: Path, speakers: int = 3, each: int = 5, depth: str = "") -> Path:
@@ -237,7 +238,7 @@ def test_goes_on_where_it_was_stopped(
     before = {path.name: path.stat().st_mtime_ns for path in journal.parent.glob("uttr-*.pt")}
     finished = journal.read_text().count("\n")
     assert 0 < finished < 135
-    again = run(tmp_path, *words)
+    again = run_warm(tmp_path, *words)
     assert again.returncode == 0, again.stderr
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "corpus").glob("uttr-*.pt")}
     assert sum(before[name] == after[name] for name in before) >= finished, (
@@ -337,7 +338,7 @@ def test_speakers_who_are_lost_are_named(audio: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_verb(audio: Path, tmp_path: Path) -> None:
-    done = run(
+    done = run_warm(
         tmp_path,
         "speaker",
         "prepare",
@@ -351,7 +352,7 @@ def test_the_verb(audio: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "Prepared 12 labelled and 3 test utterances of 3 speakers" in done.stdout
     assert "python -m speaker check 'my corpus'" in done.stdout
-    again = run(tmp_path, "speaker", "prepare", "--audio", audio, "--out", "my corpus")
+    again = run_warm(tmp_path, "speaker", "prepare", "--audio", audio, "--out", "my corpus")
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
     (tmp_path / "bad" / "a").mkdir(parents=True)
     (tmp_path / "bad" / "b").mkdir()
@@ -359,11 +360,13 @@ def test_the_verb(audio: Path, tmp_path: Path) -> None:
         shutil.copy(audio / "id00000" / "00000.wav", tmp_path / "bad" / name)
     odd = tmp_path / "bad" / "b" / os.fsdecode(b"\xff.wav")
     odd.write_text("no sound")
-    refused = run(tmp_path, "speaker", "prepare", "--audio", "bad", "--out", "out")
+    refused = run_warm(tmp_path, "speaker", "prepare", "--audio", "bad", "--out", "out")
     assert refused.returncode == 2
     assert [line.partition(":")[0] for line in refused.stderr.splitlines()][-1] == "error"
     assert refused.stderr.count("\n") == 2
-    skipped = run(tmp_path, "speaker", "prepare", "--audio", "bad", "--out", "out", "--skip-bad")
+    skipped = run_warm(
+        tmp_path, "speaker", "prepare", "--audio", "bad", "--out", "out", "--skip-bad"
+    )
     assert skipped.returncode == 0, skipped.stderr
     assert skipped.stderr.startswith("left out: ")
 
@@ -457,14 +460,14 @@ def test_folders_that_are_not_the_speakers_are_refused_with_what_to_type(
     speakers: tuple[str, ...],
 ) -> None:
     lay(tmp_path / "my audio", recording, *paths)
-    one = run(tmp_path, "speaker", "prepare", "--audio", "my audio", "--out", "corpus")
+    one = run_warm(tmp_path, "speaker", "prepare", "--audio", "my audio", "--out", "corpus")
     assert (one.returncode, one.stderr.count("\n"), one.stdout) == (2, 1, "")
     commands = re.findall("`python -m (.*?)`", one.stderr)
     assert commands == [
         f"speaker prepare {typed}",
         "speaker prepare --audio 'my audio' --out corpus --level 1",
     ]
-    done = run(tmp_path, *shlex.split(commands[0]))
+    done = run_warm(tmp_path, *shlex.split(commands[0]))
     assert done.returncode == 0, done.stderr
     mapping = json.loads((tmp_path / "corpus" / "mapping.json").read_text())
     assert tuple(mapping["speaker2id"]) == speakers
@@ -518,7 +521,7 @@ def test_what_is_not_read_is_named(recording: Path, tmp_path: Path) -> None:
     soundfile.write(audio / "carol" / "a.opus", waveform, rate, format="OGG", subtype="OPUS")
     lay(audio, recording, "dave/a.xyz", "dave/b.xyz", "dave/notes.txt", "anna/.b.wav", "README")
     (audio / "eve").mkdir()
-    done = run(tmp_path, "speaker", "prepare", "--audio", "audio", "--out", "corpus")
+    done = run_warm(tmp_path, "speaker", "prepare", "--audio", "audio", "--out", "corpus")
     assert done.returncode == 0, done.stderr
     assert "3 labelled and 0 test utterances of 3 speakers" in done.stdout
     assert "ignored 5 other files (.xyz 2, " in done.stdout
@@ -619,6 +622,6 @@ def test_recordings_under_another_formats_name_are_named(audio: Path, tmp_path: 
 def test_a_link_to_itself_is_one_clear_line(audio: Path, tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     for words in (("loop", "corpus"), ("loop/audio", "corpus"), (audio, "loop"), (audio, "loop/x")):
-        done = run(tmp_path, "speaker", "prepare", "--audio", words[0], "--out", words[1])
+        done = run_warm(tmp_path, "speaker", "prepare", "--audio", words[0], "--out", words[1])
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert done.stderr.startswith("error: ")
