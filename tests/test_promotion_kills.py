@@ -2,8 +2,6 @@
 
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,8 +13,8 @@ from experiments.tracking.names import CHAMPION, MODEL
 from experiments.tracking.store import TrackingStore
 from experiments.tracking.versions import download_model, find_version
 from speaker.model.saved_model import load_model
-from tests.helpers import ROOT, environment, run
 from tests.models import finished_run
+from tests.warm import run_warm
 
 pytestmark = pytest.mark.slow
 
@@ -46,10 +44,7 @@ def runs(store: TrackingStore, context: TrainingContext) -> list[str]:
 
 def kill(folder: Path, step: str, *words: str) -> None:
     """Run a verb and see it killed before a step."""
-    command = [sys.executable, str(ROOT / "tests" / "kill_at.py"), step, "experiments", *words]
-    done = subprocess.run(
-        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300, check=False
-    )  # fmt: skip
+    done = run_warm(folder, "tests/kill_at.py", step, "experiments", *words)
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
@@ -137,7 +132,7 @@ def test_a_demotion_killed_anywhere_leaves_a_champion(
     kill(tmp_path, step, "demote", "--reason", "why not")
     has_moved = step == "set_model_version_tag"
     assert assert_predicts(store, tmp_path / "one") == ("1" if has_moved else "2")
-    done = run(tmp_path, "experiments", "demote", "--reason", "why not")
+    done = run_warm(tmp_path, "experiments", "demote", "--reason", "why not")
     assert done.returncode == (2 if has_moved else 0), "version 1 is the first"
     assert assert_predicts(store, tmp_path / "two") == "1"
     assert "why not" in store.client.get_model_version(MODEL, "2").tags["demoted"]

@@ -119,9 +119,9 @@ def test_four_edits_say_what_each_of_them_earned_however_often_it_is_killed(tmp_
     write_corpus(tmp_path / "corpus", speakers=10, per_speaker=20, test=5, frames=(2, 4))
     words = ("search.py", "--data", "corpus", "--steps", 5, "--preset", "four-edits")
     assert kill_at_random(tmp_path, words, "Study four-edits-corpus: 16 trials of 5 steps")
-    done = run(tmp_path, *words)
+    done = run_warm(tmp_path, *words)
     assert done.returncode == 0, done.stderr
-    said = run(
+    said = run_warm(
         tmp_path, "experiments", "effects", "--study", "four-edits-corpus", "--figure", "x.png"
     )
     assert said.returncode == 0, said.stderr
@@ -146,7 +146,7 @@ def test_four_edits_say_what_each_of_them_earned_however_often_it_is_killed(tmp_
 def test_the_best_are_confirmed_on_fresh_seeds_however_often_it_is_killed(home: Path) -> None:
     words = (*SEARCH, 4, "--confirm", 2, "--seeds", 2)
     assert kill_at_random(home, words, "The best 2 points")
-    done = run(home, *words)
+    done = run_warm(home, *words)
     assert done.returncode == 0, done.stderr
     table = done.stdout.partition("behind the best")[2].partition("Report:")[0]
     assert "is best of 2. On new utterances expect" in table, done.stdout
@@ -156,9 +156,8 @@ def test_the_best_are_confirmed_on_fresh_seeds_however_often_it_is_killed(home: 
     assert len({run.data.params["seed"] for run in runs}) == 2
     study = {run.data.tags["study"] for run in runs}.pop()
     searched = ("--study", study.partition("-confirm-")[0])
-    again = run(
+    again = run_warm(
         home,
-        "-m",
         "experiments",
         "confirm",
         *searched,
@@ -170,15 +169,15 @@ def test_the_best_are_confirmed_on_fresh_seeds_however_often_it_is_killed(home: 
         2,
     )
     assert again.stdout.partition("behind the best")[2] == table, again.stderr
-    promoted = run(home, "-m", "experiments", "promote", *searched)
+    promoted = run_warm(home, "experiments", "promote", *searched)
     assert f"The point that {study} found best" in promoted.stdout, promoted.stderr
     point = re.search(r"champion of .* is version 1: (.*?), whole", promoted.stdout)
     assert point and f"{point[1]} is best of 2" in table  # noqa: PT018
-    assert table in run(home, *words).stdout
+    assert table in run_warm(home, *words).stdout
 
 
 def test_one_point_is_tracked_like_a_trial_and_promotes(home: Path) -> None:
-    done = run(home, "train_trial.py", "--data", "corpus", "--preset", "homework-edited", "--d-model", "32",
+    done = run_warm(home, "train_trial.py", "--data", "corpus", "--preset", "homework-edited", "--d-model", "32",
                "--num-layers", "2", "--steps", "10", "--batch-size", "8", "--norm-first")  # fmt: skip
     assert done.returncode == 0, done.stderr
     for pattern in (
@@ -194,7 +193,7 @@ def test_one_point_is_tracked_like_a_trial_and_promotes(home: Path) -> None:
     assert tracked.data.params["norm_first"] == "True"
     assert tracked.data.params["warmup_steps"] == "1"
     assert not (home / "mlruns" / "optuna.db").exists()
-    promoted = run(home, "experiments", "promote", "--run", tracked.info.run_id)
+    promoted = run_warm(home, "experiments", "promote", "--run", tracked.info.run_id)
     assert promoted.returncode == 0, promoted.stderr
     assert "d32 h16 L2 relu" in promoted.stdout
 
@@ -213,7 +212,7 @@ def test_a_killed_training_goes_on_to_the_same_end(home: Path) -> None:
         "--valid-every",
         "150",
     ]
-    assert run(home, *words).returncode == 0
+    assert run_warm(home, *words).returncode == 0
     run_id = ""
     for _ in range(KILLS):
         process = start(home, *words, *(["--resume", run_id] if run_id else []))
@@ -228,7 +227,7 @@ def test_a_killed_training_goes_on_to_the_same_end(home: Path) -> None:
         process.communicate()
         assert process.returncode == -9, "it ended before it could be killed"
     (checkpoint,) = (home / "mlruns" / "checkpoints").iterdir()
-    other = run(home, *words, "--resume", run_id, "--lr", "0.5")
+    other = run_warm(home, *words, "--resume", run_id, "--lr", "0.5")
     assert other.returncode == 2
     assert (
         "must be of this training, but is of another: config.lr is 0.001 there and 0.5 here"
@@ -237,7 +236,7 @@ def test_a_killed_training_goes_on_to_the_same_end(home: Path) -> None:
     other_precision = (
         "bf16" if find_precision("auto", torch.device("cpu")) == torch.float32 else "fp32"
     )
-    lower = run(home, *words, "--resume", run_id, "--precision", other_precision)
+    lower = run_warm(home, *words, "--resume", run_id, "--precision", other_precision)
     assert lower.returncode == 2
     assert "precision is " in lower.stderr
     whole = checkpoint.read_bytes()
@@ -245,15 +244,15 @@ def test_a_killed_training_goes_on_to_the_same_end(home: Path) -> None:
     partial.write_bytes(whole[:500])  # as a kill in the middle of writing leaves it
     checkpoint.unlink()
     write_corpus(home / "other", speakers=3, per_speaker=14, frames=(4, 9), seed=1)
-    foreign = run(home, *words[:2], "other", *words[3:], "--resume", run_id)
+    foreign = run_warm(home, *words[:2], "other", *words[3:], "--resume", run_id)
     assert foreign.returncode == 2
     assert "is of another training: corpus.digest is " in foreign.stderr
     checkpoint.write_bytes(whole[:1000])
-    cut = run(home, *words, "--resume", run_id)
+    cut = run_warm(home, *words, "--resume", run_id)
     assert cut.returncode == 2
     assert "must be a whole checkpoint, but is damaged" in cut.stderr
     checkpoint.write_bytes(whole)
-    done = run(home, *words, "--resume", run_id)
+    done = run_warm(home, *words, "--resume", run_id)
     assert done.returncode == 0, done.stderr
     assert not checkpoint.exists()
     assert not partial.exists()
@@ -271,13 +270,13 @@ def test_a_killed_training_goes_on_to_the_same_end(home: Path) -> None:
             for each in (one, other)
         ]
         assert rows[0] == rows[1], key
-    again = run(home, *words, "--resume", run_id)
+    again = run_warm(home, *words, "--resume", run_id)
     assert again.returncode == 2
     assert "must name a run that was stopped, but" in again.stderr
 
 
 def test_a_point_that_fails_says_so(home: Path) -> None:
-    done = run(
+    done = run_warm(
         home,
         "train_trial.py",
         "--data",
@@ -324,7 +323,7 @@ def test_a_stopped_search_goes_on(home: Path, signum: signal.Signals) -> None:
                 "of a stopped one, too"
             )
     assert stops
-    done = run(home, *SEARCH, 8)
+    done = run_warm(home, *SEARCH, 8)
     assert done.returncode == 0, done.stderr
     assert_whole(home, 8)
 
@@ -351,7 +350,7 @@ def test_workers_share_a_study_on_postgresql(home: Path, postgres: str) -> None:
 
 def test_the_ui_serves_on_loopback_until_it_is_stopped(home: Path) -> None:
     assert (
-        run(
+        run_warm(
             home, "train_trial.py", "--data", "corpus", "--steps", "1", "--batch-size", "8"
         ).returncode
         == 0
@@ -369,7 +368,7 @@ def test_the_ui_serves_on_loopback_until_it_is_stopped(home: Path) -> None:
             assert [
                 status_of_root(port, host) for host in (f"127.0.0.1:{port}", "10.evil.example")
             ] == [200, 403]
-            busy = run(home, "experiments", "ui", "--port", port)
+            busy = run_warm(home, "experiments", "ui", "--port", port)
             assert busy.returncode == 2
             assert "choose another --port" in busy.stderr
         finally:
@@ -424,17 +423,19 @@ def test_a_server_that_goes_away_costs_no_trial(home: Path) -> None:
     assert "Traceback" not in errors
     server = serve(home, port)
     try:
-        done = run(home, *search)
+        done = run_warm(home, *search)
         assert done.returncode == 0, done.stderr
         assert f"promote --study {STUDY} --tracking-uri {uri}" in done.stdout
         assert f"Best trials: {uri}/#/experiments/1/runs?viewStateShareKey={STUDY}" in done.stdout
         assert "View run" not in done.stdout  # MLflow's lines would name a password
         assert Counter(run.info.status for run in TrackingStore(uri).runs("")) == {"FINISHED": 5}
         assert (
-            run(home, "experiments", "promote", "--study", STUDY, "--tracking-uri", uri).returncode
+            run_warm(
+                home, "experiments", "promote", "--study", STUDY, "--tracking-uri", uri
+            ).returncode
             == 0
         )
-        said = run(home, "speaker", "predict", "--data", "corpus", "--tracking-uri", uri)
+        said = run_warm(home, "speaker", "predict", "--data", "corpus", "--tracking-uri", uri)
         assert said.returncode == 0, said.stderr
     finally:
         stop(server)
@@ -472,7 +473,7 @@ def test_a_training_whose_server_goes_away_ends_in_one_line_and_resumes(home: Pa
     assert last.endswith(f"--resume {run_id}"), errors
     server = serve(home, port)
     try:
-        done = run(home, *words, "--resume", run_id)
+        done = run_warm(home, *words, "--resume", run_id)
         assert done.returncode == 0, done.stderr
         assert "starts over" not in done.stdout
     finally:
@@ -481,14 +482,14 @@ def test_a_training_whose_server_goes_away_ends_in_one_line_and_resumes(home: Pa
 
 def test_a_small_corpus_is_searched_with_a_batch_that_fits(home: Path) -> None:
     write_corpus(home / "tiny", speakers=2, per_speaker=2)
-    done = run(home, "search.py", "--data", "tiny", "--trials", 1, "--steps", 2)
+    done = run_warm(home, "search.py", "--data", "tiny", "--trials", 1, "--steps", 2)
     assert done.returncode == 0, done.stderr
     assert "A step has 3 utterances instead of 32" in done.stdout
 
 
 def test_a_corpus_without_test_utterances_is_not_to_be_predicted(home: Path) -> None:
     write_corpus(home / "untested", speakers=2, per_speaker=2, test=0)
-    done = run(home, "search.py", "--data", "untested", "--trials", 1, "--steps", 2)
+    done = run_warm(home, "search.py", "--data", "untested", "--trials", 1, "--steps", 2)
     assert done.returncode == 0, done.stderr
     assert done.stdout.partition("Next:\n")[2].splitlines() == [
         "  python -m experiments promote --study homework-untested", "  python -m experiments ui",
@@ -531,7 +532,7 @@ def stop(server: "subprocess.Popen[bytes]") -> None:
 
 
 def test_help_names_every_flag() -> None:
-    done = run(Path.cwd(), "search.py", "--help")
+    done = run_warm(Path.cwd(), "search.py", "--help")
     assert done.returncode == 0
     for flag in ("--trials", "--data", "--study", "--seed", "--device", "--storage", "--tracking-uri", "--steps",
                  "--space", "--timeout", "--patience", "--budget", "--sampler", "--pruner"):  # fmt: skip
@@ -620,10 +621,10 @@ def test_bad_input_is_one_clear_line(home: Path, words: tuple[str, ...], rule: s
 
 
 def test_bad_input_on_a_finished_study_loses_nothing(home: Path) -> None:
-    assert run(home, *SEARCH, 2).returncode == 0
+    assert run_warm(home, *SEARCH, 2).returncode == 0
     write_corpus(home / "others", speakers=3, per_speaker=14, frames=(4, 9), seed=1)
     write_corpus(home / "mels", speakers=3, per_speaker=14, frames=(4, 9), n_mels=20)
-    assert run(home, "experiments", "promote", "--study", STUDY).returncode == 0
+    assert run_warm(home, "experiments", "promote", "--study", STUDY).returncode == 0
     cases = [
         (
             ("search.py", "--data", "others", "--steps", "5", "--study", STUDY),
