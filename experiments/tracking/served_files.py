@@ -11,7 +11,7 @@ import mlflow
 import numpy as np
 import torch
 from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+from mlflow.types import ColSpec, Schema, TensorSpec
 from mlflow.types.schema import AnyType
 
 from speaker.common.files import sha256_file
@@ -51,7 +51,7 @@ def _signature(trained: TrainedModel) -> ModelSignature:
     columns number by number, which takes seconds. So served_model.py checks them.
     """
     float32, text = np.dtype(np.float32), np.dtype(np.str_)
-    inputs = [ColSpec(AnyType(), "mels"), ColSpec(DataType.long, "lengths", required=False)]
+    inputs = [ColSpec(AnyType(), "mels"), ColSpec(AnyType(), "lengths", required=False)]
     outputs = [
         TensorSpec(text, (-1,), "speaker"),
         TensorSpec(float32, (-1,), "probability"),

@@ -80,12 +80,12 @@ class SpeakerModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow's
             raise BadRequestError(f"{bad} {shown}")
         if frames.dtype.kind not in "iuf":
             raise BadRequestError(f"{bad} holds what is no number: {str(mels)[:SHOWN]}")
-        if length is not None and not 1 <= length <= len(frames):
+        if length is not None and not (type(length) is int and 1 <= length <= len(frames)):
             raise BadRequestError(
-                f"lengths must be from 1 to the number of an utterance's frames, {len(frames)}, "
-                f"but that of number {number} is {length}"
+                f"lengths must be whole numbers from 1 to an utterance's frames, {len(frames)}, "
+                f"but that of number {number} is {str(length)[:SHOWN]}"
             )
-        frames = frames[: None if length is None else int(length)]
+        frames = frames[:length]
         if not 1 <= len(frames) <= MAX_FRAMES:
             raise BadRequestError(f"{bad} has {len(frames):,} frames; send excerpts")
         with np.errstate(over="ignore"):

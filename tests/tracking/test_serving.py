@@ -174,11 +174,9 @@ MALFORMED: list[tuple[Any, str]] = [
     ({"inputs": {"mels": 7}}, rf"{RULE}0 of mels is 7"),
     ({"inputs": {"mels": {"a": 1}}}, rf"{RULE}0 of mels is 1"),
     # Lengths that do not go with them.
-    *(({"inputs": {"mels": utterances(3), "lengths": [length]}}, f"lengths must be from 1 to .*, 3, but .* is {length}")
-      for length in (0, -1, 4)),
+    *(({"inputs": {"mels": utterances(3), "lengths": [length]}}, f"lengths must be whole numbers from 1 to .*, 3, but .* is {length}")
+      for length in (0, -1, 4, 2.5, True, float("nan"), "three")),
     ({"inputs": {"mels": utterances(3, 3), "lengths": [3]}}, "same length"),
-    ({"inputs": {"mels": utterances(3), "lengths": ["three"]}}, "lengths|three"),
-    ({"inputs": {"mels": utterances(3), "lengths": [2.5]}}, "lengths|2.5"),
     # What is no request.
     ({}, FIELDS), ({"mels": utterances(3)}, FIELDS), (utterances(3), FIELDS), ("7", FIELDS), ('"mels"', FIELDS),
     ({"inputs": {"mels": utterances(3)}, "instances": [1]}, FIELDS),
@@ -202,7 +200,7 @@ def test_malformed_requests_are_refused_with_a_reason_and_the_server_lives_on(
     wrong = []
     for body, reason in MALFORMED:
         answer = served.post(body)
-        text = answer.json()["message"] if answer.headers["content-type"] == "application/json" else ""
+        text = answer.json().get("message", "")
         if not (400 <= answer.status_code < 500 and re.search(reason, text)):
             wrong.append((str(body)[:80], answer.status_code, answer.text[:300]))
         elif reason.startswith(RULE):
