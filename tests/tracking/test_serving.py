@@ -33,7 +33,7 @@ from tests.models import finished_run
 
 pytestmark = pytest.mark.slow
 
-SERVE = "models serve -m models:/speaker-classifier@champion --env-manager local".split()
+SERVE = ["models", "serve", "-m", "models:/speaker-classifier@champion", "--env-manager", "local"]
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,7 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(
-    context: TrainingContext, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Served]:
+def served(context: TrainingContext, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     home = tmp_path_factory.mktemp("served")
     (home / "mlruns").mkdir()
     store = TrackingStore(f"sqlite:///{home}/mlruns/mlflow.db")
@@ -122,9 +120,7 @@ def test_short_and_long_utterances(served: Served, frames: int) -> None:
     found = served.predictions({"inputs": {"mels": [mels.tolist(), *utterances(5)]}})
     with torch.inference_mode():
         alone = served.trained.model(mels[None]).softmax(1)[0]
-    torch.testing.assert_close(
-        torch.tensor(found["probabilities"][0]), alone, atol=1e-5, rtol=1e-4
-    )
+    torch.testing.assert_close(torch.tensor(found["probabilities"][0]), alone, atol=1e-5, rtol=1e-4)
 
 
 def test_each_form_of_mlflows_protocol_says_the_same(served: Served) -> None:
