@@ -181,12 +181,14 @@ def run(arguments: argparse.Namespace) -> None:
     from experiments.confirm import Machine, confirm_best
     from experiments.report.publish import publish
     from experiments.study.session import run_search
+    from experiments.tracking.access import describe_places
     from experiments.tracking.pages import served_at
     from experiments.urls import masked
 
     spec = make_spec(arguments)
     worker = spec.open()
     name, store = spec.settings.name, worker.shared.store
+    print(describe_places(store.uri, store.decided_by), flush=True)
     try:
         run_search(spec, worker, arguments.jobs)
     except KeyboardInterrupt:

@@ -94,6 +94,7 @@ def main() -> None:
     # Late: torch and mlflow take seconds to import, and --help needs neither.
     from experiments.context import load_context, move_to_device
     from experiments.tracked_training import explaining_failures
+    from experiments.tracking.access import describe_places
     from experiments.tracking.store import TrackingStore, default_tracking_uri
     from speaker.training.lookahead import describe
     from speaker.training.metrics import format_accuracy
@@ -103,6 +104,7 @@ def main() -> None:
     config = context.fit_batch(config, arguments.batch_size)
     context, costs = move_to_device(context, [config])
     store = TrackingStore(arguments.tracking_uri or default_tracking_uri(STATE))
+    print(describe_places(store.uri, store.decided_by))
     with contextlib.ExitStack() as stack:
         stack.enter_context(
             explaining_failures("run it again; a run that has begun is resumed with --resume")

@@ -24,7 +24,10 @@ def parser() -> Parser:
 def main() -> None:
     """Run a verb."""
     arguments = parser().parse_args()
-    arguments.run(arguments)
+    from experiments.tracked_training import explaining_failures  # late: --help needs no torch
+
+    with explaining_failures("run the same command again"):
+        arguments.run(arguments)
 
 
 if __name__ == "__main__":

@@ -33,9 +33,11 @@ def run(arguments: argparse.Namespace) -> None:
         replay,
     )
     from experiments.tracked_training import explaining_failures
+    from experiments.tracking.access import describe_places
     from experiments.tracking.store import existing_store
 
     store = existing_store(arguments.tracking_uri, STATE)
+    print(describe_places(store.uri, store.decided_by), flush=True)
     with explaining_failures("run the same command again"):
         record = read_record(store, arguments.run_id)
         if broken := contradiction(store, record):
