@@ -21,7 +21,7 @@ from speaker.common.cli import (
     positive_int,
     run_cli,
 )
-from speaker.common.paths import STATE
+from speaker.common.paths import STATE, next_commands
 
 if TYPE_CHECKING:
     from experiments.study.search import StudyWorker, WorkerSpec
@@ -206,7 +206,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"Best trials: {board}")
     if has_winner:
         elsewhere = ["--tracking-uri", masked(spec.tracking_uri)] if arguments.tracking_uri else []
-        print(f"Next:\n{next_commands(name, spec.context.corpus, elsewhere)}")
+        print(f"Next:\n{commands_after(name, spec.context.corpus, elsewhere)}")
 
 
 def make_spec(arguments: argparse.Namespace) -> "WorkerSpec":
@@ -312,7 +312,7 @@ def print_results(spec: "WorkerSpec", worker: "StudyWorker") -> bool:
     return any(row.state == "complete" for row in rows)
 
 
-def next_commands(study: str, corpus: "Corpus", elsewhere: list[str]) -> str:
+def commands_after(study: str, corpus: "Corpus", elsewhere: list[str]) -> str:
     """Return what to type after a search, a line each, fit for a shell that is given all of them:
     the last one stays until Ctrl-C.
     """
@@ -324,7 +324,7 @@ def next_commands(study: str, corpus: "Corpus", elsewhere: list[str]) -> str:
         *(predict if corpus.test else []),
         ["experiments", "ui"],
     )
-    return "\n".join(f"  python -m {shlex.join([*command, *elsewhere])}" for command in commands)
+    return next_commands(*(shlex.join([*command, *elsewhere]) for command in commands))
 
 
 if __name__ == "__main__":

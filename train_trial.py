@@ -20,7 +20,7 @@ from speaker.common.cli import (
     plain_name,
     run_cli,
 )
-from speaker.common.paths import STATE
+from speaker.common.paths import STATE, next_commands
 from speaker.common.signals import uninterrupted
 from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE, PRESETS, TrialConfig
 
@@ -128,7 +128,7 @@ def main() -> None:
         print(f"warning: no step was captured as a graph: {result.fallback}", file=sys.stderr)
     if result.outcome != Outcome.COMPLETE:
         sys.exit(1)
-    print(f"Run {run.run_id}; promote it with: python -m experiments promote --run {run.run_id}")
+    print(f"Run {run.run_id}. Next:\n{next_commands(f'experiments promote --run {run.run_id}')}")
 
 
 def open_run(

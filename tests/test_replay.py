@@ -183,7 +183,7 @@ def test_a_trial_of_two_jobs_is_replayed_from_the_shell(home: Path) -> None:
     store.tag_run(run_id, {names.FINGERPRINT: "0" * 12})
     altered = run(home, "experiments", "replay", run_id)
     assert altered.returncode == 1, altered.stderr
-    assert altered.stdout.startswith("Different: it was not trained, because config.fingerprint")
+    assert "\nDifferent: it was not trained, because config.fingerprint" in altered.stdout
     assert store.client.get_run(run_id).data.tags[names.REPLAY] == "different"
 
 

@@ -32,26 +32,24 @@ def run(arguments: argparse.Namespace) -> None:
         read_record,
         replay,
     )
-    from experiments.tracked_training import explaining_failures
     from experiments.tracking.access import describe_places
     from experiments.tracking.store import existing_store
 
     store = existing_store(arguments.tracking_uri, STATE)
     print(describe_places(store.uri, store.decided_by), flush=True)
-    with explaining_failures("run the same command again"):
-        record = read_record(store, arguments.run_id)
-        if broken := contradiction(store, record):
-            words = f"it was not trained, because {broken}"
-            certificate = Certificate(Verdict.DIFFERENT, words, "the record itself")
-        else:
-            context, config = context_of(record, arguments.data, STATE), record.config
-            print(
-                f"Run {record.run_id}, {config.label()}, again, from its record alone: "
-                f"{config.steps:,} steps on {context.provenance['device']}.",
-                flush=True,
-            )
-            certificate = replay(record, context)
-        store.tag_run(record.run_id, certificate.tags(now()))
+    record = read_record(store, arguments.run_id)
+    if broken := contradiction(store, record):
+        words = f"it was not trained, because {broken}"
+        certificate = Certificate(Verdict.DIFFERENT, words, "the record itself")
+    else:
+        context, config = context_of(record, arguments.data, STATE), record.config
+        print(
+            f"Run {record.run_id}, {config.label()}, again, from its record alone: "
+            f"{config.steps:,} steps on {context.provenance['device']}.",
+            flush=True,
+        )
+        certificate = replay(record, context)
+    store.tag_run(record.run_id, certificate.tags(now()))
     print(certificate.describe())
     if certificate.verdict == Verdict.DIFFERENT:
         sys.exit(1)
