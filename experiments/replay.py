@@ -143,7 +143,7 @@ def context_of(record: Record, data: Path | None, state: Path) -> TrainingContex
 def validate(record: Record, context: TrainingContext) -> None:
     """Raise UserError where a run was trained on another corpus, or measured otherwise."""
     here = {name: value for name, value in context.decisive_tags().items() if name != "precision"}
-    there = {name: record.tags[name] for name in here}
+    there = {name: record.tags.get(name, "unknown") for name in here}
     if changes := describe_differences(there, here):
         raise UserError(
             f"a replay needs the corpus and the protocol of its run, but {changes}; say with "
