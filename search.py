@@ -22,7 +22,7 @@ from speaker.common.cli import (
     positive_int,
     run_cli,
 )
-from speaker.common.paths import STATE
+from speaker.common.paths import STATE, next_commands
 
 if TYPE_CHECKING:
     from experiments.proposals.presets import Preset
@@ -185,12 +185,14 @@ def run(arguments: argparse.Namespace) -> None:
     from experiments.confirm import Machine, confirm_best
     from experiments.report.publish import publish
     from experiments.study.session import run_search
+    from experiments.tracking.access import describe_places
     from experiments.tracking.pages import served_at
     from experiments.urls import masked
 
     spec = make_spec(arguments)
     worker = spec.open()
     name, store = spec.settings.name, worker.shared.store
+    print(describe_places(store.uri, store.decided_by), flush=True)
     try:
         run_search(spec, worker, arguments.jobs)
     except KeyboardInterrupt:
@@ -208,7 +210,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"Best trials: {board}")
     if has_winner:
         elsewhere = ["--tracking-uri", masked(spec.tracking_uri)] if arguments.tracking_uri else []
-        print(f"Next:\n{next_commands(name, spec.context.corpus, elsewhere)}")
+        print(f"Next:\n{commands_after(name, spec.context.corpus, elsewhere)}")
 
 
 def make_spec(arguments: argparse.Namespace) -> "WorkerSpec":
@@ -331,7 +333,7 @@ def print_results(spec: "WorkerSpec", worker: "StudyWorker") -> bool:
     return any(row.state == "complete" for row in rows)
 
 
-def next_commands(study: str, corpus: "Corpus", elsewhere: list[str]) -> str:
+def commands_after(study: str, corpus: "Corpus", elsewhere: list[str]) -> str:
     """Return what to type after a search, a line each, fit for a shell that is given all of them:
     the last one stays until Ctrl-C.
     """
@@ -343,7 +345,7 @@ def next_commands(study: str, corpus: "Corpus", elsewhere: list[str]) -> str:
         *(predict if corpus.test else []),
         ["experiments", "ui"],
     )
-    return "\n".join(f"  python -m {shlex.join([*command, *elsewhere])}" for command in commands)
+    return next_commands(*(shlex.join([*command, *elsewhere]) for command in commands))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from speaker.common.cli import (
     plain_name,
     run_cli,
 )
-from speaker.common.paths import STATE
+from speaker.common.paths import STATE, next_commands
 from speaker.common.signals import uninterrupted
 from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE, PRESETS, TrialConfig
 
@@ -94,6 +94,7 @@ def main() -> None:
     # Late: torch and mlflow take seconds to import, and --help needs neither.
     from experiments.context import load_context, move_to_device
     from experiments.tracked_training import explaining_failures
+    from experiments.tracking.access import describe_places
     from experiments.tracking.store import TrackingStore, default_tracking_uri
     from speaker.training.lookahead import describe
     from speaker.training.metrics import format_accuracy
@@ -103,6 +104,7 @@ def main() -> None:
     config = context.fit_batch(config, arguments.batch_size)
     context, costs = move_to_device(context, [config])
     store = TrackingStore(arguments.tracking_uri or default_tracking_uri(STATE))
+    print(describe_places(store.uri, store.decided_by))
     with contextlib.ExitStack() as stack:
         stack.enter_context(
             explaining_failures("run it again; a run that has begun is resumed with --resume")
@@ -126,7 +128,7 @@ def main() -> None:
         print(f"warning: no step was captured as a graph: {result.fallback}", file=sys.stderr)
     if result.outcome != Outcome.COMPLETE:
         sys.exit(1)
-    print(f"Run {run.run_id}; promote it with: python -m experiments promote --run {run.run_id}")
+    print(f"Run {run.run_id}. Next:\n{next_commands(f'experiments promote --run {run.run_id}')}")
 
 
 def open_run(

@@ -1,7 +1,7 @@
 """`python -m experiments VERB`: everything about finished work."""
 
 from experiments.model_folders import model_folders
-from experiments.verbs import compare, confirm, demote, effects, fetch, promote, report, ui
+from experiments.verbs import compare, confirm, demote, effects, fetch, promote, replay, report, ui
 from speaker.common.cli import Parser, add_tracking_uri, run_cli
 from speaker.prediction.verbs import add_verbs
 
@@ -14,7 +14,7 @@ def parser() -> Parser:
     verbs = flags.add_subparsers(dest="verb", required=True, metavar="VERB")
     tracking = Parser(add_help=False)
     add_tracking_uri(tracking)
-    for verb in (compare, effects, report, confirm, promote, demote, fetch):
+    for verb in (compare, effects, report, confirm, replay, promote, demote, fetch):
         verb.add(verbs, tracking)
     add_verbs(verbs, model_folders)
     ui.add(verbs, tracking)
@@ -24,7 +24,10 @@ def parser() -> Parser:
 def main() -> None:
     """Run a verb."""
     arguments = parser().parse_args()
-    arguments.run(arguments)
+    from experiments.tracked_training import explaining_failures  # late: --help needs no torch
+
+    with explaining_failures("run the same command again"):
+        arguments.run(arguments)
 
 
 if __name__ == "__main__":

@@ -111,6 +111,12 @@ def load_context(
     )
 
 
+def with_threads(context: TrainingContext, threads: int) -> TrainingContext:
+    """Return a context on a CPU, to compute with as many threads as were used once."""
+    compute = replace(context.compute, threads=threads)
+    return replace(context, compute=compute, provenance=provenance(compute, PACKAGES))
+
+
 def move_to_device(
     context: TrainingContext, points: Sequence[TrialConfig], jobs: int = 1
 ) -> tuple[TrainingContext, list[Cost]]:

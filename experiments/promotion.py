@@ -17,6 +17,7 @@ from experiments.analysis.gate import BETTER, INCOMPARABLE, WORSE, Contender, Ve
 from experiments.report.card import card, facts_of, score
 from experiments.tracked_training import explaining_failures
 from experiments.tracking import names
+from experiments.tracking.access import registry_shown
 from experiments.tracking.champions import RESTORED
 from experiments.tracking.registry import (
     BY_FORCE,
@@ -116,7 +117,8 @@ def demote(store: TrackingStore, request: Request) -> str:
         if current is None:
             raise UserError(
                 f"only a version can be demoted, but none of {names.MODEL} is {request.alias} in "
-                f"{store.shown}; promote a study first: python -m experiments promote --study NAME"
+                f"{registry_shown(store.uri)}; promote a study first: python -m experiments "
+                "promote --study NAME"
             )
         for each in versions_before(store, request.alias):
             try:

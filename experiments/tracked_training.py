@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from experiments.context import TrainingContext
+from experiments.tracking.access import explain_failure
 from experiments.tracking.run import STORE_ERRORS, TrackedRun, describe_error
-from speaker.common.errors import DeviceLostError, UserError, first_line
+from speaker.common.errors import DeviceLostError, UserError
 from speaker.common.signals import interruptible, uninterrupted
 from speaker.config import TrialConfig
 from speaker.training.metrics import Metrics
@@ -91,5 +92,5 @@ def explaining_failures(
         raise
     except failures as error:
         raise UserError(
-            f"a store or disk failed ({first_line(error)}); fix that, and {next_step}"
+            f"a store or disk failed ({explain_failure(error)}); fix that, and {next_step}"
         ) from error

@@ -19,6 +19,7 @@ from speaker.common.cli import (
     share,
 )
 from speaker.common.errors import UserError
+from speaker.common.paths import next_commands
 from speaker.prediction.verbs import add_verbs, is_local
 
 
@@ -130,7 +131,7 @@ def run_download(arguments: argparse.Namespace) -> None:
         )
     said = "The corpus is in" if made else "Nothing to do: the corpus is already in"
     print(f"{said} {printable(out)}.")
-    print(f"Next:\n  python -m speaker check {shlex.quote(str(out))}")
+    print(f"Next:\n{next_commands(f'speaker check {shlex.quote(str(out))}')}")
 
 
 def run_prepare(arguments: argparse.Namespace) -> None:
@@ -164,7 +165,7 @@ def run_prepare(arguments: argparse.Namespace) -> None:
         f"{len(prepared.bad):,} recordings, ignored {prepared.ignored:,} other files{endings}; "
         f"{prepared.clipped:,} recordings are clipped."
     )
-    print(f"Next:\n  python -m speaker check {shlex.quote(str(arguments.out))}")
+    print(f"Next:\n{next_commands(f'speaker check {shlex.quote(str(arguments.out))}')}")
 
 
 def run_check(arguments: argparse.Namespace) -> None:

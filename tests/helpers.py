@@ -141,12 +141,12 @@ def start(folder: Path, *words: object, start_new_session: bool = False) -> "sub
     )  # fmt: skip
 
 
-def run(folder: Path, *words: object) -> "subprocess.CompletedProcess[str]":
-    """Run a command of this project in a folder to its end."""
+def run(folder: Path, *words: object, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command of this project in a folder to its end, with some variables set."""
     return subprocess.run(
         program(*words),
         cwd=folder,
-        env=environment(),
+        env=environment() | variables,
         capture_output=True,
         text=True,
         timeout=600,

@@ -56,6 +56,10 @@ MAY_IMPORT = {
         "experiments.analysis", "experiments.report", "experiments.tracked_training",
         "experiments.tracking", "speaker", "mlflow",
     },
+    "experiments.replay": {
+        "experiments.analysis", "experiments.context", "experiments.tracking", "speaker",
+        "mlflow", "tqdm",
+    },
     "experiments.study": {
         "experiments.context", "experiments.urls", "experiments.tracking",
         "experiments.tracked_training", "experiments.proposals", "speaker",

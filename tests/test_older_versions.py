@@ -9,6 +9,8 @@ from pathlib import Path
 import mlflow
 import optuna
 import pytest
+import torch
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from experiments.analysis.leaderboard import ranked
@@ -18,7 +20,12 @@ from experiments.study.search import WorkerSpec
 from experiments.study.settings import SearchSettings
 from experiments.study.trial import run_trial
 from experiments.tracking.names import BEST_WHOLE, PRESENT
+from experiments.tracking.served_files import export_program
 from speaker.config import ACTIVATIONS
+from speaker.data.corpus import read_corpus, read_mels
+from speaker.data.pack import PADDING
+from speaker.model.saved_model import load_model
+from speaker.prediction.predict import predict_probabilities
 from speaker.training.metrics import OBJECTIVE
 from tests.helpers import ROOT, TINY, write_corpus
 from tests.warm import run_warm
@@ -56,6 +63,21 @@ def test_old_runs_compare_promote_and_predict(home: Path) -> None:
     assert promoted.stdout.splitlines()[-1] == "It was before, too: nothing changed.", (
         promoted.stderr
     )
+
+
+def test_plain_mlflow_loads_an_old_version(home: Path) -> None:
+    (card,) = (home / "mlruns").rglob("models/*/artifacts/artifacts/model.json")
+    trained = load_model(card.parent)
+    export_program(trained, card.with_name("program.pt2"))  # left out of the archive for its size
+    mlflow.set_tracking_uri(f"sqlite:///{home}/mlruns/mlflow.db")
+    model = mlflow.pyfunc.load_model("models:/speaker-classifier@champion")
+    corpus = read_corpus(home / "corpus")
+    mels = pad_sequence([read_mels(corpus, each) for each in corpus.test], True, PADDING)
+    lengths = torch.tensor([each.frames for each in corpus.test])
+    answer = model.predict({"mels": mels.numpy(), "lengths": lengths.numpy()})
+    expected = predict_probabilities([trained], corpus, corpus.test, torch.device("cpu"))[0]
+    torch.testing.assert_close(torch.from_numpy(answer["probabilities"]), expected)
+    assert answer["speaker"].tolist() == [corpus.speakers[each] for each in expected.argmax(1)]
 
 
 def test_an_old_study_grows(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

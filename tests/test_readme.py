@@ -57,7 +57,7 @@ def test_the_tree_is_the_tree() -> None:
     assert listed() == files | folders | {"mlruns/", "tests/"}
 
 
-@pytest.mark.parametrize("line", [line for line in COMMANDS if "venv" not in line])
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("python ")])
 def test_every_command_parses(line: str) -> None:
     (name,) = (name for name in PARSERS if line.startswith(f"python {name}"))
     PARSERS[name]().parse_args(shlex.split(line.removeprefix(f"python {name}")))

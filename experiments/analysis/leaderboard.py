@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
@@ -196,7 +196,7 @@ def describe_unfair(rows: list[Row]) -> str:
 
 def _row(run: Run, curve: Sequence[tuple[int, float]]) -> Row:
     tags, metrics, params = run.data.tags, run.data.metrics, run.data.params
-    values = {name: _parse(params[name]) for name in TrialConfig().to_dict() if name in params}
+    values = logged_values(params)
     steps = float(values.get("steps", 1))
     return Row(
         run_id=run.info.run_id,
@@ -217,6 +217,11 @@ def _row(run: Run, curve: Sequence[tuple[int, float]]) -> Row:
         rate=metrics.get(UTTERANCES_PER_S),
         tags=tags,
     )
+
+
+def logged_values(params: Mapping[str, str]) -> dict[str, Any]:
+    """Return the fields of the config that a run's params hold."""
+    return {name: _parse(params[name]) for name in TrialConfig().to_dict() if name in params}
 
 
 def read_hits(text: str) -> tuple[bool, ...]:

@@ -78,7 +78,7 @@ def card(facts: Facts, confirmed: str, alias: str) -> str:
         "",
         "```python",
         f'model = mlflow.pyfunc.load_model("models:/{names.MODEL}@{alias}")',
-        'model.predict({"mels": mels, "lengths": lengths})  # float32 (B, T, n_mels), int64 (B,)',
+        'model.predict({"mels": mels})  # a list of utterances, each (frames, n_mels)',
         "```",
         *_table("By length", "frames", facts.lengths),
         *_table("Told right least often", "speaker", facts.worst[:WORST]),

@@ -23,6 +23,8 @@ FILES = "files.sha256"  # of a logged model: of all its files together
 PROMOTED_TAG, DEMOTED, FORCED = "promoted", "demoted", "forced"  # of a version: when, and why
 ACCURACY, CONFIRMED = "accuracy", "confirmed"  # of a version, in words
 FALLBACKS, SHA256, HITS = "device.fallbacks", "weights.sha256", "valid.hits"
+# Of a run that was trained again: the verdict, what came of it, and what was not as before.
+REPLAY, REPLAY_WORDS, REPLAY_DIFFERS = "replay", "replay.words", "replay.differs"
 UTTERANCES = "valid.utterances"  # how many an accuracy is measured on
 SPEAKERS = "corpus.speakers"
 BEST_LOSS, BEST_STEP = "best.loss", "best.step"  # tags: a metric of one point is one more picture

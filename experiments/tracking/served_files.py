@@ -11,7 +11,8 @@ import mlflow
 import numpy as np
 import torch
 from mlflow.models import ModelSignature
-from mlflow.types import Schema, TensorSpec
+from mlflow.types import ColSpec, Schema, TensorSpec
+from mlflow.types.schema import AnyType
 
 from speaker.common.files import sha256_file
 from speaker.model.saved_model import CARD, CONFIG, WEIGHTS, TrainedModel
@@ -26,11 +27,6 @@ def write_served(trained: TrainedModel, fetched: Path, folder: Path, card: str) 
     description, beside it.
     """
     export_program(trained, fetched / PROGRAM)
-    float32, int64, text = np.dtype(np.float32), np.dtype(np.int64), np.dtype(np.str_)
-    mels = TensorSpec(float32, (-1, -1, trained.n_mels), "mels")
-    inputs = Schema([mels, TensorSpec(int64, (-1,), "lengths")])
-    probabilities = TensorSpec(float32, (-1, len(trained.speakers)), "probabilities")
-    outputs = Schema([TensorSpec(text, (-1,), "speaker"), probabilities])
     artifacts = {"program": PROGRAM, "card": CARD, "weights": WEIGHTS, "config": CONFIG}
     # MLflow advises type hints, which it would take for a schema.
     with warnings.catch_warnings(record=True):
@@ -38,17 +34,30 @@ def write_served(trained: TrainedModel, fetched: Path, folder: Path, card: str) 
             folder,
             python_model=str(Path(__file__).with_name("served_model.py")),
             artifacts={key: str(fetched / file) for key, file in artifacts.items()},
-            signature=ModelSignature(inputs, outputs),
-            input_example={
-                "mels": np.zeros((2, 3, trained.n_mels), np.float32),
-                "lengths": np.array([3, 2]),
-            },
+            signature=_signature(trained),
+            input_example={"mels": [[[0.0] * trained.n_mels] * frames for frames in (3, 2)]},
             pip_requirements=[
                 f"{name}=={version(name).partition('+')[0]}"
                 for name in ("mlflow", "numpy", "torch")
             ],
         )
     (folder / README).write_text(card)
+
+
+def _signature(trained: TrainedModel) -> ModelSignature:
+    """Return what the pyfunc model takes and gives.
+
+    Utterances differ in length: a tensor would want them padded, and MLflow checks arrays in
+    columns number by number, which takes seconds. So served_model.py checks them.
+    """
+    float32, text = np.dtype(np.float32), np.dtype(np.str_)
+    inputs = [ColSpec(AnyType(), "mels"), ColSpec(AnyType(), "lengths", required=False)]
+    outputs = [
+        TensorSpec(text, (-1,), "speaker"),
+        TensorSpec(float32, (-1,), "probability"),
+        TensorSpec(float32, (-1, len(trained.speakers)), "probabilities"),
+    ]
+    return ModelSignature(Schema(inputs), Schema(outputs))
 
 
 def export_program(trained: TrainedModel, path: Path) -> None:

@@ -20,6 +20,7 @@ from mlflow.exceptions import MlflowException
 
 from experiments.context import TrainingContext
 from experiments.tracking import names
+from experiments.tracking.access import decided_by, explain_opening
 from experiments.tracking.client import Client
 from experiments.tracking.descriptions import PAGE, is_ours, study_notes
 from experiments.tracking.histories import History, no_collecting, read_histories
@@ -32,7 +33,7 @@ from experiments.tracking.run import (
     dataset_input,
 )
 from experiments.urls import masked
-from speaker.common.errors import UserError, describe_differences, first_line
+from speaker.common.errors import UserError, describe_differences
 from speaker.common.files import create_once
 from speaker.config import ADDED_LATER, TrialConfig
 from speaker.training.metrics import OBJECTIVE
@@ -49,6 +50,7 @@ class TrackingStore:
             logging.getLogger(library).setLevel(logging.CRITICAL)
         # Its lines name the server with the user's password, between those of a search.
         MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.set(True)
+        self.decided_by = decided_by(uri)
         mlflow.set_tracking_uri(uri)  # the registry resolves models:/ URIs by this global alone
         self.uri = uri
         self.shown = masked(uri)
@@ -272,10 +274,7 @@ class TrackingStore:
         try:
             return call()
         except (*STORE_ERRORS, sqlite3.Error, ValueError, ImportError) as error:
-            reason = first_line(error)
-            raise UserError(
-                f"the tracking store {self.shown} does not answer ({reason}); check --tracking-uri"
-            ) from error
+            raise UserError(explain_opening(self.uri, self.decided_by, error)) from error
 
 
 def default_tracking_uri(state: Path) -> str:

@@ -19,6 +19,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+from experiments.tracking.access import registry_shown
 from experiments.tracking.names import FILES, MODEL, MODEL_FOLDER, SHA256, STATE
 from experiments.tracking.run import STORE_ERRORS
 from experiments.tracking.served_files import DATA, PROGRAM, digest_of, write_served
@@ -212,8 +213,8 @@ def download_model(store: TrackingStore, name: str, folder: Path) -> str:
         else:
             raise UserError(
                 f"--model must be an alias or version of {MODEL}, a run id or a folder, but "
-                f"{name!r} is none in {store.shown}; promote a study first: python -m experiments "
-                "promote --study NAME"
+                f"{name!r} is none in {registry_shown(store.uri)}; promote a study first: python "
+                "-m experiments promote --study NAME"
             )
         folder.mkdir(parents=True, exist_ok=True)
         for file in (WEIGHTS, CONFIG, CARD):

@@ -42,9 +42,11 @@ def run(arguments: argparse.Namespace) -> None:
     from experiments.context import load_context
     from experiments.report.publish import publish
     from experiments.study.storage import default_storage
+    from experiments.tracking.access import describe_places
     from experiments.tracking.store import existing_store
 
     store = existing_store(arguments.tracking_uri, STATE)
+    print(describe_places(store.uri, store.decided_by), flush=True)
     context = load_context(
         arguments.data, arguments.device, arguments.precision, STATE, arguments.jobs
     )

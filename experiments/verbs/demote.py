@@ -21,7 +21,9 @@ def add(verbs: Any, tracking: Parser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Demote the champion."""
     from experiments.promotion import Request, demote
+    from experiments.tracking.access import describe_places
     from experiments.tracking.store import existing_store
 
     store = existing_store(arguments.tracking_uri, STATE)
+    print(describe_places(store.uri, store.decided_by), flush=True)
     print(demote(store, Request(now(), arguments.alias, arguments.reason or "")))

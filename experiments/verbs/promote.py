@@ -37,9 +37,11 @@ def run(arguments: argparse.Namespace) -> None:
     from experiments.analysis.confirmation import confirmed_run
     from experiments.analysis.leaderboard import best_runs
     from experiments.promotion import Request, promote
+    from experiments.tracking.access import describe_places
     from experiments.tracking.store import existing_store
 
     store = existing_store(arguments.tracking_uri, STATE)
+    print(describe_places(store.uri, store.decided_by), flush=True)
     run_id = arguments.run_id
     if not run_id and (found := confirmed_run(store, arguments.study)):
         run_id, name = found

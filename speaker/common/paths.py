@@ -1,11 +1,26 @@
 """Where things lie: the state folder, and files that a user asked for."""
 
+import os
+import shlex
 from pathlib import Path
 
 from speaker.common.errors import UserError
 from speaker.common.files import real_path, what_is_at, write_atomically
 
 STATE = Path("mlruns")  # all that the program keeps, below the folder that it is started in
+PROGRAM = Path(__file__).resolve().parents[2]  # the folder of the program itself
+
+
+def next_commands(*commands: str) -> str:
+    """Return what to type next, a line each: words after `python -m`, fit for a shell.
+
+    A program that was started from another folder is told first where its modules are.
+    """
+    known = os.environ.get("PYTHONPATH", "")
+    found = {Path(each).resolve() for each in (".", *known.split(os.pathsep)) if each}
+    place = shlex.quote(str(PROGRAM)) + f"{os.pathsep}$PYTHONPATH" * bool(known)
+    lines = [f"export PYTHONPATH={place}"] * (PROGRAM not in found)
+    return "\n".join(f"  {line}" for line in (*lines, *(f"python -m {each}" for each in commands)))
 
 
 def validate_output_path(

@@ -6,12 +6,19 @@ import pytest
 import soundfile
 import torch
 
+from experiments import promotion
+from experiments.context import TrainingContext
+from experiments.promotion import Request
+from experiments.tracking.names import CHAMPION
+from experiments.tracking.store import TrackingStore
+from experiments.tracking.versions import download_model
 from speaker.config import TrialConfig
 from speaker.model.classifier import SpeakerClassifier
 from speaker.model.saved_model import load_model, save_model
 from speaker.prediction.name import likeliest
 from speaker.sources.demo import draw_voice, synthesize
 from speaker.sources.extraction import read_features
+from tests.models import finished_run
 from tests.warm import run_warm
 
 SPEAKERS = tuple(f"id{number}" for number in range(7))
@@ -77,3 +84,20 @@ def test_a_registered_model_is_asked_for_where_there_is_none(home: Path) -> None
     done = run_warm(home, "speaker", "name", "a.wav")
     assert done.returncode == 2
     assert done.stderr.startswith("error: there are no runs yet")
+
+
+@pytest.mark.slow
+def test_the_champion_names_recordings_as_its_copy_in_a_folder_does(
+    home: Path, context: TrainingContext
+) -> None:
+    (home / "mlruns").mkdir()
+    store = TrackingStore(f"sqlite:///{home}/mlruns/mlflow.db")
+    run_id, _ = finished_run(store, context, 0, "111000")
+    promotion.promote(store, run_id, Request("2026-11-28 04:00:00 UTC"))
+    download_model(store, CHAMPION, home / "fetched")
+    words = ("speaker", "name", "a.wav", "b.wav", "--json")
+    champion = run_warm(home, *words, "--model", "champion")
+    assert champion.returncode == 0, champion.stderr
+    assert [record["file"] for record in json.loads(champion.stdout)] == ["a.wav", "b.wav"]
+    assert champion.stdout == run_warm(home, *words, "--model", "fetched").stdout
+    assert champion.stdout == run_warm(home, *words).stdout, "it is the model where none is named"
