@@ -9,6 +9,7 @@ by address, so it draws what it drew before.
 
 import contextlib
 import os
+import shlex
 import sys
 import time
 import uuid
@@ -64,6 +65,7 @@ from speaker.training.outcome import Outcome
 CONTRACT, IDENTITY, PARENT = "contract", "id", "mlflow.run_id"  # attributes of an Optuna study
 BUSY_TIMEOUT_S = 60
 POLL_S = 0.5
+UPGRADE = "optuna storage upgrade"  # Optuna names it where a database is of an older release
 RESUME = "run the same command to resume"
 
 
@@ -392,6 +394,11 @@ def open_storage(url: str) -> RDBStorage:
         create_once(path, lambda partial: RDBStorage(f"sqlite:///{partial}").engine.dispose())
         storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": BUSY_TIMEOUT_S}})
     except (SQLAlchemyError, ImportError, OSError, RuntimeError, ValueError) as error:
+        if UPGRADE in str(error):
+            raise UserError(
+                f"the study storage {masked(url)} is of an older Optuna than {version('optuna')}; "
+                f"copy it, and bring it up to date: {UPGRADE} --storage {shlex.quote(masked(url))}"
+            ) from error
         reason = first_line(error.__cause__ or error)
         raise UserError(
             f"the study storage {masked(url)} cannot be opened ({reason}); check --storage"
@@ -454,7 +461,7 @@ def _open_study(storage: RDBStorage, name: str, contract: dict[str, str]) -> opt
     if written is None and not study.get_trials(deepcopy=False):
         study.set_user_attr(IDENTITY, uuid.uuid4().hex)
         study.set_user_attr(CONTRACT, contract)
-        _name_objective(study)
+        name_objective(study)
         return study
     if written is None:
         raise UserError(
@@ -466,11 +473,11 @@ def _open_study(storage: RDBStorage, name: str, contract: dict[str, str]) -> opt
             f"study {name!r} is of another kind: {changes}; choose another --study, such as "
             f"{name}-2"
         )
-    _name_objective(study)
+    name_objective(study)
     return study
 
 
-def _name_objective(study: optuna.Study) -> None:
+def name_objective(study: optuna.Study) -> None:
     """Say what Optuna's dashboard is to call the objective, unless that is said already."""
     if study.metric_names != [OBJECTIVE]:
         with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):

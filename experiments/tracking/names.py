@@ -14,6 +14,8 @@ DESCRIPTION = "mlflow.note.content"  # what the UI shows above a run, in Markdow
 
 KIND, KIND_STUDY, KIND_TRIAL = "kind", "study", "trial"
 STUDY, STUDY_ID, TRIAL = "study", "study.id", "trial"
+IMPORT = "import"  # of a run: which study, by its id and its name here, it was taken in with
+IMPORTED = "imported"  # of a study's run: that its import came to its end
 CONFIRMS = "confirms"  # of a study's run: the study whose best points it trains again
 PARENT = "mlflow.parentRunId"
 PRESET, REPLICATE, RESCUE_OF = "preset", "replicate", "rescue.of"
