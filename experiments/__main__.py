@@ -1,7 +1,18 @@
 """`python -m experiments VERB`: everything about finished work."""
 
 from experiments.model_folders import model_folders
-from experiments.verbs import compare, confirm, demote, effects, fetch, promote, report, ui
+from experiments.verbs import (
+    compare,
+    confirm,
+    demote,
+    effects,
+    fetch,
+    promote,
+    repair,
+    report,
+    transfer,
+    ui,
+)
 from speaker.common.cli import Parser, add_tracking_uri, run_cli
 from speaker.prediction.verbs import add_verbs
 
@@ -14,7 +25,17 @@ def parser() -> Parser:
     verbs = flags.add_subparsers(dest="verb", required=True, metavar="VERB")
     tracking = Parser(add_help=False)
     add_tracking_uri(tracking)
-    for verb in (compare, effects, report, confirm, promote, demote, fetch):
+    for verb in (
+        compare,
+        effects,
+        repair,
+        report,
+        confirm,
+        promote,
+        demote,
+        fetch,
+        transfer,
+    ):
         verb.add(verbs, tracking)
     add_verbs(verbs, model_folders)
     ui.add(verbs, tracking)

@@ -61,6 +61,10 @@ MAY_IMPORT = {
         "experiments.tracked_training", "experiments.proposals", "speaker",
         "optuna", "sqlalchemy", "filelock", "tqdm",
     },
+    "experiments.transfer": {
+        "experiments.proposals", "experiments.study", "experiments.tracking", "experiments.urls",
+        "speaker", "mlflow", "optuna",
+    },
     "experiments": {"experiments", "speaker"},  # __main__, verbs and model_folders
     "search": {"experiments", "speaker"},
     "train_trial": {"experiments", "speaker", "tqdm"},

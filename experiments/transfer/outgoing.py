@@ -1,0 +1,137 @@
+"""Write a study into a file: `python -m experiments export`."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import optuna
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from optuna.storages import RDBStorage
+
+from experiments.study.search import IDENTITY, open_storage
+from experiments.tracking import names
+from experiments.tracking.copied_runs import read_run, read_text
+from experiments.tracking.store import TrackingStore
+from experiments.tracking.versions import fetch_run, versions_of
+from experiments.transfer.archive import MODEL_FILES, STUDIES, Writer
+from experiments.transfer.records import FORMAT, Exported, StudyRecord, VersionRecord
+from experiments.transfer.trials import record_of
+from experiments.urls import masked
+from speaker.common.errors import UserError
+from speaker.common.files import canonical_json, sync_folder
+
+
+@dataclass(frozen=True)
+class Written:
+    """What an export has written."""
+
+    studies: list[str]
+    trials: int
+    models: int
+    lost: list[str]  # runs whose models are no longer there
+    size: int  # bytes
+
+
+def export(store: TrackingStore, storage_url: str, study: str, path: Path) -> Written:
+    """Write a study, and those that confirm it, into a file: whole, or not at all.
+
+    Raises UserError for a study that is not in both stores.
+    """
+    storage = open_storage(storage_url)
+    parents = _parents(store, study)
+    runs = {_name(parent): store.trial_runs(_name(parent)) for parent in parents}
+    records = [_study(store, storage, parent, runs[_name(parent)]) for parent in parents]
+    every = [run for of_study in runs.values() for run in of_study]
+    exported = Exported(FORMAT, tuple(records), _versions(store, every))
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        writer = Writer(partial)
+        writer.add(STUDIES, canonical_json(asdict(exported)).encode())
+        if page := read_text(store, parents[0], names.REPORT):
+            writer.add(names.REPORT, page.encode())
+        lost = [run.info.run_id for run in every if not _add_model(store, run, writer)]
+        writer.close()
+        with partial.open("rb") as stream:
+            os.fsync(stream.fileno())
+        partial.replace(path)
+        sync_folder(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+    kept = sum(names.SHA256 in run.data.tags for run in every) - len(lost)
+    return Written([each.name for each in records], len(every), kept, lost, path.stat().st_size)
+
+
+def _parents(store: TrackingStore, study: str) -> list[Run]:
+    """Return the run of a study, and those of the studies that confirm it."""
+    found = store.study_runs(study)
+    if not found:
+        raise UserError(
+            f"there is no study {study!r} in {store.shown}; python -m experiments compare lists "
+            "all studies"
+        )
+    condition = f"tags.{names.CONFIRMS} = '{study}' and tags.{names.KIND} = '{names.KIND_STUDY}'"
+    return [*found, *store.runs(condition)]
+
+
+def _study(
+    store: TrackingStore, storage: RDBStorage, parent: Run, runs: Sequence[Run]
+) -> StudyRecord:
+    name = _name(parent)
+    try:
+        study = optuna.load_study(study_name=name, storage=storage)
+    except KeyError:
+        study = None
+    identity = parent.data.tags[names.STUDY_ID]
+    if study is None or study.user_attrs.get(IDENTITY) != identity:
+        raise UserError(
+            f"the trials of study {name!r} must be in the study storage, but are not in "
+            f"{masked(str(storage.url))}; give the right --storage"
+        )
+    return StudyRecord(
+        name,
+        identity,
+        dict(study.user_attrs),
+        tuple(record_of(trial) for trial in study.get_trials(deepcopy=False)),
+        read_run(store, parent),
+        tuple(read_run(store, run) for run in runs),
+    )
+
+
+def _versions(store: TrackingStore, runs: Sequence[Run]) -> tuple[VersionRecord, ...]:
+    """Return the versions that were made from runs and are called by a name."""
+    try:
+        aliases = dict(store.client.get_registered_model(names.MODEL).aliases)
+    except MlflowException:
+        return ()
+    ids = {run.info.run_id for run in runs}
+    return tuple(
+        VersionRecord(
+            version.run_id,
+            version.description or "",
+            dict(version.tags),
+            tuple(sorted(alias for alias, which in aliases.items() if which == version.version)),
+        )
+        for version in versions_of(store)
+        if version.run_id in ids and str(version.version) in map(str, aliases.values())
+    )
+
+
+def _add_model(store: TrackingStore, run: Run, writer: Writer) -> bool:
+    """Add a run's model, if it has one; tell whether it is not lost."""
+    if names.SHA256 not in run.data.tags:
+        return True
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            folder = fetch_run(store, run, Path(temporary))
+        except UserError:
+            return False
+        for file in MODEL_FILES:
+            writer.add_file(f"models/{run.info.run_id}/{file}", folder / file)
+    return True
+
+
+def _name(parent: Run) -> str:
+    return str(parent.data.tags[names.STUDY])
