@@ -1,8 +1,9 @@
 """Write a study into a file: `python -m experiments export`."""
 
+import contextlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from optuna.storages import RDBStorage
 from experiments.study.search import IDENTITY, open_storage
 from experiments.tracking import names
 from experiments.tracking.copied_runs import read_run, read_text
+from experiments.tracking.registry import version_of
 from experiments.tracking.store import TrackingStore
-from experiments.tracking.versions import fetch_run, versions_of
+from experiments.tracking.versions import check_version, fetch_run, versions_of
 from experiments.transfer.archive import MODEL_FILES, STUDIES, Writer
 from experiments.transfer.records import FORMAT, Exported, StudyRecord, VersionRecord
 from experiments.transfer.trials import record_of
@@ -45,14 +47,14 @@ def export(store: TrackingStore, storage_url: str, study: str, path: Path) -> Wr
     runs = {_name(parent): store.trial_runs(_name(parent)) for parent in parents}
     records = [_study(store, storage, parent, runs[_name(parent)]) for parent in parents]
     every = [run for of_study in runs.values() for run in of_study]
-    exported = Exported(FORMAT, tuple(records), _versions(store, every))
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         writer = Writer(partial)
+        kept = {run.info.run_id for run in every if _add_model(store, run, writer)}
+        exported = Exported(FORMAT, tuple(records), _versions(store, kept))
         writer.add(STUDIES, canonical_json(asdict(exported)).encode())
         if page := read_text(store, parents[0], names.REPORT):
             writer.add(names.REPORT, page.encode())
-        lost = [run.info.run_id for run in every if not _add_model(store, run, writer)]
         writer.close()
         with partial.open("rb") as stream:
             os.fsync(stream.fileno())
@@ -60,8 +62,13 @@ def export(store: TrackingStore, storage_url: str, study: str, path: Path) -> Wr
         sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
-    kept = sum(names.SHA256 in run.data.tags for run in every) - len(lost)
-    return Written([each.name for each in records], len(every), kept, lost, path.stat().st_size)
+    lost = [
+        run.info.run_id
+        for run in every
+        if names.SHA256 in run.data.tags and run.info.run_id not in kept
+    ]
+    size = path.stat().st_size
+    return Written([each.name for each in records], len(every), len(kept), lost, size)
 
 
 def _parents(store: TrackingStore, study: str) -> list[Run]:
@@ -100,37 +107,42 @@ def _study(
     )
 
 
-def _versions(store: TrackingStore, runs: Sequence[Run]) -> tuple[VersionRecord, ...]:
-    """Return the versions that were made from runs and are called by a name."""
+def _versions(store: TrackingStore, kept: Collection[str]) -> tuple[VersionRecord, ...]:
+    """Return the versions that are called by a name, of the runs whose models are `kept`."""
     try:
         aliases = dict(store.client.get_registered_model(names.MODEL).aliases)
     except MlflowException:
         return ()
-    ids = {run.info.run_id for run in runs}
-    return tuple(
-        VersionRecord(
-            version.run_id,
-            version.description or "",
-            dict(version.tags),
-            tuple(sorted(alias for alias, which in aliases.items() if which == version.version)),
+    found = []
+    for version in versions_of(store):
+        own = sorted(
+            alias for alias, which in aliases.items() if str(which) == str(version.version)
         )
-        for version in versions_of(store)
-        if version.run_id in ids and str(version.version) in map(str, aliases.values())
-    )
+        if own and version.run_id in kept:
+            about = version.description or ""
+            found.append(VersionRecord(version.run_id, about, dict(version.tags), tuple(own)))
+    return tuple(found)
 
 
 def _add_model(store: TrackingStore, run: Run, writer: Writer) -> bool:
-    """Add a run's model, if it has one; tell whether it is not lost."""
+    """Add a run's model; tell whether it has one that is not lost."""
     if names.SHA256 not in run.data.tags:
-        return True
+        return False
     with tempfile.TemporaryDirectory() as temporary:
-        try:
-            folder = fetch_run(store, run, Path(temporary))
-        except UserError:
-            return False
-        for file in MODEL_FILES:
-            writer.add_file(f"models/{run.info.run_id}/{file}", folder / file)
-    return True
+        folder = _fetch(store, run, Path(temporary))
+        for file in MODEL_FILES if folder else ():
+            writer.add_file(f"models/{run.info.run_id}/{file}", Path(folder or "", file))
+    return folder is not None
+
+
+def _fetch(store: TrackingStore, run: Run, folder: Path) -> Path | None:
+    """Copy a run's model, or that of its version, below a folder; None where both are lost."""
+    with contextlib.suppress(UserError):
+        return fetch_run(store, run, folder / "run")
+    if known := version_of(store, run.info.run_id):
+        fault, source = check_version(store, known, folder / "version")
+        return None if fault and fault.is_fatal else source
+    return None
 
 
 def _name(parent: Run) -> str:
