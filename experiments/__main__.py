@@ -7,6 +7,7 @@ from experiments.verbs import (
     demote,
     effects,
     fetch,
+    gc,
     promote,
     repair,
     report,
@@ -35,6 +36,7 @@ def parser() -> Parser:
         demote,
         fetch,
         transfer,
+        gc,
     ):
         verb.add(verbs, tracking)
     add_verbs(verbs, model_folders)

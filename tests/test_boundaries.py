@@ -65,6 +65,10 @@ MAY_IMPORT = {
         "experiments.proposals", "experiments.study", "experiments.tracking", "experiments.urls",
         "speaker", "mlflow", "optuna",
     },
+    "experiments.housekeeping": {
+        "experiments.analysis", "experiments.proposals", "experiments.study",
+        "experiments.tracking", "speaker", "optuna",
+    },
     "experiments": {"experiments", "speaker"},  # __main__, verbs and model_folders
     "search": {"experiments", "speaker"},
     "train_trial": {"experiments", "speaker", "tqdm"},
