@@ -15,6 +15,7 @@ from speaker.common.cli import (
     add_precision,
     add_storage,
     add_tracking_uri,
+    byte_size,
     natural,
     plain_name,
     positive_float,
@@ -44,6 +45,7 @@ def parser() -> Parser:
     machine = flags.add_argument_group("where it runs and is kept")
     for add in (add_device, add_precision, add_jobs, add_storage, add_tracking_uri):
         add(machine)
+    _add_retention(machine)
     return flags
 
 
@@ -167,6 +169,21 @@ def _add_end(flags: argparse._ActionsContainer) -> None:
     )
 
 
+def _add_retention(flags: argparse._ActionsContainer) -> None:
+    flags.add_argument(
+        "--keep",
+        type=positive_int,
+        metavar="N",
+        help="keep the weights of the best N trials alone; a run says how to make its own again",
+    )
+    flags.add_argument(
+        "--disk",
+        type=byte_size,
+        metavar="SIZE",
+        help="keep no more than this of the study's artifacts, 2GB say: the worst weights go first",
+    )
+
+
 def main() -> None:
     """Run the search and print what it found."""
     arguments = parser().parse_args()
@@ -180,6 +197,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Run a search, confirm its best if asked to, and say what was found."""
     from experiments.confirm import Machine, confirm_best
     from experiments.report.publish import publish
+    from experiments.retention import Retention
     from experiments.study.session import run_search
     from experiments.tracking.pages import served_at
     from experiments.urls import masked
@@ -193,6 +211,8 @@ def run(arguments: argparse.Namespace) -> None:
         publish(store, name)  # the study is closed by now, and goes on as if there were none
         raise
     has_winner = print_results(spec, worker)
+    if isinstance(spec.retain, Retention):
+        print(f"{spec.retain.describe(store, name)}\n")
     report = publish(store, name)
     if has_winner and arguments.confirm:
         machine = Machine(spec.context, spec.storage_url, arguments.jobs)
@@ -213,6 +233,7 @@ def make_spec(arguments: argparse.Namespace) -> "WorkerSpec":
     from experiments.context import load_context
     from experiments.proposals.presets import SETS, homework_points
     from experiments.proposals.space import REPRODUCE, find_space, parse_field
+    from experiments.retention import Retention
     from experiments.study.search import SearchSettings, WorkerSpec, default_storage
     from experiments.tracking.store import default_tracking_uri
     from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE
@@ -253,9 +274,9 @@ def make_spec(arguments: argparse.Namespace) -> "WorkerSpec":
         budget=arguments.budget,
         rescue=arguments.rescue,
     )
-    return WorkerSpec(
-        settings, context, storage_url, tracking_uri, expectations if arguments.patience else None
-    )
+    patient = expectations if arguments.patience else None
+    retain = Retention(arguments.keep, arguments.disk) if arguments.keep or arguments.disk else None
+    return WorkerSpec(settings, context, storage_url, tracking_uri, patient, retain)
 
 
 def _refuse_contradictions(arguments: argparse.Namespace) -> None:

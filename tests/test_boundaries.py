@@ -65,7 +65,10 @@ MAY_IMPORT = {
         "experiments.proposals", "experiments.study", "experiments.tracking", "experiments.urls",
         "speaker", "mlflow", "optuna",
     },
-    "experiments.housekeeping": {
+    "experiments.retention": {
+        "experiments.analysis", "experiments.tracking", "speaker", "mlflow",
+    },
+    "experiments.cleanup": {
         "experiments.analysis", "experiments.proposals", "experiments.study",
         "experiments.tracking", "speaker", "optuna",
     },

@@ -14,7 +14,7 @@ import sys
 import time
 import uuid
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -65,6 +65,7 @@ from speaker.training.outcome import Outcome
 CONTRACT, IDENTITY, PARENT = "contract", "id", "mlflow.run_id"  # attributes of an Optuna study
 BUSY_TIMEOUT_S = 60
 POLL_S = 0.5
+Retain = Callable[[TrackingStore, str], None]  # of a store and a study
 UPGRADE = "optuna storage upgrade"  # Optuna names it where a database is of an older release
 RESUME = "run the same command to resume"
 
@@ -101,6 +102,7 @@ class WorkerSpec:
     storage_url: str
     tracking_uri: str
     expectations: Expectations | None = None  # what patience goes by; a worker can be sent it
+    retain: Retain | None = None  # what removes weights that are not to be kept; it, too
 
     def open(self) -> "StudyWorker":
         """Open the stores and the study in them, or make them.
@@ -113,8 +115,9 @@ class WorkerSpec:
         if settings.confirms:
             tags |= {names.CONFIRMS: settings.confirms, names.PARENT: settings.above}
         store = TrackingStore(self.tracking_uri)
+        storage, context = open_storage(url), self.context
         return StudyWorker(
-            settings, open_storage(url), locks, self.context, store, tags, self.expectations
+            settings, storage, locks, context, store, tags, self.expectations, self.retain
         )
 
 
@@ -130,6 +133,7 @@ class StudyWorker:
         store: TrackingStore,
         tags: dict[str, str],
         expectations: Expectations | None = None,
+        retain: Retain | None = None,
     ) -> None:
         """Open the study and its parent run, or make them.
 
@@ -139,6 +143,7 @@ class StudyWorker:
         self._locks = locks
         self._store = store
         self._expectations = expectations
+        self._retain = retain
         self._judged = (0, False)  # how many trials had ended, and whether they had stalled
         contract = _contract(settings, context)
         with locks.holding("study"):
@@ -233,6 +238,7 @@ class StudyWorker:
             finally:
                 release()
             self._log_best_so_far()
+            self._remove_weights()
 
     @contextlib.contextmanager
     def closing(self) -> Iterator[None]:
@@ -267,6 +273,8 @@ class StudyWorker:
         self._store.close_study(
             self.shared.parent, Outcome.COMPLETE if complete else Outcome.INTERRUPTED
         )
+        if as_asked:
+            self._remove_weights()
         if complete:
             describe_search(self._store, self.shared.parent, ENDED)
 
@@ -372,6 +380,11 @@ class StudyWorker:
         for run in self._store.left_open(self._settings.name):
             if trial := ended.get(run.run_id):
                 run.close(outcome_of(trial), trial.user_attrs.get("reason", ""))
+
+    def _remove_weights(self) -> None:
+        if self._retain:
+            with self._locks.holding("weights"):
+                self._retain(self._store, self._settings.name)
 
     def _log_best_so_far(self) -> None:
         with self._locks.holding("best"):

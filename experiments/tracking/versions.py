@@ -19,6 +19,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+from experiments.tracking import names
 from experiments.tracking.names import FILES, MODEL, MODEL_FOLDER, SHA256, STATE
 from experiments.tracking.run import STORE_ERRORS
 from experiments.tracking.served_files import DATA, PROGRAM, digest_of, write_served
@@ -105,6 +106,11 @@ def fetch_run(store: TrackingStore, run: Run, folder: Path) -> Path:
     """
     place = f"{run.info.artifact_uri}/{MODEL_FOLDER}"
     fault, source = _checked(store, place, "", run.data.tags.get(SHA256, ""), folder)
+    if fault and names.REMOVED in run.data.tags:
+        raise UserError(
+            f"the weights of run {run.info.run_id} were removed ({run.data.tags[names.REMOVED]}); "
+            f"use another run, or make them again: {run.data.tags.get(names.AGAIN, '')}"
+        )
     if fault:
         raise UserError(f"{fault.words}; bring them back, or use another run")
     return source

@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial
 
 from experiments.study.search import CONTRACT, IDENTITY
 from experiments.tracking import names
-from experiments.tracking.copied_runs import RunRecord
+from experiments.tracking.copies import RunRecord
 from experiments.transfer.archive import AGAIN
 from experiments.transfer.records import Exported, StudyRecord
 from experiments.transfer.trials import trial_of

@@ -16,7 +16,7 @@ from optuna.storages import RDBStorage
 from experiments.study.locks import open_locks
 from experiments.study.search import CONTRACT, IDENTITY, PARENT, name_objective, open_storage
 from experiments.tracking import names
-from experiments.tracking.copied_runs import RunRecord, remove_imported, show_runs, write_run
+from experiments.tracking.copies import RunRecord, remove_imported, show_runs, write_run
 from experiments.tracking.descriptions import ENDED
 from experiments.tracking.pages import describe_search
 from experiments.tracking.registry import register, set_champion

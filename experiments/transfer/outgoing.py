@@ -14,7 +14,7 @@ from optuna.storages import RDBStorage
 
 from experiments.study.search import IDENTITY, open_storage
 from experiments.tracking import names
-from experiments.tracking.copied_runs import read_run, read_text
+from experiments.tracking.copies import read_run, read_text
 from experiments.tracking.registry import version_of
 from experiments.tracking.store import TrackingStore
 from experiments.tracking.versions import check_version, fetch_run, versions_of

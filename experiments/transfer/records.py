@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.tracking.copied_runs import Number, RunRecord
+from experiments.tracking.copies import Number, RunRecord
 from experiments.transfer.archive import AGAIN, STUDIES
 from speaker.common.errors import UserError
 from speaker.common.records import parse_record

@@ -21,7 +21,7 @@ def add(verbs: Any, tracking: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """List leftovers, and remove them if asked to."""
-    from experiments.housekeeping import describe_leftovers, find_leftovers
+    from experiments.cleanup import describe_leftovers, find_leftovers
     from experiments.study.search import default_storage
     from experiments.study.trial import STORE_FAILURES
     from experiments.tracked_training import explaining_failures

@@ -15,8 +15,8 @@ import torch
 from tqdm import tqdm
 
 from experiments.analysis.leaderboard import best_runs
+from experiments.cleanup import Found, describe_leftovers, find_leftovers
 from experiments.context import TrainingContext
-from experiments.housekeeping import Found, describe_leftovers, find_leftovers
 from experiments.promotion import Request, demote, promote
 from experiments.study.search import StudyWorker, open_storage
 from experiments.study.trial import run_trial
