@@ -27,6 +27,7 @@ from experiments.tracking.leftovers import (
     Leftover,
     file_leftovers,
     model_leftovers,
+    other_stores,
     read_books,
     run_leftovers,
     size_of,
@@ -66,8 +67,11 @@ def find_leftovers(store: TrackingStore, storage_url: str, state: Path) -> Found
     found.leftovers += _run_locks(state, books)
     found.leftovers += run_leftovers(store, books)
     found.leftovers += model_leftovers(store, books)
-    found.leftovers += file_leftovers(store)
-    found.leftovers += _packs(state / "packs", books.digests() | kept)
+    if others := other_stores(store):
+        found.stays.append(f"packs and files of no run, which {', '.join(others)} may know")
+    else:
+        found.leftovers += file_leftovers(store)
+        found.leftovers += _packs(state / "packs", books.digests() | kept)
     if held := books.held():
         found.stays.append(f"{held} deleted runs that registered models or open trials need")
     return found

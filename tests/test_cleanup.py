@@ -23,15 +23,18 @@ from experiments.study.trial import run_trial
 from experiments.tracking.leftovers import size_of
 from experiments.tracking.moved import bring_home
 from experiments.tracking.names import CHAMPION, MODEL
-from experiments.tracking.restored import restore_experiment
+from experiments.tracking.restored import restore_experiment, restore_study
 from experiments.tracking.run import TrackedRun
+from experiments.tracking.store import TrackingStore
 from experiments.tracking.versions import download_model, find_version, versions_of
+from experiments.verbs.repair import restore_run, restore_runs
 from speaker.common.errors import UserError
 from speaker.common.signals import Interrupted
 from speaker.model.saved_model import load_model
 from speaker.training import checkpoint
 from speaker.training.metrics import Metrics
 from tests.helpers import refused
+from tests.models import finished_run
 from tests.transfer.places import SETTINGS, WHEN, search_in, storage_in, store_in, worker_in
 
 OTHER, OPEN = replace(SETTINGS, name="other", trials=2), replace(SETTINGS, name="open", trials=2)
@@ -232,6 +235,15 @@ def test_what_is_left_is_listed_and_then_removed(state: Path) -> None:
     )
 
 
+def test_files_that_another_store_may_know_stay(state: Path, context: TrainingContext) -> None:
+    """Two databases of one folder keep their artifacts in one place."""
+    other = TrackingStore(f"sqlite:///{state}/second.db")
+    run_id, _ = finished_run(other, context, 0, "111000")
+    found = collect(state)
+    assert found.stays == ["packs and files of no run, which second.db may know"]
+    assert download_model(other, run_id, state.parent / "model")
+
+
 def test_what_was_restored_meanwhile_stays(state: Path) -> None:
     delete_study(state)
     store = store_in(state)
@@ -263,10 +275,27 @@ def test_a_study_whose_run_was_deleted_keeps_it_while_a_trial_is_open(
     (parent,) = store.study_runs("open")
     store.client.delete_run(parent.info.run_id)
     collect(state)
-    said = refused(lambda: worker_in(state, at(state, context), OPEN))
-    assert "python -m experiments restore --study open" in said
-    store.client.restore_run(parent.info.run_id)
+    for call in (
+        lambda: worker_in(state, at(state, context), OPEN),
+        lambda: best_runs(store, "open", 1),
+    ):
+        assert "python -m experiments restore --study open" in refused(call)
+    assert restore_study(store, "open") == 1
     assert_usable(state, context)
+
+
+def test_a_deleted_run_is_named_and_restored(state: Path, tmp_path: Path) -> None:
+    store = store_in(state)
+    run_id = best_runs(store, "other", 1)[0]
+    store.client.delete_run(run_id)
+    said = refused(lambda: download_model(store, run_id, tmp_path / "model"))
+    assert f"python -m experiments restore --run {run_id}" in said
+    assert f"Run {run_id} is there." == restore_run(store, run_id)
+    assert download_model(store, run_id, tmp_path / "model")
+    delete_study(state)
+    assert restore_runs(store, None).endswith("--study is one of other.")
+    assert restore_runs(store, "other") == "3 deleted runs of study other are back."
+    assert best_runs(store, "other", 1) == [run_id]
 
 
 def test_a_trial_whose_run_was_deleted_starts_over(
@@ -283,3 +312,4 @@ def test_a_trial_whose_run_was_deleted_starts_over(
     worker.close()
     assert f"#1 starts over in a new run: its run {old} was deleted" in capsys.readouterr().out
     assert [run.data.tags["state"] for run in store.trial_runs("open")] == ["complete"] * 2
+    assert restore_study(store, "open") == 0, "its trial has another run by now"

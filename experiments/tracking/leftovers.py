@@ -5,7 +5,9 @@ run that a version is made again from, and with a deleted experiment the champio
 
 import contextlib
 import re
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +19,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from experiments.tracking import names
-from experiments.tracking.store import TrackingStore
+from experiments.tracking.store import TrackingStore, sqlite_path
 from experiments.tracking.versions import find_run, logged_model_of, registering, versions_of
 from speaker.common.errors import UserError
 
@@ -109,10 +111,26 @@ def model_leftovers(store: TrackingStore, books: Books) -> Iterator[Leftover]:
             )
 
 
+def other_stores(store: TrackingStore) -> list[str]:
+    """Return the databases that lie beside a store's and keep their artifacts in the same folder.
+
+    What is known of in one of them looks like nobody's in the other.
+    """
+    path, found = sqlite_path(store.uri), []
+    for other in sorted(path.parent.glob("*")) if path else ():
+        if other != path and other.is_file():
+            with contextlib.suppress(sqlite3.Error), closing(sqlite3.connect(other)) as opened:
+                query = "SELECT count(*) FROM experiments WHERE name = ?"
+                if opened.execute(query, (names.EXPERIMENT,)).fetchone()[0]:
+                    found.append(other.name)
+    return found
+
+
 def file_leftovers(store: TrackingStore) -> Iterator[Leftover]:
     """Yield the folders of artifacts whose run or model is no longer in the store's file."""
+    path = sqlite_path(store.uri)
     root = _local(store.client.get_experiment(store.experiment_id).artifact_location)
-    if root is None or not root.is_dir():
+    if path is None or root is None or root.parent != path.parent or not root.is_dir():
         return
     # Folders are listed first: what is made from now on has its record before its folder.
     folders = [*root.iterdir(), *(root / "models").glob("*")]

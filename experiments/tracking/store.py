@@ -189,8 +189,19 @@ class TrackingStore:
 
     def study_runs(self, study: str) -> list[Run]:
         """Return the parent runs of the studies of this name: one, or none."""
-        return self.runs(
-            f"tags.{names.STUDY} = '{study}' and tags.{names.KIND} = '{names.KIND_STUDY}'"
+        return self.runs(_parent_of(study))
+
+    def validate_study(self, study: str) -> None:
+        """Raise UserError for a study that is not here, or was deleted."""
+        if self.study_runs(study):
+            return
+        if self.runs(_parent_of(study), ViewType.DELETED_ONLY):
+            raise UserError(
+                f"study {study!r} was deleted from {self.shown}; bring it back: python -m "
+                f"experiments restore --study {study}{self.flag()}"
+            )
+        raise UserError(
+            f"there is no study {study!r} in {self.shown}; run search.py --study {study} first"
         )
 
     def trial_runs(self, study: str, condition: str = "") -> list[Run]:
@@ -325,6 +336,10 @@ def existing_uri(uri: str | None, state: Path) -> str:
 def sqlite_path(uri: str) -> Path | None:
     """Return the file of a store that is a file of SQLite; None for any other."""
     return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
+
+
+def _parent_of(study: str) -> str:
+    return f"tags.{names.STUDY} = '{study}' and tags.{names.KIND} = '{names.KIND_STUDY}'"
 
 
 def _artifacts(database: Path) -> str:

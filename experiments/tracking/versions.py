@@ -82,7 +82,12 @@ def complete_run(store: TrackingStore, run_id: str) -> Run:
     if run is None:
         raise UserError(f"there is no run {run_id!r} in {store.shown}; copy its id from the UI")
     tags = run.data.tags
-    if SHA256 not in tags or tags.get(STATE) != "complete" or run.info.lifecycle_stage != "active":
+    if run.info.lifecycle_stage != "active":
+        raise UserError(
+            f"run {run_id} was deleted; bring it back: python -m experiments restore --run {run_id}"
+            f"{store.flag()}"
+        )
+    if SHA256 not in tags or tags.get(STATE) != "complete":
         raise UserError(
             f"only a complete trial's run can be used, but run {run_id} is none; choose another"
         )

@@ -90,7 +90,13 @@ def _is_run(run: RunRecord, study: StudyRecord, kind: str) -> bool:
         and all(len({len(rows.values), len(rows.steps), len(rows.timestamps)}) == 1
                 for rows in run.metrics)
         and all(len(text) <= MAX_TAG for text in run.tags.values())
+        and all(map(_is_text, (run.name, run.config, *run.params.values(), *run.tags.values())))
     )  # fmt: skip
+
+
+def _is_text(text: str) -> bool:
+    """Tell whether a text is none that a terminal obeys: it may be printed by any command."""
+    return all(letter.isprintable() or letter in "\n\r\t" for letter in text)
 
 
 def _sha256(folder: Path) -> str:

@@ -73,14 +73,9 @@ def export(store: TrackingStore, storage_url: str, study: str, path: Path) -> Wr
 
 def _parents(store: TrackingStore, study: str) -> list[Run]:
     """Return the run of a study, and those of the studies that confirm it."""
-    found = store.study_runs(study)
-    if not found:
-        raise UserError(
-            f"there is no study {study!r} in {store.shown}; python -m experiments compare lists "
-            "all studies"
-        )
+    store.validate_study(study)
     condition = f"tags.{names.CONFIRMS} = '{study}' and tags.{names.KIND} = '{names.KIND_STUDY}'"
-    return [*found, *store.runs(condition)]
+    return [*store.study_runs(study), *store.runs(condition)]
 
 
 def _study(

@@ -128,6 +128,7 @@ FAULTS: dict[str, Callable[[Any], object]] = {
     "a run of no trial": lambda value: first(value)["runs"][0]["tags"].update(trial="7"),
     "a curve with a hole": lambda value: first(value)["runs"][0]["metrics"][0].update(steps=[]),
     "a tag too long": lambda value: first(value)["runs"][0]["tags"].update(x="x" * 9_000),
+    "a text that a terminal obeys": lambda value: first(value)["runs"][0]["tags"].update(point="\x1b[2J"),
     "other weights' hash": lambda value: first(value)["runs"][0]["tags"].update({SHA256: "0" * 64}),
     "an unknown state": lambda value: first(value)["trials"][0].update(state="DONE"),
     "a parameter without values": lambda value: first(value)["trials"][0]["distributions"].clear(),
