@@ -16,6 +16,7 @@ from speaker.common.cli import (
     add_precision,
     add_storage,
     add_tracking_uri,
+    byte_size,
     natural,
     plain_name,
     positive_float,
@@ -48,6 +49,7 @@ def parser() -> Parser:
     machine = flags.add_argument_group("where it runs and is kept")
     for add in (add_device, add_precision, add_jobs, add_storage, add_tracking_uri):
         add(machine)
+    _add_retention(machine)
     return flags
 
 
@@ -171,6 +173,21 @@ def _add_end(flags: argparse._ActionsContainer) -> None:
     )
 
 
+def _add_retention(flags: argparse._ActionsContainer) -> None:
+    flags.add_argument(
+        "--keep",
+        type=positive_int,
+        metavar="N",
+        help="keep the weights of the best N trials alone; a run says how to make its own again",
+    )
+    flags.add_argument(
+        "--disk",
+        type=byte_size,
+        metavar="SIZE",
+        help="keep no more than this of the study's artifacts, 2GB say: the worst weights go first",
+    )
+
+
 def main() -> None:
     """Run the search and print what it found."""
     arguments = parser().parse_args()
@@ -184,6 +201,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Run a search, confirm its best if asked to, and say what was found."""
     from experiments.confirm import Machine, confirm_best
     from experiments.report.publish import publish
+    from experiments.retention import Retention
     from experiments.study.session import run_search
     from experiments.tracking.access import describe_places
     from experiments.tracking.pages import served_at
@@ -199,6 +217,8 @@ def run(arguments: argparse.Namespace) -> None:
         publish(store, name)  # the study is closed by now, and goes on as if there were none
         raise
     has_winner = print_results(spec, worker)
+    if isinstance(spec.retain, Retention):
+        print(f"{spec.retain.describe(store, name)}\n")
     report = publish(store, name)
     if has_winner and arguments.confirm:
         machine = Machine(spec.context, spec.storage_url, arguments.jobs)
@@ -217,6 +237,7 @@ def make_spec(arguments: argparse.Namespace) -> "WorkerSpec":
     """Return the search that is asked for. Raises UserError for what makes none."""
     from experiments.analysis.leaderboard import expectations
     from experiments.context import load_context
+    from experiments.retention import Retention
     from experiments.study.search import WorkerSpec
     from experiments.study.settings import SearchSettings
     from experiments.study.storage import default_storage
@@ -249,12 +270,14 @@ def make_spec(arguments: argparse.Namespace) -> "WorkerSpec":
         budget=arguments.budget,
         rescue=arguments.rescue,
     )
+    retain = Retention(arguments.keep, arguments.disk) if arguments.keep or arguments.disk else None
     return WorkerSpec(
         settings,
         context,
         storage_url=arguments.storage or default_storage(STATE),
         tracking_uri=arguments.tracking_uri or default_tracking_uri(STATE),
         expectations=expectations if arguments.patience else None,
+        retain=retain,
     )
 
 

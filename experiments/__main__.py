@@ -1,7 +1,20 @@
 """`python -m experiments VERB`: everything about finished work."""
 
 from experiments.model_folders import model_folders
-from experiments.verbs import compare, confirm, demote, effects, fetch, promote, replay, report, ui
+from experiments.verbs import (
+    compare,
+    confirm,
+    demote,
+    effects,
+    fetch,
+    gc,
+    promote,
+    repair,
+    replay,
+    report,
+    transfer,
+    ui,
+)
 from speaker.common.cli import Parser, add_tracking_uri, run_cli
 from speaker.prediction.verbs import add_verbs
 
@@ -14,7 +27,19 @@ def parser() -> Parser:
     verbs = flags.add_subparsers(dest="verb", required=True, metavar="VERB")
     tracking = Parser(add_help=False)
     add_tracking_uri(tracking)
-    for verb in (compare, effects, report, confirm, replay, promote, demote, fetch):
+    for verb in (
+        compare,
+        effects,
+        repair,
+        report,
+        confirm,
+        replay,
+        promote,
+        demote,
+        fetch,
+        transfer,
+        gc,
+    ):
         verb.add(verbs, tracking)
     add_verbs(verbs, model_folders)
     ui.add(verbs, tracking)

@@ -2,7 +2,7 @@
 
     python tests/kill_at.py CALL experiments promote --run ID
 
-CALL is a method of MlflowClient or of its repository of files; `half` kills in the middle of an
+CALL is a method of MlflowClient, of its repository of files or of an Optuna study; `half` kills in the middle of an
 upload.
 """
 
@@ -13,9 +13,10 @@ import sys
 from typing import Any
 
 import mlflow
+import optuna
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
-OWNERS = (LocalArtifactRepository, mlflow.MlflowClient)
+OWNERS = (LocalArtifactRepository, mlflow.MlflowClient, optuna.Study)
 
 
 def die(*_arguments: Any, **_options: Any) -> None:

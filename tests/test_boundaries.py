@@ -65,6 +65,17 @@ MAY_IMPORT = {
         "experiments.tracked_training", "experiments.proposals", "speaker",
         "optuna", "sqlalchemy", "filelock", "tqdm",
     },
+    "experiments.transfer": {
+        "experiments.proposals", "experiments.study", "experiments.tracking", "experiments.urls",
+        "speaker", "mlflow", "optuna",
+    },
+    "experiments.retention": {
+        "experiments.analysis", "experiments.tracking", "speaker", "mlflow",
+    },
+    "experiments.cleanup": {
+        "experiments.analysis", "experiments.proposals", "experiments.study",
+        "experiments.tracking", "speaker", "optuna",
+    },
     "experiments": {"experiments", "speaker"},  # __main__, verbs and model_folders
     "search": {"experiments", "speaker"},
     "train_trial": {"experiments", "speaker", "tqdm"},

@@ -4,6 +4,9 @@ a study of three trials, promoted, and one run of train_trial.py, on the corpus 
 
 import sqlite3
 import tarfile
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -18,16 +21,18 @@ from experiments.context import load_context
 from experiments.proposals.space import Space
 from experiments.study.search import WorkerSpec
 from experiments.study.settings import SearchSettings
+from experiments.study.storage import open_storage
 from experiments.study.trial import run_trial
 from experiments.tracking.names import BEST_WHOLE, PRESENT
 from experiments.tracking.served_files import export_program
+from experiments.tracking.store import TrackingStore
 from speaker.config import ACTIVATIONS
 from speaker.data.corpus import read_corpus, read_mels
 from speaker.data.pack import PADDING
 from speaker.model.saved_model import load_model
 from speaker.prediction.predict import predict_probabilities
 from speaker.training.metrics import OBJECTIVE
-from tests.helpers import ROOT, TINY, write_corpus
+from tests.helpers import ROOT, TINY, refused, write_corpus
 from tests.warm import run_warm
 
 pytestmark = pytest.mark.slow
@@ -105,3 +110,57 @@ def test_an_old_study_grows(home: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert not set(plain.get_run(new).data.metrics) & PRESENT.keys()
     best = plain.get_run(worker.shared.parent).data.metrics[BEST_WHOLE]
     assert best == max(row.whole or 0.0 for row in rows)
+
+
+def test_an_old_folder_that_was_moved_is_brought_back(home: Path, tmp_path: Path) -> None:
+    new = tmp_path / "new"
+    new.mkdir()
+    for name in ("mlruns", "corpus"):
+        (home / name).rename(new / name)
+    said = run_warm(new, "experiments", "compare")
+    assert (said.returncode, said.stdout) == (2, "")
+    assert "python -m experiments moved" in said.stderr
+    moved = run_warm(new, "experiments", "moved")
+    assert moved.returncode == 0, moved.stderr
+    predicted = run_warm(new, "speaker", "predict", "--data", "corpus", "--out", "new.csv")
+    assert predicted.returncode == 0, predicted.stderr
+    assert (new / "new.csv").read_bytes() == (new / "mlruns" / "predicted.csv").read_bytes()
+
+
+def test_an_old_study_is_taken_elsewhere(home: Path, tmp_path: Path) -> None:
+    written = run_warm(home, "experiments", "export", "homework-corpus", "--to", "old.zip")
+    assert written.returncode == 0, written.stderr
+    there = tmp_path / "there"
+    there.mkdir()
+    taken = run_warm(there, "experiments", "import", home / "old.zip")
+    assert taken.returncode == 0, taken.stderr
+    stores = [TrackingStore(f"sqlite:///{each}/mlruns/mlflow.db") for each in (home, there)]
+    before, after = (
+        [replace(row, run_id="", tags={}) for row in ranked(store, "homework-corpus")]
+        for store in stores
+    )
+    assert before == after
+    predicted = run_warm(there, "speaker", "predict", "--data", home / "corpus", "--out", "new.csv")
+    assert predicted.returncode == 0, predicted.stderr
+    assert (there / "new.csv").read_bytes() == (home / "mlruns" / "predicted.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "words"),
+    [
+        ("mlflow", "df50e92ffc5e", "bring it up to date: mlflow db upgrade sqlite:///"),
+        ("optuna", "v3.0.0.d", "bring it up to date: optuna storage upgrade --storage sqlite:///"),
+    ],
+)
+def test_a_database_of_an_older_release_says_how_to_bring_it_up_to_date(
+    tmp_path: Path, name: str, revision: str, words: str
+) -> None:
+    """The database is new, but says of itself that it is of an older schema."""
+    url = f"sqlite:///{tmp_path}/{name}.db"
+    opened: Callable[[], object] = {
+        "mlflow": lambda: TrackingStore(url), "optuna": lambda: open_storage(url).engine.dispose(),
+    }[name]  # fmt: skip
+    opened()
+    with closing(sqlite3.connect(tmp_path / f"{name}.db")) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = ?", (revision,))
+    assert words in refused(opened)

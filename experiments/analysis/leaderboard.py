@@ -60,10 +60,7 @@ def ranked(store: TrackingStore, study: str) -> list[Row]:
     that an older version made, the one that scored most on the validation part. A study has one
     protocol, so its accuracies may be ranked together. Raises UserError for an unknown study.
     """
-    if not store.study_runs(study):
-        raise UserError(
-            f"there is no study {study!r} in {store.shown}; run search.py --study {study} first"
-        )
+    store.validate_study(study)
     return rank(read_rows(store, store.trial_runs(study)))
 
 

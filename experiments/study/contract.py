@@ -50,7 +50,7 @@ def open_study(storage: RDBStorage, name: str, contract: dict[str, str]) -> optu
     if written is None and not study.get_trials(deepcopy=False):
         study.set_user_attr(IDENTITY, uuid.uuid4().hex)
         study.set_user_attr(CONTRACT, contract)
-        _name_objective(study)
+        name_objective(study)
         return study
     if written is None:
         raise UserError(
@@ -62,11 +62,11 @@ def open_study(storage: RDBStorage, name: str, contract: dict[str, str]) -> optu
             f"study {name!r} is of another kind: {changes}; choose another --study, such as "
             f"{name}-2"
         )
-    _name_objective(study)
+    name_objective(study)
     return study
 
 
-def _name_objective(study: optuna.Study) -> None:
+def name_objective(study: optuna.Study) -> None:
     """Say what Optuna's dashboard is to call the objective, unless that is said already."""
     if study.metric_names != [OBJECTIVE]:
         with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):

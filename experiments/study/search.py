@@ -10,7 +10,7 @@ by address, so it draws what it drew before.
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -51,6 +51,7 @@ from speaker.common.signals import interruptible
 from speaker.training.outcome import Outcome
 
 POLL_S = 0.5
+Retain = Callable[[TrackingStore, str], None]  # of a store and a study
 RESUME = "run the same command to resume"
 
 
@@ -63,6 +64,7 @@ class WorkerSpec:
     storage_url: str
     tracking_uri: str
     expectations: Expectations | None = None  # what patience goes by; a worker can be sent it
+    retain: Retain | None = None  # what removes weights that are not to be kept; it, too
 
     def open(self) -> "StudyWorker":
         """Open the stores and the study in them, or make them.
@@ -75,8 +77,9 @@ class WorkerSpec:
         if settings.confirms:
             tags |= {names.CONFIRMS: settings.confirms, names.PARENT: settings.above}
         store = TrackingStore(self.tracking_uri)
+        storage, context = open_storage(url), self.context
         return StudyWorker(
-            settings, open_storage(url), locks, self.context, store, tags, self.expectations
+            settings, storage, locks, context, store, tags, self.expectations, self.retain
         )
 
 
@@ -92,6 +95,7 @@ class StudyWorker:
         store: TrackingStore,
         tags: dict[str, str],
         expectations: Expectations | None = None,
+        retain: Retain | None = None,
     ) -> None:
         """Open the study and its parent run, or make them.
 
@@ -100,6 +104,7 @@ class StudyWorker:
         self._settings = settings
         self._locks = locks
         self._store = store
+        self._retain = retain
         self._limits = Limits(
             settings, partial(self._expected, expectations) if expectations else None
         )
@@ -174,6 +179,7 @@ class StudyWorker:
             finally:
                 release()
             self._log_best_so_far()
+            self._remove_weights()
 
     @contextlib.contextmanager
     def closing(self) -> Iterator[None]:
@@ -209,6 +215,8 @@ class StudyWorker:
         self._store.close_study(
             self.shared.parent, Outcome.COMPLETE if complete else Outcome.INTERRUPTED
         )
+        if as_asked:
+            self._remove_weights()
         if complete:
             describe_search(self._store, self.shared.parent, ENDED)
 
@@ -277,6 +285,11 @@ class StudyWorker:
         for run in self._store.left_open(self._settings.name):
             if trial := ended.get(run.run_id):
                 run.close(outcome_of(trial), trial.user_attrs.get("reason", ""))
+
+    def _remove_weights(self) -> None:
+        if self._retain:
+            with self._locks.holding("weights"):
+                self._retain(self._store, self._settings.name)
 
     def _log_best_so_far(self) -> None:
         with self._locks.holding("best"):

@@ -1,6 +1,8 @@
 """Open the database that holds a study."""
 
 import os
+import shlex
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from speaker.common.errors import UserError, first_line
 from speaker.common.files import create_once
 
 BUSY_TIMEOUT_S = 60
+UPGRADE = "optuna storage upgrade"  # Optuna names it where a database is of an older release
 
 
 def open_storage(url: str) -> RDBStorage:
@@ -33,6 +36,11 @@ def open_storage(url: str) -> RDBStorage:
         create_once(path, lambda partial: RDBStorage(f"sqlite:///{partial}").engine.dispose())
         storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": BUSY_TIMEOUT_S}})
     except (SQLAlchemyError, ImportError, OSError, RuntimeError, ValueError) as error:
+        if UPGRADE in str(error):
+            raise UserError(
+                f"the study storage {masked(url)} is of an older Optuna than {version('optuna')}; "
+                f"copy it, and bring it up to date: {UPGRADE} --storage {shlex.quote(masked(url))}"
+            ) from error
         reason = first_line(error.__cause__ or error)
         raise UserError(
             f"the study storage {masked(url)} cannot be opened ({reason}); check --storage"

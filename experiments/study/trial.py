@@ -26,6 +26,7 @@ from experiments.tracked_training import TrackedTraining
 from experiments.tracking import names
 from experiments.tracking.run import STORE_ERRORS, TrackedRun
 from experiments.tracking.store import TrackingStore
+from experiments.tracking.study_run import has_run
 from speaker.common.errors import DeviceLostError, UserError
 from speaker.common.seeding import derive_seed
 from speaker.config import PRESETS, TrialConfig
@@ -109,7 +110,11 @@ def run_name(trial_number: int, config: TrialConfig) -> str:
 def _open_run(shared: StudyContext, trial: optuna.trial.Trial, config: TrialConfig) -> TrackedRun:
     """Open the trial's run and store the link on both sides."""
     study = shared.study.study_name
-    run_id = trial.user_attrs.get(RUN_ID) or shared.store.find_run(study, trial.number)
+    run_id = trial.user_attrs.get(RUN_ID)
+    if run_id and not has_run(shared.store, run_id):  # the study's own run is there
+        tqdm.write(f"#{trial.number} starts over in a new run: its run {run_id} was deleted")
+        run_id = None
+    run_id = run_id or shared.store.find_run(study, trial.number)
     tags = {names.STUDY: study, names.TRIAL: str(trial.number)}
     if preset := trial.user_attrs.get(PRESET):
         tags[names.PRESET] = preset

@@ -14,6 +14,8 @@ DESCRIPTION = "mlflow.note.content"  # what the UI shows above a run, in Markdow
 
 KIND, KIND_STUDY, KIND_TRIAL = "kind", "study", "trial"
 STUDY, STUDY_ID, TRIAL = "study", "study.id", "trial"
+IMPORT = "import"  # of a run: which study, by its id and its name here, it was taken in with
+IMPORTED = "imported"  # of a study's run: that its import came to its end
 CONFIRMS = "confirms"  # of a study's run: the study whose best points it trains again
 PARENT = "mlflow.parentRunId"
 PRESET, REPLICATE, RESCUE_OF = "preset", "replicate", "rescue.of"
@@ -25,6 +27,8 @@ ACCURACY, CONFIRMED = "accuracy", "confirmed"  # of a version, in words
 FALLBACKS, SHA256, HITS = "device.fallbacks", "weights.sha256", "valid.hits"
 # Of a run that was trained again: the verdict, what came of it, and what was not as before.
 REPLAY, REPLAY_WORDS, REPLAY_DIFFERS = "replay", "replay.words", "replay.differs"
+REMOVED = "weights.removed"  # of a run: when and why, and what they were
+AGAIN = "weights.again"  # the command that makes them again
 UTTERANCES = "valid.utterances"  # how many an accuracy is measured on
 SPEAKERS = "corpus.speakers"
 BEST_LOSS, BEST_STEP = "best.loss", "best.step"  # tags: a metric of one point is one more picture

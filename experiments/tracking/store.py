@@ -6,10 +6,12 @@ import contextlib
 import getpass
 import logging
 import os
+import shlex
 import sqlite3
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,10 +37,12 @@ from experiments.tracking.run import (
 from experiments.urls import masked
 from speaker.common.errors import UserError, describe_differences
 from speaker.common.files import create_once
+from speaker.common.paths import STATE
 from speaker.config import ADDED_LATER, TrialConfig
 from speaker.training.metrics import OBJECTIVE
 
 T = TypeVar("T")
+OLD_SCHEMA = "out-of-date database schema"  # what MLflow says of a database of another release
 
 
 class TrackingStore:
@@ -108,6 +112,12 @@ class TrackingStore:
         if is_ours(tags.get(names.DESCRIPTION, "")):
             whole = f"{text}\n\n{study_notes(tags)}\n\n{link}"
             self.tag_run(run_id, {names.DESCRIPTION: whole})
+
+    def flag(self) -> str:
+        """Return the flag that names this store, after a space; nothing where none is needed."""
+        # By its path: MLflow sets the environment variable itself.
+        is_default = self._path == STATE.resolve() / "mlflow.db"
+        return "" if is_default else f" --tracking-uri {shlex.quote(self.shown)}"
 
     def log_report(self, run_id: str, page: str, summary: str) -> str:
         """Keep a study's page with its run, and describe the run by a summary and a link to it;
@@ -181,8 +191,19 @@ class TrackingStore:
 
     def study_runs(self, study: str) -> list[Run]:
         """Return the parent runs of the studies of this name: one, or none."""
-        return self.runs(
-            f"tags.{names.STUDY} = '{study}' and tags.{names.KIND} = '{names.KIND_STUDY}'"
+        return self.runs(_parent_of(study))
+
+    def validate_study(self, study: str) -> None:
+        """Raise UserError for a study that is not here, or was deleted."""
+        if self.study_runs(study):
+            return
+        if self.runs(_parent_of(study), ViewType.DELETED_ONLY):
+            raise UserError(
+                f"study {study!r} was deleted from {self.shown}; bring it back: python -m "
+                f"experiments restore --study {study}{self.flag()}"
+            )
+        raise UserError(
+            f"there is no study {study!r} in {self.shown}; run search.py --study {study} first"
         )
 
     def trial_runs(self, study: str, condition: str = "") -> list[Run]:
@@ -203,8 +224,10 @@ class TrackingStore:
         """Return what trials reported, by run: (step, accuracy on whole utterances), in order."""
         return read_histories(self.client, [run.info.run_id for run in runs], OBJECTIVE)
 
-    def runs(self, condition: str) -> list[Run]:
-        """Return all runs of the experiment that meet an MLflow filter, oldest first."""
+    def runs(self, condition: str, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
+        """Return the runs of the experiment that meet an MLflow filter, oldest first; those that
+        were deleted only in another view.
+        """
         runs: list[Run] = []
         token: str | None = None
         with no_collecting():
@@ -212,7 +235,7 @@ class TrackingStore:
                 page = self.client.search_runs(
                     [self.experiment_id],
                     condition,
-                    ViewType.ACTIVE_ONLY,
+                    view,
                     1000,
                     ["attributes.start_time ASC"],
                     token,
@@ -231,14 +254,19 @@ class TrackingStore:
         return str(run.info.run_id)
 
     def _must_have(self, run_id: str, study: str) -> None:
+        """Raise UserError for a run that is not in the store, or was deleted there."""
         try:
             deleted = self.client.get_run(run_id).info.lifecycle_stage != "active"
         except MlflowException:
-            deleted = True
-        if deleted:
             raise UserError(
                 f"the runs of study {study!r} must be in the tracking store, but run {run_id} is "
                 f"not in {self.shown}; give the right --tracking-uri, or choose another --study"
+            ) from None
+        if deleted:
+            which = f"--study {study}" if study else f"--run {run_id}"
+            raise UserError(
+                f"run {run_id} was deleted from {self.shown}; bring it back: python -m experiments "
+                f"restore {which}{self.flag()}"
             )
 
     def _open_experiment(self) -> str:
@@ -251,14 +279,14 @@ class TrackingStore:
                 experiment = self.client.get_experiment_by_name(names.EXPERIMENT)
         if experiment is None or experiment.lifecycle_stage != "active":
             raise UserError(
-                f"the MLflow experiment {names.EXPERIMENT!r} was deleted from {self.shown}; "
-                "restore it there"
+                f"the MLflow experiment {names.EXPERIMENT!r} was deleted from {self.shown}; bring "
+                f"it back: python -m experiments restore{self.flag()}"
             )
         location = str(experiment.artifact_location)
         if place and location.startswith("file:") and location != place:
             raise UserError(
                 f"{self._path} keeps its artifacts in {location}, so it was moved or copied from "
-                "there; move it back, or start a new store in another folder"
+                f"there; make this its home: python -m experiments moved{self.flag()}"
             )
         return str(experiment.experiment_id)
 
@@ -274,6 +302,12 @@ class TrackingStore:
         try:
             return call()
         except (*STORE_ERRORS, sqlite3.Error, ValueError, ImportError) as error:
+            if OLD_SCHEMA in str(error):
+                raise UserError(
+                    f"the tracking store {self.shown} is of another MLflow than "
+                    f"{version('mlflow')}; if of an older one, copy it, and bring it up to date: "
+                    f"mlflow db upgrade {shlex.quote(self.shown)}"
+                ) from error
             raise UserError(explain_opening(self.uri, self.decided_by, error)) from error
 
 
@@ -284,18 +318,27 @@ def default_tracking_uri(state: Path) -> str:
 
 def existing_store(uri: str | None, state: Path) -> TrackingStore:
     """Open a store that must be there already. Raises UserError when it is not."""
+    return TrackingStore(existing_uri(uri, state))
+
+
+def existing_uri(uri: str | None, state: Path) -> str:
+    """Return the address of a store that must be there already. Raises UserError when it is not."""
     uri = uri or default_tracking_uri(state)
     if (path := sqlite_path(uri)) and not path.exists():
         raise UserError(
             f"there are no runs yet: {path} is missing; run search.py here first, or give "
             "--tracking-uri"
         )
-    return TrackingStore(uri)
+    return uri
 
 
 def sqlite_path(uri: str) -> Path | None:
     """Return the file of a store that is a file of SQLite; None for any other."""
     return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
+
+
+def _parent_of(study: str) -> str:
+    return f"tags.{names.STUDY} = '{study}' and tags.{names.KIND} = '{names.KIND_STUDY}'"
 
 
 def _artifacts(database: Path) -> str:

@@ -19,6 +19,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+from experiments.tracking import names
 from experiments.tracking.access import registry_shown
 from experiments.tracking.names import FILES, MODEL, MODEL_FOLDER, SHA256, STATE
 from experiments.tracking.run import STORE_ERRORS
@@ -82,7 +83,12 @@ def complete_run(store: TrackingStore, run_id: str) -> Run:
     if run is None:
         raise UserError(f"there is no run {run_id!r} in {store.shown}; copy its id from the UI")
     tags = run.data.tags
-    if SHA256 not in tags or tags.get(STATE) != "complete" or run.info.lifecycle_stage != "active":
+    if run.info.lifecycle_stage != "active":
+        raise UserError(
+            f"run {run_id} was deleted; bring it back: python -m experiments restore --run {run_id}"
+            f"{store.flag()}"
+        )
+    if SHA256 not in tags or tags.get(STATE) != "complete":
         raise UserError(
             f"only a complete trial's run can be used, but run {run_id} is none; choose another"
         )
@@ -106,6 +112,11 @@ def fetch_run(store: TrackingStore, run: Run, folder: Path) -> Path:
     """
     place = f"{run.info.artifact_uri}/{MODEL_FOLDER}"
     fault, source = _checked(store, place, "", run.data.tags.get(SHA256, ""), folder)
+    if fault and names.REMOVED in run.data.tags:
+        raise UserError(
+            f"the weights of run {run.info.run_id} were removed ({run.data.tags[names.REMOVED]}); "
+            f"use another run, or make them again: {run.data.tags.get(names.AGAIN, '')}"
+        )
     if fault:
         raise UserError(f"{fault.words}; bring them back, or use another run")
     return source

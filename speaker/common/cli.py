@@ -120,6 +120,20 @@ def positive_int(text: str) -> int:
     return value
 
 
+def byte_size(text: str) -> int:
+    """Parse a number of bytes, such as 2GB, 500MB or 1.5GiB."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(?:([KMGT])(i?)B|B?)", text, re.IGNORECASE)
+    size = 0
+    if match:
+        unit = " KMGT".index((match[2] or " ").upper())
+        size = int(float(match[1]) * (1024 if match[3] else 1000) ** unit)
+    if size < 1:
+        raise argparse.ArgumentTypeError(
+            f"must be a size such as 2GB, 500MB or 1.5GiB, but got {text[:80]!r}"
+        )
+    return size
+
+
 def positive_float(text: str) -> float:
     """Parse a number above 0."""
     value = _number(text, float, "a number")

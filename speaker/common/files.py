@@ -2,6 +2,7 @@
 and things that are made once however many ask.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from speaker.common.errors import UserError
 
@@ -86,6 +87,18 @@ def create_once(path: Path, create: Callable[[Path], None], resumable: bool = Fa
             if not resumable:
                 _remove(partial)
         sync_folder(path.parent)
+
+
+def remove_once(path: Path, half_only: bool = False) -> None:
+    """Remove what `create_once` has made, or only what a kill has left half made; nothing while
+    another process makes it. It disappears by a rename, as a whole.
+    """
+    with contextlib.suppress(Timeout), FileLock(path.with_name(f".{path.name}.lock"), timeout=0):
+        partial = path.with_name(f".{path.name}.partial")
+        _remove(partial)
+        if path.exists() and not half_only:
+            path.replace(partial)
+            _remove(partial)
 
 
 def real_path(path: Path) -> Path:

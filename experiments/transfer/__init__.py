@@ -1,0 +1,1 @@
+"""A study as one file: what it says leaves one pair of stores, and is taken by another."""

@@ -1,0 +1,80 @@
+"""An import that is killed with SIGKILL leaves no half study: the same command goes on and ends as if nothing had been."""
+
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.analysis.leaderboard import best_runs
+from experiments.context import TrainingContext
+from experiments.promotion import Request, promote
+from experiments.tracking.moved import bring_home
+from experiments.tracking.names import CHAMPION
+from experiments.tracking.versions import download_model, find_version
+from experiments.transfer.outgoing import export
+from tests.helpers import ROOT, environment, refused, run
+from tests.transfer.places import WHEN, rows_in, search_in, storage_in, store_in, trials_in
+
+pytestmark = pytest.mark.slow
+
+# In the order of an import; each is killed before it does anything.
+HIDDEN = ("create_run", "log_inputs", "log_artifacts", "set_terminated")
+STEPS = (
+    *HIDDEN,
+    "add_trials",
+    "set_metric_names",
+    "set_experiment_tag",
+    "create_model_version",
+    "set_registered_model_alias",
+)
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory: pytest.TempPathFactory, context: TrainingContext) -> Path:
+    """A place with a study of three trials, whose best is champion, and a file of it."""
+    state = tmp_path_factory.mktemp("there")
+    search_in(state, context)
+    store = store_in(state)
+    promote(store, best_runs(store, "s", 1)[0], Request(WHEN))
+    export(store, storage_in(state), "s", state / "s.zip")
+    return state
+
+
+@pytest.fixture
+def home(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where a user stands, with stores that are empty: making them takes seconds."""
+    empty = tmp_path_factory.getbasetemp() / "empty"
+    if not empty.exists():
+        store_in(empty)
+    shutil.copytree(empty, tmp_path / "mlruns")
+    bring_home(tmp_path / "mlruns" / "mlflow.db")
+    return tmp_path
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_an_import_that_is_killed_goes_on(there: Path, home: Path, step: str) -> None:
+    command = [sys.executable, str(ROOT / "tests" / "kill_at.py"), step, "experiments", "import"]
+    killed = subprocess.run(
+        [*command, there / "s.zip"], cwd=home, env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    state = home / "mlruns"
+    if step in HIDDEN:
+        assert "there is no study" in refused(lambda: rows_in(state))
+        assert store_in(state).runs("tags.kind = 'trial'") == []
+    else:
+        assert rows_in(state) == rows_in(there)
+    done = run(home, "experiments", "import", there / "s.zip")
+    assert done.returncode == 0, done.stderr
+    assert rows_in(state) == rows_in(there)
+    assert trials_in(state) == trials_in(there)
+    store = store_in(state)
+    champion = find_version(store, CHAMPION)
+    assert champion is not None
+    assert champion.run_id == best_runs(store, "s", 1)[0]
+    assert download_model(store, CHAMPION, home / "champion")
+    again = run(home, "experiments", "import", there / "s.zip")
+    assert "nothing changed" in again.stdout, again.stderr
