@@ -26,9 +26,14 @@ from tests.helpers import STUDY, TINY, refused, run
 from tests.models import other_corpus
 
 
-@pytest.fixture
-def store(state: Path) -> TrackingStore:
-    return TrackingStore(f"sqlite:///{state}/mlflow.db")
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("mlruns")
+
+
+@pytest.fixture(scope="module")
+def store(place: Path) -> TrackingStore:
+    return TrackingStore(f"sqlite:///{place}/mlflow.db")
 
 
 def trained(store: TrackingStore, context: TrainingContext, stop_at: int = 0, **tags: Any) -> str:
@@ -96,12 +101,12 @@ def test_another_end_is_told(store: TrackingStore, context: TrainingContext) -> 
 
 
 def test_a_record_that_contradicts_itself_is_told(
-    store: TrackingStore, context: TrainingContext, state: Path
+    store: TrackingStore, context: TrainingContext, place: Path
 ) -> None:
     run_id = trained(store, context)
     record = read_record(store, run_id)
     assert contradiction(store, record) == ""
-    (file,) = state.rglob(f"{run_id}/artifacts/config.json")
+    (file,) = place.rglob(f"{run_id}/artifacts/config.json")
     file.write_text(file.read_text().replace('"lr": 0.001', '"lr": 0.002'))
     assert "config.json is not of its params: lr is 0.002 there and 0.001" in contradiction(
         store, record
