@@ -7,7 +7,8 @@ import pytest
 
 from experiments.tracking.store import TrackingStore
 from experiments.verbs.ui import links
-from tests.helpers import STUDY, assert_whole, run
+from tests.helpers import STUDY, assert_whole
+from tests.warm import run_warm
 
 pytestmark = pytest.mark.slow
 
@@ -34,9 +35,9 @@ def test_a_folder_that_was_moved_is_brought_back(home: Path, tmp_path: Path) -> 
         (*SEARCH, "--trials", 2), ("experiments", "promote", "--study", STUDY), (*PREDICT, "a.csv"),
     ]  # fmt: skip
     for words in first:
-        done = run(old, *words)
+        done = run_warm(old, *words)
         assert done.returncode == 0, done.stderr
-    table = run(old, *COMPARE).stdout
+    table = run_warm(old, *COMPARE).stdout
     pages = links(TrackingStore(f"sqlite:///{old}/mlruns/mlflow.db"), "http://there")
     new = tmp_path / "a disk"
     old.rename(new)
@@ -45,22 +46,22 @@ def test_a_folder_that_was_moved_is_brought_back(home: Path, tmp_path: Path) -> 
         ("experiments", "gc"), ("experiments", "export", STUDY, "--to", "s.zip"),
     ]  # fmt: skip
     for words in every:
-        said = run(new, *words)
+        said = run_warm(new, *words)
         assert said.returncode == 2, words
         assert said.stderr.endswith("make this its home: python -m experiments moved\n"), (
             said.stderr
         )
     assert not (new / "b.csv").exists()
-    moved = run(new, "experiments", "moved")
+    moved = run_warm(new, "experiments", "moved")
     assert moved.returncode == 0, moved.stderr
     assert moved.stdout.startswith(f"{new}/mlruns is at home here now: ")
-    assert run(new, "experiments", "moved").stdout.endswith("nothing changed.\n")
-    assert run(new, *COMPARE).stdout == table
-    done = run(new, *PREDICT, "b.csv")
+    assert run_warm(new, "experiments", "moved").stdout.endswith("nothing changed.\n")
+    assert run_warm(new, *COMPARE).stdout == table
+    done = run_warm(new, *PREDICT, "b.csv")
     assert done.returncode == 0, done.stderr
     assert (new / "b.csv").read_bytes() == (new / "a.csv").read_bytes()
     assert links(TrackingStore(f"sqlite:///{new}/mlruns/mlflow.db"), "http://there") == pages
-    done = run(new, *SEARCH, "--trials", 3)
+    done = run_warm(new, *SEARCH, "--trials", 3)
     assert done.returncode == 0, done.stderr
     assert_whole(new, 3)
     assert not old.exists()

@@ -22,13 +22,19 @@ from experiments.tracking import names
 from experiments.tracking.run import STORE_ERRORS
 from experiments.tracking.store import TrackingStore
 from speaker.training.metrics import Metrics
-from tests.helpers import STUDY, TINY, refused, run
+from tests.helpers import STUDY, TINY, refused
 from tests.models import other_corpus
+from tests.warm import run_warm
 
 
-@pytest.fixture
-def store(state: Path) -> TrackingStore:
-    return TrackingStore(f"sqlite:///{state}/mlflow.db")
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("mlruns")
+
+
+@pytest.fixture(scope="module")
+def store(place: Path) -> TrackingStore:
+    return TrackingStore(f"sqlite:///{place}/mlflow.db")
 
 
 def trained(store: TrackingStore, context: TrainingContext, stop_at: int = 0, **tags: Any) -> str:
@@ -96,12 +102,12 @@ def test_another_end_is_told(store: TrackingStore, context: TrainingContext) -> 
 
 
 def test_a_record_that_contradicts_itself_is_told(
-    store: TrackingStore, context: TrainingContext, state: Path
+    store: TrackingStore, context: TrainingContext, place: Path
 ) -> None:
     run_id = trained(store, context)
     record = read_record(store, run_id)
     assert contradiction(store, record) == ""
-    (file,) = state.rglob(f"{run_id}/artifacts/config.json")
+    (file,) = place.rglob(f"{run_id}/artifacts/config.json")
     file.write_text(file.read_text().replace('"lr": 0.001', '"lr": 0.002'))
     assert "config.json is not of its params: lr is 0.002 there and 0.001" in contradiction(
         store, record
@@ -149,12 +155,12 @@ def test_a_certificate_is_kept_and_said() -> None:
 @pytest.mark.slow
 def test_a_trial_of_two_jobs_is_replayed_from_the_shell(home: Path) -> None:
     words = ("search.py", "--data", "corpus", "--steps", "5", "--trials", "2", "--jobs", "2")
-    done = run(home, *words, "--fix", "d_model=80", "--fix", "num_layers=1")
+    done = run_warm(home, *words, "--fix", "d_model=80", "--fix", "num_layers=1")
     assert done.returncode == 0, done.stderr
     store = TrackingStore(f"sqlite:///{home}/mlruns/mlflow.db")
     first, *others = store.trial_runs(STUDY)
     run_id = first.info.run_id
-    again = run(home, "experiments", "replay", run_id)
+    again = run_warm(home, "experiments", "replay", run_id)
     assert again.returncode == 0, again.stderr
     assert "again, from its record alone: 5 steps on cpu" in again.stdout
     assert (
@@ -170,18 +176,18 @@ def test_a_trial_of_two_jobs_is_replayed_from_the_shell(home: Path) -> None:
     assert len(store.trial_runs(STUDY)) == 1 + len(others), "it is no trial"
 
     (home / "corpus").rename(home / "moved")
-    lost = run(home, "experiments", "replay", run_id)
+    lost = run_warm(home, "experiments", "replay", run_id)
     assert lost.returncode == 2
     assert "say with --data" in lost.stderr
-    assert run(home, "experiments", "replay", run_id, "--data", "moved").returncode == 0
+    assert run_warm(home, "experiments", "replay", run_id, "--data", "moved").returncode == 0
     (home / "moved" / "metadata.json").write_text(edited(home / "moved" / "metadata.json"))
-    other = run(home, "experiments", "replay", run_id, "--data", "moved")
+    other = run_warm(home, "experiments", "replay", run_id, "--data", "moved")
     assert other.returncode == 2
     assert "corpus.digest is" in other.stderr
     assert len(other.stderr.strip().splitlines()) == 1
 
     store.tag_run(run_id, {names.FINGERPRINT: "0" * 12})
-    altered = run(home, "experiments", "replay", run_id)
+    altered = run_warm(home, "experiments", "replay", run_id)
     assert altered.returncode == 1, altered.stderr
     assert "\nDifferent: it was not trained, because config.fingerprint" in altered.stdout
     assert store.client.get_run(run_id).data.tags[names.REPLAY] == "different"

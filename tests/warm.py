@@ -20,15 +20,15 @@ FORKS.set_forkserver_preload([__name__, "mlflow.pyfunc", "pyarrow", "scipy.stats
 TIMEOUT_S = 600
 
 
-def run_warm(folder: Path, *words: object) -> "subprocess.CompletedProcess[str]":
+def run_warm(folder: Path, *words: object, **variables: str) -> "subprocess.CompletedProcess[str]":
     """Run a command of this project in a folder to its end.
 
     `words` are a script's path from the project's root, or `speaker` or `experiments`, and what
-    follows it on the command line.
+    follows it on the command line; `variables` are of the environment.
     """
     command = [str(word) for word in words]
     with tempfile.TemporaryDirectory() as place:
-        process = FORKS.Process(target=_become, args=(folder, command, place))
+        process = FORKS.Process(target=_become, args=(folder, command, variables, place))
         process.start()
         process.join(TIMEOUT_S)
         if process.is_alive():
@@ -39,11 +39,11 @@ def run_warm(folder: Path, *words: object) -> "subprocess.CompletedProcess[str]"
     return subprocess.CompletedProcess(command, process.exitcode, *said)
 
 
-def _become(folder: Path, command: list[str], place: str) -> None:
+def _become(folder: Path, command: list[str], variables: dict[str, str], place: str) -> None:
     """Run a command as a new process would: its folder, environment, streams and arguments."""
     os.chdir(folder)
     os.environ.clear()
-    os.environ.update(environment())
+    os.environ.update({**environment(), **variables})
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         stream = os.open(Path(place, name), os.O_WRONLY | os.O_CREAT)
         os.dup2(stream, descriptor)

@@ -22,7 +22,8 @@ from experiments.tracking.store import TrackingStore
 from speaker.config import TrialConfig
 from speaker.training.outcome import Outcome
 from speaker.training.train import TrialResult, train
-from tests.helpers import PLAN, run
+from tests.helpers import PLAN
+from tests.warm import run_warm
 
 BETTER = 2 * MARGIN
 MANY = replace(PLAN, trials=20)
@@ -209,14 +210,14 @@ def test_points_that_are_all_trained_are_not_asked_for_more() -> None:
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_real_search_ends_by_patience_and_then_by_its_budget(home: Path, jobs: int) -> None:
     words = ("search.py", "--data", "corpus", "--steps", 5, "--trials", 40, "--jobs", jobs)
-    done = run(home, *words, "--patience", 1)
+    done = run_warm(home, *words, "--patience", 1)
     assert done.returncode == 0, done.stderr
     said = re.search(r"^Ended by --patience after (\d+) of 40 trials; ", done.stdout, re.M)
     assert said, done.stdout
-    again = run(home, *words, "--patience", 1)
+    again = run_warm(home, *words, "--patience", 1)
     assert (again.returncode, again.stderr) == (0, "")
     assert said[0] in again.stdout
-    spent = run(home, *words, "--budget", 5 * int(said[1]) + 1)
+    spent = run_warm(home, *words, "--budget", 5 * int(said[1]) + 1)
     assert spent.returncode == 0, spent.stderr
     ended = re.search(r"^Ended by --budget after (\d+) of 40 trials", spent.stdout, re.M)
     assert ended, spent.stdout

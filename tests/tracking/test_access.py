@@ -19,8 +19,9 @@ from experiments.tracking.access import (
 from experiments.tracking.names import EXPERIMENT, MODEL
 from experiments.tracking.store import TrackingStore
 from tests.fault_server import Fault, FaultServer
-from tests.helpers import refused, run
+from tests.helpers import refused
 from tests.models import finished_run
+from tests.warm import run_warm
 
 OPENING = f"api/2.0/mlflow/experiments/get-by-name?experiment_name={EXPERIMENT}"
 ALIAS = f"api/2.0/mlflow/registered-models/alias?name={MODEL}&alias=champion"
@@ -105,7 +106,7 @@ def test_a_registry_of_its_own_is_named_and_used_and_its_refusal_is_told(
     with FaultServer({}) as server:
         server.always[ALIAS] = Fault(status=403, body=b"Permission denied")
         uri = server.url("").rstrip("/")
-        done = run(tmp_path, *promote, **{REGISTRY: uri})
+        done = run_warm(tmp_path, *promote, **{REGISTRY: uri})
     assert done.returncode == 2
     assert f", models in {uri} (by {REGISTRY})." in done.stdout
     assert done.stderr.startswith(
@@ -113,9 +114,11 @@ def test_a_registry_of_its_own_is_named_and_used_and_its_refusal_is_told(
     )
     assert len(done.stderr.splitlines()) == 1
     registry = f"sqlite:///{tmp_path}/registry.db"
-    done = run(tmp_path, *promote, **{REGISTRY: registry})
+    done = run_warm(tmp_path, *promote, **{REGISTRY: registry})
     assert done.returncode == 0, done.stderr
     assert f"models in {registry} (by {REGISTRY})." in done.stdout
     words = ("speaker", "predict", "--data", context.corpus.folder)
-    assert run(tmp_path, *words, **{REGISTRY: registry}).returncode == 0
-    assert "promote a study first" in run(tmp_path, *words).stderr, "the other registry has none"
+    assert run_warm(tmp_path, *words, **{REGISTRY: registry}).returncode == 0
+    assert "promote a study first" in run_warm(tmp_path, *words).stderr, (
+        "the other registry has none"
+    )

@@ -15,8 +15,9 @@ from experiments.tracking.moved import bring_home
 from experiments.tracking.names import CHAMPION
 from experiments.tracking.versions import download_model, find_version
 from experiments.transfer.outgoing import export
-from tests.helpers import ROOT, environment, refused, run
+from tests.helpers import ROOT, environment, refused
 from tests.transfer.places import WHEN, rows_in, search_in, storage_in, store_in, trials_in
+from tests.warm import run_warm
 
 pytestmark = pytest.mark.slow
 
@@ -67,7 +68,7 @@ def test_an_import_that_is_killed_goes_on(there: Path, home: Path, step: str) ->
         assert store_in(state).runs("tags.kind = 'trial'") == []
     else:
         assert rows_in(state) == rows_in(there)
-    done = run(home, "experiments", "import", there / "s.zip")
+    done = run_warm(home, "experiments", "import", there / "s.zip")
     assert done.returncode == 0, done.stderr
     assert rows_in(state) == rows_in(there)
     assert trials_in(state) == trials_in(there)
@@ -76,5 +77,5 @@ def test_an_import_that_is_killed_goes_on(there: Path, home: Path, step: str) ->
     assert champion is not None
     assert champion.run_id == best_runs(store, "s", 1)[0]
     assert download_model(store, CHAMPION, home / "champion")
-    again = run(home, "experiments", "import", there / "s.zip")
+    again = run_warm(home, "experiments", "import", there / "s.zip")
     assert "nothing changed" in again.stdout, again.stderr
