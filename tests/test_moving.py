@@ -11,17 +11,8 @@ from tests.helpers import STUDY, assert_whole, run
 
 pytestmark = pytest.mark.slow
 
-SEARCH = (
-    "search.py",
-    "--data",
-    "corpus",
-    "--steps",
-    "5",
-    "--choices",
-    "d_model=80",
-    "--choices",
-    "num_layers=1",
-)
+NARROW = ("--choices", "d_model=80", "--choices", "num_layers=1")
+SEARCH = ("search.py", "--data", "corpus", "--steps", "5", *NARROW)
 PREDICT = ("speaker", "predict", "--data", "corpus", "--model", "champion", "--out")
 COMPARE = ("experiments", "compare", "--study", STUDY)
 
@@ -42,7 +33,6 @@ def test_a_folder_that_was_moved_is_brought_back(home: Path, tmp_path: Path) -> 
     old.rename(new)
     every: list[tuple[object, ...]] = [
         COMPARE, (*PREDICT, "b.csv"), (*SEARCH, "--trials", 3), ("experiments", "ui"),
-        ("experiments", "gc"), ("experiments", "export", STUDY, "--to", "s.zip"),
     ]  # fmt: skip
     for words in every:
         said = run(new, *words)
@@ -54,7 +44,6 @@ def test_a_folder_that_was_moved_is_brought_back(home: Path, tmp_path: Path) -> 
     moved = run(new, "experiments", "moved")
     assert moved.returncode == 0, moved.stderr
     assert moved.stdout.startswith(f"{new}/mlruns is at home here now: ")
-    assert run(new, "experiments", "moved").stdout.endswith("nothing changed.\n")
     assert run(new, *COMPARE).stdout == table
     done = run(new, *PREDICT, "b.csv")
     assert done.returncode == 0, done.stderr
