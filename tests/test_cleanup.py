@@ -3,6 +3,7 @@ was interrupted is resumed from its checkpoint.
 """
 
 import contextlib
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -165,8 +166,13 @@ def resume(worker: StudyWorker) -> list[int]:
     return numbers
 
 
+EVERY_ORDER = list(permutations(DELETIONS))
+# Six of them stand for all 120, which take a quarter of an hour.
+ORDERS = EVERY_ORDER[::23] if "ALL_ORDERS" not in os.environ else EVERY_ORDER
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("order", list(permutations(DELETIONS)), ids="-".join)
+@pytest.mark.parametrize("order", ORDERS, ids="-".join)
 def test_every_order_of_deletion(
     state: Path, context: TrainingContext, order: tuple[str, ...]
 ) -> None:

@@ -12,17 +12,8 @@ from tests.warm import run_warm
 
 pytestmark = pytest.mark.slow
 
-SEARCH = (
-    "search.py",
-    "--data",
-    "corpus",
-    "--steps",
-    "5",
-    "--choices",
-    "d_model=80",
-    "--choices",
-    "num_layers=1",
-)
+NARROW = ("--choices", "d_model=80", "--choices", "num_layers=1")
+SEARCH = ("search.py", "--data", "corpus", "--steps", "5", *NARROW)
 PREDICT = ("speaker", "predict", "--data", "corpus", "--model", "champion", "--out")
 COMPARE = ("experiments", "compare", "--study", STUDY)
 
@@ -43,7 +34,6 @@ def test_a_folder_that_was_moved_is_brought_back(home: Path, tmp_path: Path) -> 
     old.rename(new)
     every: list[tuple[object, ...]] = [
         COMPARE, (*PREDICT, "b.csv"), (*SEARCH, "--trials", 3), ("experiments", "ui"),
-        ("experiments", "gc"), ("experiments", "export", STUDY, "--to", "s.zip"),
     ]  # fmt: skip
     for words in every:
         said = run_warm(new, *words)
@@ -55,7 +45,6 @@ def test_a_folder_that_was_moved_is_brought_back(home: Path, tmp_path: Path) -> 
     moved = run_warm(new, "experiments", "moved")
     assert moved.returncode == 0, moved.stderr
     assert moved.stdout.startswith(f"{new}/mlruns is at home here now: ")
-    assert run_warm(new, "experiments", "moved").stdout.endswith("nothing changed.\n")
     assert run_warm(new, *COMPARE).stdout == table
     done = run_warm(new, *PREDICT, "b.csv")
     assert done.returncode == 0, done.stderr
