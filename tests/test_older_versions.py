@@ -166,7 +166,7 @@ def test_a_database_of_an_older_release_says_how_to_bring_it_up_to_date(
     if name == "optuna":
         assert words in refused(opened)
         return
-    said = run(
+    said = run_warm(
         tmp_path, "experiments", "compare", "--tracking-uri", url
     )  # MLflow looks once a process
     assert said.returncode == 2
