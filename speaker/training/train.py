@@ -169,14 +169,8 @@ def _train(
                 stopped = report(state.step, metrics)
                 since, first = clock(), state.step
 
-        outcome, reason = Outcome.COMPLETE, ""
-        if collapse:
-            outcome, reason = Outcome.COLLAPSED, f"{collapse}, at step {state.step}"
-        elif stopped and state.step < config.steps:
-            outcome, reason = Outcome.PRUNED, f"stopped by the search at step {state.step}"
         return TrialResult(
-            outcome,
-            reason,
+            *_end(config, state.step, collapse, stopped),
             steps=state.step,
             best_step=state.best_step,
             best=state.best,
@@ -205,6 +199,15 @@ def _resume(checkpoint: Checkpoint, learner: Learner) -> TrainingState:
     state, tensors = saved
     learner.load(tensors, state.step)
     return state
+
+
+def _end(config: TrialConfig, step: int, collapse: str, stopped: bool) -> tuple[Outcome, str]:
+    """Return how a training ended at a step, and why it is not complete."""
+    if collapse:
+        return Outcome.COLLAPSED, f"{collapse}, at step {step}"
+    if stopped and step < config.steps:
+        return Outcome.PRUNED, f"stopped by the search at step {step}"
+    return Outcome.COMPLETE, ""
 
 
 def _show(bar: "tqdm[int]", state: TrainingState, learner: Learner) -> None:
