@@ -33,7 +33,8 @@ from experiments.tracking.leftovers import (
     run_leftovers,
     size_of,
 )
-from experiments.tracking.store import TrackingStore, sqlite_path
+from experiments.tracking.store import TrackingStore
+from experiments.urls import sqlite_path
 from speaker.common.errors import UserError
 from speaker.common.files import parse_json, remove_once
 from speaker.data.pack import ABOUT

@@ -6,7 +6,7 @@ import re
 import mlflow
 from mlflow.exceptions import MlflowException
 
-from experiments.urls import masked
+from experiments.urls import masked, shown
 from speaker.common.errors import first_line
 
 TRACKING, REGISTRY = "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"
@@ -19,9 +19,9 @@ def describe_places(uri: str, decided_by: str = "") -> str:
     """Return where runs go, and the registered models if elsewhere, with the variables and the
     login that decide it. `uri` is the tracking store's, which must be open.
     """
-    text = f"Runs are kept in {masked(uri)}{_by(decided_by)}{_with(uri)}"
+    text = f"Runs are kept in {shown(uri)}{_by(decided_by)}{_with(uri)}"
     if (registry := mlflow.get_registry_uri()) != uri:
-        text += f", models in {masked(registry)}{_by(REGISTRY)}{_with(registry)}"
+        text += f", models in {shown(registry)}{_by(REGISTRY)}{_with(registry)}"
     return f"{text}."
 
 

@@ -34,7 +34,7 @@ from experiments.tracking.run import (
     count_tags,
     dataset_input,
 )
-from experiments.urls import masked
+from experiments.urls import masked, sqlite_path
 from speaker.common.errors import UserError, describe_differences
 from speaker.common.files import create_once
 from speaker.common.paths import STATE
@@ -330,11 +330,6 @@ def existing_uri(uri: str | None, state: Path) -> str:
             "--tracking-uri"
         )
     return uri
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """Return the file of a store that is a file of SQLite; None for any other."""
-    return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
 
 
 def _parent_of(study: str) -> str:

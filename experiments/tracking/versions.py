@@ -24,7 +24,8 @@ from experiments.tracking.access import registry_shown
 from experiments.tracking.names import FILES, MODEL, MODEL_FOLDER, SHA256, STATE
 from experiments.tracking.run import STORE_ERRORS
 from experiments.tracking.served_files import DATA, PROGRAM, digest_of, write_served
-from experiments.tracking.store import TrackingStore, sqlite_path
+from experiments.tracking.store import TrackingStore
+from experiments.urls import sqlite_path
 from speaker.common.errors import UserError
 from speaker.common.files import sha256_file, write_atomically
 from speaker.model.saved_model import CARD, CONFIG, SOURCE, WEIGHTS, load_model

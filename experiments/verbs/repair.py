@@ -31,8 +31,8 @@ def add(verbs: Any, tracking: Parser) -> None:
 def run_moved(arguments: argparse.Namespace) -> None:
     """Rewrite the addresses that a moved store keeps."""
     from experiments.tracking.moved import bring_home
-    from experiments.tracking.store import default_tracking_uri, sqlite_path
-    from experiments.urls import masked
+    from experiments.tracking.store import default_tracking_uri
+    from experiments.urls import masked, sqlite_path
 
     uri = arguments.tracking_uri or default_tracking_uri(STATE)
     if (path := sqlite_path(uri)) is None:

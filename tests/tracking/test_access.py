@@ -87,6 +87,9 @@ def test_what_decides_is_said(state: Path, monkeypatch: pytest.MonkeyPatch) -> N
     uri = f"sqlite:///{state}/mlflow.db"
     store = TrackingStore(uri)
     assert describe_places(uri, store.decided_by) == f"Runs are kept in {uri}."
+    with monkeypatch.context() as inside:
+        inside.chdir(state.parent)
+        assert describe_places(uri, store.decided_by) == "Runs are kept in mlruns/mlflow.db."
     monkeypatch.setenv(TRACKING, uri)
     store = TrackingStore(uri)
     assert describe_places(uri, store.decided_by) == f"Runs are kept in {uri} (by {TRACKING})."
@@ -116,7 +119,7 @@ def test_a_registry_of_its_own_is_named_and_used_and_its_refusal_is_told(
     registry = f"sqlite:///{tmp_path}/registry.db"
     done = run_warm(tmp_path, *promote, **{REGISTRY: registry})
     assert done.returncode == 0, done.stderr
-    assert f"models in {registry} (by {REGISTRY})." in done.stdout
+    assert f"models in registry.db (by {REGISTRY})." in done.stdout
     words = ("speaker", "predict", "--data", context.corpus.folder)
     assert run_warm(tmp_path, *words, **{REGISTRY: registry}).returncode == 0
     assert "promote a study first" in run_warm(tmp_path, *words).stderr, (
