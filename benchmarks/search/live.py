@@ -43,9 +43,9 @@ class Answer:
     steps: int
 
 
-def ours(data: Path, home: Path, trials: int, seed: int) -> Answer:
+def ours(data: Path, home: Path, trials: int, base: TrialConfig, seed: int) -> Answer:
     """Run search.py in a folder."""
-    budget = ("--steps", CORPUS_BUDGET.steps, "--fix", f"segment_len={CORPUS_BUDGET.segment_len}")
+    budget = ("--steps", base.steps, "--fix", f"segment_len={base.segment_len}")
     words = ("--data", data, "--trials", trials, "--seed", seed, "--study", "live", *budget)
     said, seconds = _timed(home, ROOT / "search.py", *words)
     best = ranked(TrackingStore(f"sqlite:///{home}/mlruns/mlflow.db"), "live")[0]
@@ -60,19 +60,19 @@ def ours(data: Path, home: Path, trials: int, seed: int) -> Answer:
     )
 
 
-def plain(data: Path, home: Path, trials: int, seed: int) -> Answer:
+def plain(data: Path, home: Path, trials: int, base: TrialConfig, seed: int) -> Answer:
     """Run plain.py in a folder."""
-    words = (data, "--trials", trials, "--seed", seed)
+    words = (data, "--trials", trials, "--steps", base.steps, "--seed", seed)
     said, seconds = _timed(home, "-m", "benchmarks.search.plain", *words)
     point = json.loads(said.splitlines()[-1])
-    return Answer(point, point.pop("accuracy"), seconds, trials * CORPUS_BUDGET.steps)
+    return Answer(point, point.pop("accuracy"), seconds, trials * base.steps)
 
 
-def worth(answer: Answer, data: Path, unseen: Path, state: Path) -> list[float]:
+def worth(answer: Answer, base: TrialConfig, data: Path, unseen: Path, state: Path) -> list[float]:
     """Return the accuracies of an answer's point on fresh seeds, in [0, 1]."""
     accuracies = []
     for seed in FRESH:
-        config: TrialConfig = CORPUS_BUDGET.replace(**answer.point, seed=seed)
+        config = base.replace(**answer.point, seed=seed)
         hits = hits_of(run(Task(config, data, unseen, state, "auto"))["hits"][-1][1])
         accuracies.append(statistics.mean(hits))
     return accuracies
@@ -99,22 +99,29 @@ def main() -> None:
     flags.add_argument("--data", type=Path, required=True)
     flags.add_argument("--unseen", type=Path, required=True)
     flags.add_argument("--trials", type=int, default=20)
+    flags.add_argument("--steps", type=int, default=80, help="of each training")
     flags.add_argument("--searches", type=int, default=3, help="of each kind")
     flags.add_argument("--out", type=Path, required=True)
     arguments = flags.parse_args()
     data, unseen = arguments.data.resolve(), arguments.unseen.resolve()
     compute = Compute(precision=find_precision("auto", torch.device("cpu")))
+    base = CORPUS_BUDGET.with_steps(arguments.steps)
     found: list[dict[str, Any]] = []
     for seed in range(arguments.searches):
         for search in (ours, plain):
             with tempfile.TemporaryDirectory() as home:
-                answer = search(data, Path(home), arguments.trials, seed)
-                fresh = worth(answer, data, unseen, Path(home))
+                answer = search(data, Path(home), arguments.trials, base, seed)
+                fresh = worth(answer, base, data, unseen, Path(home))
             found.append(
                 {"search": search.__name__, "seed": seed, **asdict(answer), "fresh": fresh}
             )
             print(json.dumps(found[-1]), flush=True)
-            written = {"trials": arguments.trials, "origin": provenance(compute), "searches": found}
+            written = {
+                "trials": arguments.trials,
+                "steps": base.steps,
+                "origin": provenance(compute),
+                "searches": found,
+            }
             arguments.out.write_text(json.dumps(written, indent=1) + "\n")
 
 

@@ -22,12 +22,14 @@ def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__)
     flags.add_argument("data", type=Path)
     flags.add_argument("--trials", type=int, required=True)
+    flags.add_argument("--steps", type=int, required=True, help="of each training")
     flags.add_argument("--seed", type=int, required=True)
     arguments = flags.parse_args()
+    base = CORPUS_BUDGET.with_steps(arguments.steps)
     context = load_context(arguments.data, "cpu", "auto", Path("mlruns"))
 
     def objective(trial: optuna.Trial) -> float:
-        config = HOMEWORK.sample(trial, CORPUS_BUDGET).replace(seed=trial.number)
+        config = HOMEWORK.sample(trial, base).replace(seed=trial.number)
         result = train(
             config, context.pack, context.protocol, lambda _step, _metrics: False, context.compute
         )
