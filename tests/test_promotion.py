@@ -13,11 +13,12 @@ from experiments.context import TrainingContext
 from experiments.promotion import Request, demote, promote
 from experiments.tracking.names import CHAMPION, MODEL
 from experiments.tracking.store import TrackingStore
-from experiments.tracking.versions import download_model, find_version
+from experiments.tracking.versions import describe_broken, download_model, find_version
 from speaker.common.errors import UserError
 from speaker.model.saved_model import WEIGHTS, load_model
 from tests.helpers import TINY, refused
 from tests.models import finished_run, other_corpus
+from tests.warm import run_warm
 
 WHEN = "2026-11-28 04:00:00 UTC"
 NOW = Request(WHEN)
@@ -271,6 +272,20 @@ def change_program(folder: Path) -> None:
 
 
 DAMAGES = [lose, lose_weights, flip_weights, swap_speakers, lose_program, change_program]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_broken_version_is_noticed_with_the_command_that_mends_it(
+    store: TrackingStore, good: str, state: Path, damage: Callable[[Path], None]
+) -> None:
+    assert describe_broken(store, {good}) == []
+    damage(place_of(store, "1"))
+    assert describe_broken(store, {"another"}) == []
+    (line,) = describe_broken(store, {good})
+    assert line.startswith(f"warning: version 1 of {MODEL} is broken: ")
+    mended = run_warm(state.parent, *line.partition("python -m ")[2].split())
+    assert mended.returncode == 0, mended.stderr
+    assert describe_broken(store, {good}) == []
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

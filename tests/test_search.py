@@ -23,6 +23,7 @@ import torch
 from experiments.analysis.leaderboard import best_runs
 from experiments.tracking.store import TrackingStore
 from speaker.common.devices import find_precision
+from speaker.model.saved_model import WEIGHTS
 from tests.helpers import KILLS, STUDY, assert_whole, environment, run, start, write_corpus
 from tests.warm import run_warm
 
@@ -94,6 +95,11 @@ def test_from_corpus_to_predictions(home: Path) -> None:
         TrackingStore(f"sqlite:///{home}/mlruns/mlflow.db"), STUDY, 2
     )
     assert len(note["validation"]["singles"]) == 2
+    (weights,) = (home / "mlruns" / "artifacts" / "models").rglob(WEIGHTS)
+    weights.unlink()
+    compared = run_warm(home, "experiments", "compare", "--study", STUDY)
+    assert compared.returncode == 0
+    assert compared.stderr.startswith("warning: version 1 of speaker-classifier is broken: ")
 
 
 def kill_at_random(home: Path, words: tuple[object, ...], after: str) -> int:

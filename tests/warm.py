@@ -18,6 +18,8 @@ from tests.helpers import ROOT, environment
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload([__name__, "mlflow.pyfunc", "pyarrow", "scipy.stats"])
 TIMEOUT_S = 600
+# Variables that the program sets when it imports MLflow.
+MADE_BY_IMPORTS = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR")
 
 
 def run_warm(folder: Path, *words: object, **variables: str) -> "subprocess.CompletedProcess[str]":
@@ -42,8 +44,9 @@ def run_warm(folder: Path, *words: object, **variables: str) -> "subprocess.Comp
 def _become(folder: Path, command: list[str], variables: dict[str, str], place: str) -> None:
     """Run a command as a new process would: its folder, environment, streams and arguments."""
     os.chdir(folder)
+    made = {name: os.environ[name] for name in MADE_BY_IMPORTS}
     os.environ.clear()
-    os.environ.update({**environment(), **variables})
+    os.environ.update({**made, **environment(), **variables})
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         stream = os.open(Path(place, name), os.O_WRONLY | os.O_CREAT)
         os.dup2(stream, descriptor)

@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,6 +139,22 @@ def check_version(
     if expected and digest_of(source.parent) != expected:
         return Fault(f"the files in {place} were changed", is_fatal=False), source
     return None, source
+
+
+def describe_broken(store: TrackingStore, run_ids: Collection[str]) -> list[str]:
+    """Return a line for each version made from some runs whose files are lost or changed."""
+    lines = []
+    for registered in versions_of(store):
+        if registered.run_id in run_ids:
+            with tempfile.TemporaryDirectory() as folder:
+                fault, _ = check_version(store, registered, Path(folder))
+            if fault:
+                lines.append(
+                    f"warning: version {registered.version} of {MODEL} is broken: {fault.words}; "
+                    "make it again with python -m experiments fetch --out FOLDER --model "
+                    f"{registered.version}"
+                )
+    return lines
 
 
 def restore_version(

@@ -68,6 +68,7 @@ def print_study(store: "TrackingStore", study: str, best: int, form: str | None)
     from experiments.analysis.formats import formatted
     from experiments.analysis.leaderboard import ranked, validate_rankable
     from experiments.analysis.table import records, shown, table
+    from experiments.tracking.versions import describe_broken
 
     rows = ranked(store, study)
     validate_rankable(rows, study)
@@ -76,6 +77,8 @@ def print_study(store: "TrackingStore", study: str, best: int, form: str | None)
         print(describe_answer(rows), file=sys.stderr)
     else:
         print(f"{table(rows, best, width())}\n\n{describe_answer(rows)}".rstrip())
+    for line in describe_broken(store, {row.run_id for row in rows}):
+        print(line, file=sys.stderr)
 
 
 def print_runs(
