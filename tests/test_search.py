@@ -223,6 +223,7 @@ def test_a_killed_training_goes_on_to_the_same_end(home: Path) -> None:
     for _ in range(KILLS):
         process = start(home, *words, *(["--resume", run_id] if run_id else []))
         assert process.stdout is not None
+        assert process.stdout.readline() == "Runs are kept in mlruns/mlflow.db.\n"
         line = process.stdout.readline()
         run_id = run_id or line.split()[1].rstrip(".")
         assert line.rstrip().endswith(f"--resume {run_id}"), line
@@ -345,7 +346,8 @@ def test_two_first_starts_at_once_share_the_work(home: Path) -> None:
 
 def test_workers_share_a_study_on_postgresql(home: Path, postgres: str) -> None:
     processes = [start(home, *SEARCH, 5, "--storage", postgres) for _ in range(2)]
-    processes[0].stdout.readline()  # type: ignore[union-attr]  # it is a pipe
+    while not processes[0].stdout.readline().startswith("Study"):  # type: ignore[union-attr]
+        pass
     time.sleep(1)
     processes[0].kill()
     processes[0].communicate()
@@ -467,6 +469,7 @@ def test_a_training_whose_server_goes_away_ends_in_one_line_and_resumes(home: Pa
     server = serve(home, port)
     process = start(home, *words)
     assert process.stdout is not None
+    assert process.stdout.readline().startswith("Runs are kept in http://127.0.0.1:")
     run_id = process.stdout.readline().split()[1].rstrip(".")
     while "step=500" not in process.stdout.readline():  # there is a checkpoint by then
         pass
