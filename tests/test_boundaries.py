@@ -74,7 +74,7 @@ MAY_IMPORT = {
     },
     "experiments.cleanup": {
         "experiments.analysis", "experiments.proposals", "experiments.study",
-        "experiments.tracking", "speaker", "optuna",
+        "experiments.tracking", "experiments.urls", "speaker", "optuna",
     },
     "experiments": {"experiments", "speaker"},  # __main__, verbs and model_folders
     "search": {"experiments", "speaker"},
