@@ -14,26 +14,21 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.context import TrainingContext
 from experiments.tracking.names import SHA256
 from experiments.transfer import archive
 from experiments.transfer.archive import STUDIES, SUMS
-from experiments.transfer.outgoing import export
 from speaker.common.errors import UserError
 from speaker.common.seeding import generator
 from tests.helpers import refused
-from tests.transfer.places import search_in, storage_in, store_in, take_to
+from tests.transfer.places import take_to
 
 Members = dict[str, bytes]
 
 
-@pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory, context: TrainingContext) -> bytes:
+@pytest.fixture
+def good(there: Path) -> bytes:
     """A file of a study."""
-    state = tmp_path_factory.mktemp("there")
-    search_in(state, context)
-    export(store_in(state), storage_in(state), "s", state / "s.zip")
-    return (state / "s.zip").read_bytes()
+    return (there / "s.zip").read_bytes()
 
 
 def members(data: bytes) -> Members:

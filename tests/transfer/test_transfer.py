@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.analysis.leaderboard import best_runs
 from experiments.context import TrainingContext
-from experiments.promotion import Request, promote
 from experiments.tracking import names
 from experiments.tracking.moved import bring_home
 from experiments.tracking.names import CHAMPION
@@ -20,7 +18,6 @@ from tests.helpers import refused
 from tests.models import finished_run
 from tests.transfer.places import (
     SETTINGS,
-    WHEN,
     rows_in,
     search_in,
     storage_in,
@@ -29,18 +26,6 @@ from tests.transfer.places import (
     trials_in,
     worker_in,
 )
-
-
-@pytest.fixture(scope="module")
-def there(tmp_path_factory: pytest.TempPathFactory, context: TrainingContext) -> Path:
-    """A place with a study of three trials, whose best is champion, and a file of it."""
-    state = tmp_path_factory.mktemp("there")
-    search_in(state, context)
-    store = store_in(state)
-    promote(store, best_runs(store, "s", 1)[0], Request(WHEN))
-    written = export(store, storage_in(state), "s", state / "s.zip")
-    assert (written.studies, written.trials, written.models, written.lost) == (["s"], 3, 3, [])
-    return state
 
 
 @pytest.fixture(scope="module")

@@ -2,21 +2,16 @@
 
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from experiments.analysis.leaderboard import best_runs
-from experiments.context import TrainingContext
-from experiments.promotion import Request, promote
 from experiments.tracking.moved import bring_home
 from experiments.tracking.names import CHAMPION
 from experiments.tracking.versions import download_model, find_version
-from experiments.transfer.outgoing import export
-from tests.helpers import ROOT, environment, refused
-from tests.transfer.places import WHEN, rows_in, search_in, storage_in, store_in, trials_in
+from tests.helpers import refused
+from tests.transfer.places import rows_in, store_in, trials_in
 from tests.warm import run_warm
 
 pytestmark = pytest.mark.slow
@@ -33,17 +28,6 @@ STEPS = (
 )
 
 
-@pytest.fixture(scope="module")
-def there(tmp_path_factory: pytest.TempPathFactory, context: TrainingContext) -> Path:
-    """A place with a study of three trials, whose best is champion, and a file of it."""
-    state = tmp_path_factory.mktemp("there")
-    search_in(state, context)
-    store = store_in(state)
-    promote(store, best_runs(store, "s", 1)[0], Request(WHEN))
-    export(store, storage_in(state), "s", state / "s.zip")
-    return state
-
-
 @pytest.fixture
 def home(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder where a user stands, with stores that are empty: making them takes seconds."""
@@ -57,10 +41,7 @@ def home(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("step", STEPS)
 def test_an_import_that_is_killed_goes_on(there: Path, home: Path, step: str) -> None:
-    command = [sys.executable, str(ROOT / "tests" / "kill_at.py"), step, "experiments", "import"]
-    killed = subprocess.run(
-        [*command, there / "s.zip"], cwd=home, env=environment(), capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    killed = run_warm(home, "tests/kill_at.py", step, "experiments", "import", there / "s.zip")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     state = home / "mlruns"
     if step in HIDDEN:
