@@ -13,7 +13,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-import mlflow
 from mlflow.entities import Run
 from tqdm import tqdm
 
@@ -21,7 +20,7 @@ from experiments.analysis.intervals import measured_bounds
 from experiments.analysis.leaderboard import logged_values
 from experiments.context import TrainingContext, load_context, move_to_device, with_threads
 from experiments.tracking import names
-from experiments.tracking.run import STORE_ERRORS
+from experiments.tracking.artifacts import CONFIG, read_text
 from experiments.tracking.store import TrackingStore
 from experiments.tracking.versions import find_run
 from speaker.common.devices import find_compute
@@ -111,11 +110,11 @@ def contradiction(store: TrackingStore, record: Record) -> str:
     """
     if (there := record.tags[names.FINGERPRINT]) != (here := record.config.fingerprint()):
         return f"{names.FINGERPRINT} is {there}, but that of its params is {here}"
-    place = f"{store.client.get_run(record.run_id).info.artifact_uri}/config.json"
-    try:
-        config = TrialConfig.from_dict(json.loads(mlflow.artifacts.load_text(place)))
-    except STORE_ERRORS:  # it is lost, and the params say the same
+    text = read_text(store, store.client.get_run(record.run_id), CONFIG)
+    if not text:  # it is lost, and the params say the same
         return ""
+    try:
+        config = TrialConfig.from_dict(json.loads(text))
     except (ValueError, UserError) as error:
         return f"config.json holds no config: {first_line(error)}"
     changes = describe_differences(config.to_dict(), record.config.to_dict())

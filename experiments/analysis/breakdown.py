@@ -1,5 +1,8 @@
-"""One model's hits in parts: by the length of the utterances, and by speaker."""
+"""One model's hits in parts: by the length of the utterances, by speaker, and by who was confused
+with whom.
+"""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,6 +31,16 @@ class Part:
         return float(bounds.low), float(bounds.high)
 
 
+@dataclass(frozen=True)
+class Confusion:
+    """A speaker who was taken for another one, in so many of the speaker's utterances."""
+
+    speaker: str
+    predicted: str
+    times: int
+    count: int
+
+
 def whole(hits: Sequence[bool]) -> Part:
     """Return all utterances as one part."""
     return Part("all", sum(hits), len(hits))
@@ -54,3 +67,11 @@ def by_speaker(hits: Sequence[bool], speakers: Sequence[str]) -> list[Part]:
         right.setdefault(speaker, []).append(hit)
     parts = [Part(speaker, sum(values), len(values)) for speaker, values in right.items()]
     return sorted(parts, key=lambda part: (part.accuracy, -part.count, part.name))
+
+
+def confusions(speakers: Sequence[str], predicted: Sequence[str]) -> list[Confusion]:
+    """Return who was taken for whom, the most frequent first."""
+    counts = Counter(speakers)
+    wrong = Counter(pair for pair in zip(speakers, predicted, strict=True) if pair[0] != pair[1])
+    ordered = sorted(wrong.items(), key=lambda item: (-item[1], item[0]))
+    return [Confusion(*pair, times, counts[pair[0]]) for pair, times in ordered]

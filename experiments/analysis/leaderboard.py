@@ -46,6 +46,11 @@ class Row:
     rate: float | None = None  # whole utterances a second, at the last evaluation
     tags: dict[str, str] = field(default_factory=dict)  # of the run
 
+    @property
+    def prediction_ms(self) -> float:
+        """Milliseconds of prediction an utterance; 0 where that was not measured."""
+        return 1000 / self.rate if self.rate else 0.0
+
 
 ENDED = ("complete", "pruned", "collapsed", "infeasible", "failed")
 UNFAIR = ("collapsed", "infeasible")  # ends that say nothing of the architecture

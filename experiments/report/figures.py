@@ -1,12 +1,15 @@
 """The figures of a study's page: each shows rows, and nothing that is not in them."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 
+from experiments.analysis.breakdown import Part
 from experiments.analysis.effects import Effects
 from experiments.analysis.leaderboard import Row
-from experiments.report.levels import groups, is_continuous, scored
+from experiments.report.levels import MAX_LEVELS, groups, in_order, is_continuous, scored, shown
 from experiments.report.svg import (
     BAD,
     DOT,
@@ -31,7 +34,11 @@ MARKS = {  # of the ends that are not complete
     "infeasible": ("s", BAD, "cannot be trained"),
     "failed": ("P", BAD, "failed"),
 }
-COSTS = {"parameters": "parameters", "seconds": "seconds of training"}
+COSTS = {  # of a row, by attribute
+    "parameters": "parameters",
+    "seconds": "seconds of training",
+    "prediction_ms": "milliseconds of prediction an utterance",
+}
 
 
 def score(row: Row) -> float | None:
@@ -144,6 +151,64 @@ def median(values: Sequence[float]) -> float:
     """Return the middle of values, at least one."""
     ordered, half = sorted(values), len(values) // 2
     return ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+
+def draw_parallel(rows: Sequence[Row], names: Sequence[str]) -> Figure:
+    """Draw the best complete rows as lines across their fields' values to their accuracy: the
+    better, the darker; the given points and the winner on top.
+    """
+    rows = [row for row in scored(rows)[:MAX_CURVES] if all(name in row.values for name in names)]
+    figure, axes = canvas(WIDTH, HEIGHT)
+    axes.grid(visible=False)
+    axes.set(xticks=range(len(names) + 1), yticks=[], xlim=(-0.3, len(names) + 0.5))
+    axes.set_xticklabels([*names, "accuracy"], rotation=20, ha="right")
+    axes.spines[["left", "bottom"]].set_visible(False)
+    columns = [_places([row.values[name] for row in rows], name) for name in names]
+    columns.append(_places([round(row.whole or 0, 3) for row in rows], "accuracy"))
+    for across, (_, ticks) in enumerate(columns):
+        axes.axvline(across, color=SOFT, linewidth=0.8)
+        for label, up in ticks.items():
+            axes.annotate(label, (across, up), (3, 0), textcoords="offset points", color=SOFT,
+                          fontsize=8, verticalalignment="center")  # fmt: skip
+    for place, row in reversed(list(enumerate(rows))):
+        colour, share = _colour(row, rows[0]), 1 - place / len(rows)
+        axes.plot([column[place] for column, _ in columns], color=colour,
+                  linewidth=1 if colour == DOT else 2,
+                  alpha=0.1 + 0.7 * share**2 if colour == DOT else 1,
+                  zorder=2 + (colour != DOT) + (colour == WIN))  # fmt: skip
+    for colour, label in ((WIN, "winner"), (HOMEWORK, "given points"), (DOT, "others")):
+        axes.plot([], [], color=colour, label=label)
+    add_legend(figure)
+    return figure
+
+
+def _places(values: Sequence[Any], name: str) -> tuple[list[float], dict[str, float]]:
+    """Return where values stand on an axis of their own, in [0, 1], and its labels: each value
+    where there are few, else the least and the greatest.
+    """
+    numbers = not any(isinstance(value, str) for value in values)
+    if numbers and len(set(values)) > MAX_LEVELS:
+        low, high = min(values), max(values)
+        scale = math.log if low > 0 and high > 20 * low else float
+        span = scale(high) - scale(low)
+        places = [(scale(value) - scale(low)) / span for value in values]
+        return places, {shown(low): 0.0, shown(high): 1.0}
+    ordered = in_order(name, values)
+    where = {value: place / max(1, len(ordered) - 1) for place, value in enumerate(ordered)}
+    return [where[value] for value in values], {shown(value): up for value, up in where.items()}
+
+
+def draw_lengths(parts: Sequence[Part]) -> Figure:
+    """Draw the accuracy of utterances of like length, with its interval."""
+    figure, axes = canvas(WIDTH, 2.4)
+    for place, part in enumerate(parts):
+        axes.plot([place, place], part.interval(), color=DOT, linewidth=2)
+    axes.plot(range(len(parts)), [part.accuracy for part in parts], "o", color=WIN, markersize=6)
+    axes.set_xticks(range(len(parts)), [part.name for part in parts])
+    axes.grid(visible=False, axis="x")
+    axes.set(xlabel="frames of an utterance (100 a second)", ylabel="accuracy",
+             xlim=(-0.5, len(parts) - 0.5))  # fmt: skip
+    return figure
 
 
 def draw_effects(effects: Effects) -> Figure:

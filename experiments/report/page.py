@@ -1,4 +1,4 @@
-"""A study's page: one HTML file that needs nothing else, neither a network nor a script."""
+"""A study's page: one HTML file that needs nothing else: no network, and to be read no script."""
 
 import html
 import itertools
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from experiments.analysis.effects import effects_of
 from experiments.analysis.leaderboard import Row
-from experiments.report import figures, sentences
+from experiments.report import figures, sentences, sorting
 from experiments.report.levels import Importance, groups, importances, shown, varied
 from experiments.report.origin import facts_of
 from experiments.report.study import Study
@@ -22,7 +22,10 @@ BEGINNING = "<!doctype html>\n<!-- study report -->"  # how these pages can be t
 LISTED = 1_000  # trials in the table; more make no page that a person reads
 BEST = 12  # trials of which intervals are drawn
 PAIRED = 3  # parameters of which pairs are shown
-OFFLINE = "default-src 'none'; style-src 'unsafe-inline'"  # the browser enforces it
+ACROSS = 6  # parameters that lines are drawn across
+CONFUSED = 10  # pairs of speakers, and speakers, that are listed
+# The browser enforces it.
+OFFLINE = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{sorting.SHA256}'"
 
 LUCK = (
     "All trials are scored on the same utterances, so the difference of two is surer than their "
@@ -44,6 +47,7 @@ def render(study: Study) -> str:
         _together(study, found),
         ("What does it cost?", sentences.what_it_costs(study), _cost(study)),
         ("Would longer training change it?", sentences.would_longer_help(study), _curves(study)),
+        ("Who is confused with whom?", sentences.who_is_confused(study), _confused(study)),
         ("What was tried?", sentences.what_was_tried(study), _trials(study)),
         ("Where do the numbers come from?", sentences.what_was_measured(study), _origin(study)),
         ("What next?", "From the folder that the search was started in:", _next(study)),
@@ -55,7 +59,7 @@ def render(study: Study) -> str:
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{title}</title><style>{CSS}</style><main><p class=kicker>{_kicker(study)}</p>"
         f"<h1>{escape(sentences.headline(study))}</h1>{''.join(map(_section, sections))}"
-        "</main></html>\n"
+        f"</main><script>{sorting.SCRIPT}</script></html>\n"
     )
 
 
@@ -83,8 +87,10 @@ def _grid(cells: Iterable[str]) -> str:
     return f"<div class=grid>{''.join(cells)}</div>"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]], words: int = 1) -> str:
-    """Return a table; the last columns, so many, hold words, and all else numbers."""
+def _table(
+    head: Sequence[str], rows: Iterable[Sequence[object]], words: int = 1, kind: str = ""
+) -> str:
+    """Return a table of a kind; the last columns, so many, hold words, and all else numbers."""
     lines = []
     for row in rows:
         start = len(row) - words
@@ -92,7 +98,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]], words: int = 1
         texts = "".join(f"<td class=l>{escape(cell)}" for cell in row[start:])
         lines.append(f"<tr>{numbers}{texts}")
     top = "".join(f"<th>{escape(cell)}" for cell in head)
-    return f"<div class=scroll><table><thead><tr>{top}<tbody>{''.join(lines)}</table></div>"
+    return f"<div class=scroll><table{kind}><thead><tr>{top}<tbody>{''.join(lines)}</table></div>"
 
 
 def _kicker(study: Study) -> str:
@@ -201,10 +207,21 @@ def _mattered(study: Study, found: Sequence[Importance]) -> str:
 def _together(study: Study, found: Sequence[Importance]) -> Section:
     fields = [each.name for each in found][:PAIRED]
     tables = [_heat(study.complete, *pair) for pair in itertools.combinations(fields, 2)]
-    body = f"<div class=row>{''.join(tables)}</div>" + _note(
-        "Mean accuracy of the complete trials (how many)."
+    said = sentences.what_goes_together(study, fields)
+    if not tables:
+        return "What goes together?", said, ""
+    names = [each.name for each in found][:ACROSS]
+    alternative = f"The complete trials as lines across {', '.join(names)} to their accuracy."
+    body = (
+        f"<div class=row>{''.join(tables)}</div>"
+        + _note("Mean accuracy of the complete trials (how many).")
+        + _figure(figures.draw_parallel(study.rows, names), "parallel", alternative)
+        + _note(
+            "A line is a complete trial, the darker the better. "
+            + sentences.best_drawn(len(study.complete))
+        )
     )
-    return "What goes together?", sentences.what_goes_together(study, fields), body * bool(tables)
+    return "What goes together?", said, body
 
 
 def _heat(rows: list[Row], one: str, other: str) -> str:
@@ -254,6 +271,24 @@ def _curves(study: Study) -> str:
     return drawn + _note(sentences.what_curves_show(study))
 
 
+def _confused(study: Study) -> str:
+    if not study.predictions:
+        return ""
+    said = f"Accuracy by length: {sentences.accuracies(study.lengths)}."
+    drawn = _figure(figures.draw_lengths(study.lengths), "lengths", said)
+    pairs = _table(
+        ("times", "of", "speaker", "was taken for"),
+        ((each.times, each.count, each.speaker, each.predicted)
+         for each in study.confusions[:CONFUSED]),
+        words=2,
+    )  # fmt: skip
+    worst = _table(
+        ("right", "of", "speaker"),
+        ((each.right, each.count, each.name) for each in study.speakers[:CONFUSED]),
+    )
+    return drawn + _note("Bars are 90 % intervals.") + f"<div class=row>{pairs}{worst}</div>"
+
+
 def _trials(study: Study) -> str:
     """Return all trials as a table: the complete ones best first, then the others in order."""
     if not study.rows:
@@ -277,7 +312,7 @@ def _trials(study: Study) -> str:
         ))  # fmt: skip
     note = "Rank 1 is shared by all that the validation utterances cannot tell from the winner."
     note += f" {len(study.rows) - LISTED:,} more are not listed." * (len(study.rows) > LISTED)
-    return _table(head, lines) + _note(note)
+    return _table(head, lines, kind=" class=sortable") + _note(note)
 
 
 def _origin(study: Study) -> str:

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 
+from experiments.analysis.breakdown import Part
 from experiments.analysis.effects import Effects
 from experiments.analysis.leaderboard import SURE, Row
 from experiments.report.figures import MAX_CURVES, best_so_far, front, score
@@ -269,8 +270,40 @@ def would_longer_help(study: Study) -> str:
 
 def what_curves_show(study: Study) -> str:
     """Say it where not all curves are drawn."""
-    count = sum(bool(row.curve) for row in study.rows)
+    return best_drawn(sum(bool(row.curve) for row in study.rows))
+
+
+def best_drawn(count: int) -> str:
+    """Say that of so many trials only the best are drawn, where that is so."""
     return f"Drawn are the best {MAX_CURVES} of {count:,}." if count > MAX_CURVES else ""
+
+
+def accuracies(parts: list[Part]) -> str:
+    """Return the accuracies of parts of the utterances."""
+    return "; ".join(f"{part.name}: {number(part.accuracy)} of {part.count}" for part in parts)
+
+
+def who_is_confused(study: Study) -> str:
+    """Say how many utterances the winner told wrong, whom it confused, and what length does."""
+    if not study.predictions or study.winner is None:
+        return "No complete trial keeps its predictions, so it cannot be told."
+    wrong = [each for each in study.predictions if not each.is_right]
+    count = len(study.predictions)
+    said = f"Of {count:,} validation utterances #{study.winner.trial} told {len(wrong):,} wrong"
+    if not wrong:
+        return f"{said}: there is nothing to confuse."
+    first = study.confusions[0]
+    said += (
+        f". Most often it took {first.speaker} for {first.predicted}: {first.times} of "
+        f"{first.count} utterances"
+        if first.times > 1
+        else "; it took nobody for the same other speaker twice"
+    )
+    short, long = study.lengths[0], study.lengths[-1]
+    return (
+        f"{said}. Of the shortest quarter ({short.name} frames) {number(short.accuracy)} were "
+        f"right, of the longest ({long.name}) {number(long.accuracy)}."
+    )
 
 
 def summary(study: Study) -> str:

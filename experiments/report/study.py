@@ -2,11 +2,16 @@
 
 from dataclasses import dataclass, field
 
+from experiments.analysis import breakdown
+from experiments.analysis.breakdown import Confusion, Part
 from experiments.analysis.confirmation import Confirmation, latest_confirmation
 from experiments.analysis.leaderboard import Row, ranked
 from experiments.proposals.presets import EDITED, FOUR_EDITS
 from experiments.report.levels import scored
+from experiments.tracking import validation
+from experiments.tracking.artifacts import read_text
 from experiments.tracking.store import TrackingStore
+from experiments.tracking.validation import Prediction
 from speaker.config import HOMEWORK_BASELINE, PRESETS
 
 
@@ -21,6 +26,7 @@ class Study:
     confirmation: Confirmation | None = None
     run_id: str = ""
     confirmed_by: str = ""  # the name of the confirmation's own study
+    predictions: tuple[Prediction, ...] = ()  # the winner's, where its run keeps them
 
     @property
     def complete(self) -> list[Row]:
@@ -50,6 +56,28 @@ class Study:
         return [row for row in self.complete[1:] if row.is_tied]
 
     @property
+    def confusions(self) -> list[Confusion]:
+        """Whom the winner took for whom, the most frequent first."""
+        kept = self.predictions
+        return breakdown.confusions(
+            [each.speaker for each in kept], [each.predicted for each in kept]
+        )
+
+    @property
+    def lengths(self) -> list[Part]:
+        """The winner's accuracy on quarters of the utterances, the shortest first."""
+        kept = self.predictions
+        return breakdown.by_length([each.is_right for each in kept], [each.frames for each in kept])
+
+    @property
+    def speakers(self) -> list[Part]:
+        """The winner's accuracy by speaker, who was told right least often first."""
+        kept = self.predictions
+        return breakdown.by_speaker(
+            [each.is_right for each in kept], [each.speaker for each in kept]
+        )
+
+    @property
     def utterances(self) -> int:
         """How many validation utterances there were; 0 where an older version did not say."""
         return max((len(row.hits) for row in self.rows), default=0)
@@ -60,6 +88,8 @@ def read_study(store: TrackingStore, name: str) -> Study:
     rows = ranked(store, name)
     parent = store.study_runs(name)[0]
     latest = latest_confirmation(store, name)
+    best = scored(rows)[:1]
+    kept = [read_text(store, store.client.get_run(row.run_id), validation.FILE) for row in best]
     return Study(
         name,
         rows,
@@ -68,6 +98,7 @@ def read_study(store: TrackingStore, name: str) -> Study:
         latest[2] if latest else None,
         parent.info.run_id,
         latest[0] if latest else "",
+        tuple(validation.from_csv(kept[0])) if kept else (),
     )
 
 

@@ -33,6 +33,9 @@ svg text{fill:var(--ink);font-family:inherit}
 table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums}
 th,td{padding:5px 10px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
 thead th{position:sticky;top:0;background:var(--card);font-weight:600}
+.sortable th[tabindex]{cursor:pointer}
+[aria-sort=ascending]:after{content:" \\2191"}
+[aria-sort=descending]:after{content:" \\2193"}
 td.l{text-align:left;white-space:normal;min-width:16em}
 caption{text-align:left;white-space:nowrap}
 .heat td,.heat th{padding:6px 5px;text-align:center;font-weight:400}

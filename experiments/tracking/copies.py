@@ -4,23 +4,20 @@ A store gives its own ids to runs. What is written is no part of a study before 
 leaves runs that no command sees, and the next call removes them.
 """
 
-import contextlib
 import math
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import mlflow
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from experiments.tracking import names
-from experiments.tracking.run import STORE_ERRORS, as_tags
+from experiments.tracking import names, validation
+from experiments.tracking.artifacts import CONFIG, read_text
+from experiments.tracking.run import as_tags
 from experiments.tracking.store import TrackingStore
 
-CONFIG = "config.json"  # of a run's artifacts: its point
 MAX_PARAMS, MAX_METRICS = 100, 1_000  # of a batch: MLflow takes no more
 HELD_BACK = (names.KIND, names.STUDY)  # tags without which a run is no study's
 NOT_COPIED = ("mlflow.runName", names.PARENT, names.IMPORT, names.IMPORTED)
@@ -63,6 +60,7 @@ class RunRecord:
     metrics: tuple[MetricRows, ...]
     datasets: tuple[DatasetRecord, ...]
     config: str  # the point, as JSON; nothing where the run keeps none
+    validation: str = ""  # see validation.py
 
 
 def read_run(store: TrackingStore, run: Run) -> RunRecord:
@@ -79,19 +77,8 @@ def read_run(store: TrackingStore, run: Run) -> RunRecord:
         tuple(_rows(store, info.run_id, key) for key in sorted(data.metrics)),
         tuple(_dataset(each.dataset) for each in run.inputs.dataset_inputs),
         read_text(store, run, CONFIG),
+        read_text(store, run, validation.FILE),
     )
-
-
-def read_text(store: TrackingStore, run: Run, name: str) -> str:
-    """Return a text among a run's artifacts; nothing where there is none."""
-    with contextlib.suppress(*STORE_ERRORS), tempfile.TemporaryDirectory() as temporary:
-        path = mlflow.artifacts.download_artifacts(
-            artifact_uri=f"{run.info.artifact_uri}/{name}",
-            dst_path=temporary,
-            tracking_uri=store.uri,
-        )
-        return Path(path).read_text()
-    return ""
 
 
 def write_run(
@@ -122,6 +109,8 @@ def write_run(
         client.log_inputs(run_id, [_input(each) for each in record.datasets])
     if record.config:
         client.log_text(run_id, record.config, CONFIG)
+    if record.validation:
+        client.log_text(run_id, record.validation, validation.FILE)
     if model:
         client.log_artifacts(run_id, str(model), names.MODEL_FOLDER)
     client.set_terminated(run_id, _status(record.status), record.end or record.start)

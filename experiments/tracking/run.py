@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.context import TrainingContext
-from experiments.tracking import names
+from experiments.tracking import names, validation
 from experiments.tracking.descriptions import describe_trial
 from speaker.common.errors import DeviceLostError
 from speaker.common.files import canonical_json
@@ -111,6 +111,9 @@ class TrackedRun:
             tags[names.SHA256] = sha256
             if 0 < len(result.hits) <= MAX_TAG:
                 tags[names.HITS] = result.hits
+            if result.told:
+                table = validation.to_csv(context, result.told)
+                self._client.log_text(self.run_id, table, validation.FILE)
         if result.fallback:
             tags[names.FALLBACKS] = "; ".join((*context.compute.fallbacks, result.fallback))
         self._client.log_batch(self.run_id, tags=as_tags(tags))

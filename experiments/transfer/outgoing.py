@@ -15,7 +15,8 @@ from optuna.storages import RDBStorage
 from experiments.study.contract import IDENTITY
 from experiments.study.storage import open_storage
 from experiments.tracking import names
-from experiments.tracking.copies import read_run, read_text
+from experiments.tracking.artifacts import read_text
+from experiments.tracking.copies import read_run
 from experiments.tracking.registry import version_of
 from experiments.tracking.store import TrackingStore
 from experiments.tracking.versions import check_version, fetch_run, versions_of

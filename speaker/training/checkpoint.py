@@ -44,6 +44,7 @@ class TrainingState:
     seconds: float = 0.0
     best_step: int = 0
     hits: str = ""  # at best_step: see `hex_of`
+    told: list[int] = field(default_factory=list, repr=False)  # at best_step: labels
     is_blown_up: bool = False  # whether the loss was, at the last look: see collapse.py
     rows: list[tuple[int, Metrics]] = field(default_factory=list)  # of all evaluations
     weights: dict[str, Tensor] = field(default_factory=dict, repr=False)  # at best_step, on the CPU
@@ -54,15 +55,20 @@ class TrainingState:
         return dict(self.rows).get(self.best_step, {})
 
     def add(
-        self, metrics: Metrics, hits: Tensor, copy_weights: Callable[[], dict[str, Tensor]]
+        self,
+        metrics: Metrics,
+        hits: Tensor,
+        told: Tensor,
+        copy_weights: Callable[[], dict[str, Tensor]],
     ) -> None:
-        """Add an evaluation after the last step; `hits` is its bool (n,).
+        """Add an evaluation after the last step, with its hits, bool (n,), and the labels that it
+        gave, (n,).
 
-        The hits and the weights of the best, the first of equals, are kept.
+        Those and the weights of the best, the first of equals, are kept.
         """
         if not self.rows or metrics[OBJECTIVE] > self.best[OBJECTIVE]:
             self.best_step, self.weights = self.step, copy_weights()
-            self.hits = hex_of(hits)
+            self.hits, self.told = hex_of(hits), told.tolist()
         self.rows.append((self.step, metrics))
         self.last = self.step
 

@@ -59,24 +59,31 @@ class Evaluator:
         _, valid = protocol.split(pack)
         self._count = len(valid)
         self._valid = valid
-        self.hits = torch.zeros(len(valid), dtype=torch.bool)
-        """Of the last evaluation: whether each validation utterance, whole, was told right."""
+        self._labels = pack.labels.cpu()[valid]
+        self.told = torch.full((len(valid),), -1)
+        """Of the last evaluation: the label that each validation utterance, whole, was given."""
         self._wholes = whole_batches(pack, valid)
         self._crops = crop_batches(pack, valid, protocol)
 
     def __call__(self, model: nn.Module, loss: nn.Module) -> Metrics:
         """Return both accuracies, the loss on whole utterances, and utterances a second of both."""
         with evaluating(model, loss):
-            total, hits, rate = self._measure(model, loss, self._wholes)
-            _, crop_hits, crop_rate = self._measure(model, loss, self._crops)
-        self.hits = self._in_order(hits, self._wholes)
+            total, told, rate = self._measure(model, loss, self._wholes)
+            _, crops_told, crop_rate = self._measure(model, loss, self._crops)
+        self.told = self._in_order(told, self._wholes)
+        crop_hits = self._in_order(crops_told, self._crops) == self._labels
         return {
-            ACCURACY_WHOLE: int(hits.sum()) / self._count,
+            ACCURACY_WHOLE: int(self.hits.sum()) / self._count,
             ACCURACY_CROPS: int(crop_hits.sum()) / self._count,
             LOSS_WHOLE: total / self._count,
             UTTERANCES_PER_S: rate,
             CROPS_PER_S: crop_rate,
         }
+
+    @property
+    def hits(self) -> Tensor:
+        """Whether the last evaluation told each validation utterance right, bool (n,)."""
+        return self.told == self._labels
 
     def rehearse(self, model: nn.Module, loss: nn.Module) -> float:
         """Score a few batches of middle length, and on a GPU the longest.
@@ -102,37 +109,37 @@ class Evaluator:
     def _measure(
         self, model: nn.Module, loss: nn.Module, batches: list[Batch]
     ) -> tuple[float, Tensor, float]:
-        """Return the sum of the loss over some batches, which of their utterances were told right,
-        bool on the CPU, and utterances a second.
+        """Return the sum of the loss over some batches, the labels that their utterances were
+        given, int64 on the CPU, and utterances a second.
         """
         while True:
             began = self._clock()
             try:
                 scores = self._pool.map(lambda batch: self._score(model, loss, batch), batches)
-                losses, hits = zip(*scores, strict=True)
+                losses, labels = zip(*scores, strict=True)
                 total = float(torch.stack(losses).sum())  # waits for the device
-                told_right = torch.cat(hits).cpu()
+                told = torch.cat(labels).cpu()
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or all(len(batch.rows) == 1 for batch in batches):
                     raise
             else:
-                return total, told_right, self._count / max(self._clock() - began, 1e-9)
+                return total, told, self._count / max(self._clock() - began, 1e-9)
             batches[:] = [half for batch in batches for half in _halve(batch)]
             release_memory()
 
     @torch.inference_mode()
     def _score(self, model: nn.Module, loss: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the sum of a batch's loss, (), and its hits, bool (B,)."""
+        """Return the sum of a batch's loss, (), and the labels it gives, (B,)."""
         mels, lengths = self._pack.gather(*batch)
         labels = self._pack.labels.index_select(0, batch.rows)
         logits = model(mels, lengths).float()
-        return loss(logits, labels, "sum"), logits.argmax(1) == labels
+        return loss(logits, labels, "sum"), logits.argmax(1)
 
-    def _in_order(self, hits: Tensor, batches: list[Batch]) -> Tensor:
-        """Return hits in the order of the validation rows."""
+    def _in_order(self, told: Tensor, batches: list[Batch]) -> Tensor:
+        """Return labels in the order of the validation rows."""
         rows = torch.cat([batch.rows for batch in batches]).cpu()
-        ordered = torch.empty_like(hits)
-        ordered[self._valid.argsort()] = hits[rows.argsort()]
+        ordered = torch.empty_like(told)
+        ordered[self._valid.argsort()] = told[rows.argsort()]
         return ordered
 
 

@@ -54,6 +54,7 @@ class TrialResult:
     best: Metrics = field(default_factory=dict)  # the metrics at best_step
     weights: dict[str, Tensor] = field(default_factory=dict, repr=False)  # the model's at best_step
     hits: str = ""  # at best_step, of the validation utterances, whole: see `hex_of`
+    told: list[int] = field(default_factory=list, repr=False)  # the labels that these were given
     parameters: int = 0
     seconds: float = 0.0
     fallback: str = ""  # why it was computed in a slower way than its device offers
@@ -161,7 +162,7 @@ def _train(
                 if not _is_finite(metrics):
                     collapse = DIVERGED
                     break
-                state.add(metrics, evaluate.hits, learner.model_state)
+                state.add(metrics, evaluate.hits, evaluate.told, learner.model_state)
             if checkpoint.due():
                 state.seconds = clock() - began
                 checkpoint.save(state, learner.state())
@@ -176,6 +177,7 @@ def _train(
             best=state.best,
             weights=state.weights,
             hits=state.hits,
+            told=state.told,
             parameters=count_parameters(learner.model),
             seconds=clock() - began,
             fallback=learner.fallback,

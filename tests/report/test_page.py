@@ -1,6 +1,9 @@
+import base64
+import hashlib
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +12,9 @@ from experiments.analysis.leaderboard import Row
 from experiments.proposals.curves import Estimate
 from experiments.report.page import BEGINNING, LISTED, render
 from experiments.report.study import Study
+from experiments.tracking.validation import Prediction
 from speaker.config import HOMEWORK_BASELINE, HOMEWORK_EDITED
+from tests.browser import needs_chromium, seen
 from tests.report.rows import ended, mixed, trial
 
 EDITED = {
@@ -19,7 +24,7 @@ EDITED = {
 QUESTIONS = [
     "What won?", "Is it real?", "How did the search get there?", "What mattered?",
     "What goes together?", "What does it cost?", "Would longer training change it?",
-    "What was tried?", "Where do the numbers come from?", "What next?",
+    "Who is confused with whom?", "What was tried?", "Where do the numbers come from?", "What next?",
 ]  # fmt: skip
 
 
@@ -93,19 +98,23 @@ def test_a_study_always_has_the_same_page(page: str) -> None:
 
 def test_a_page_needs_nothing_else(page: str) -> None:
     elements = Reader(page).elements
-    assert not {"script", "link", "img", "iframe", "object", "base"} & {tag for tag, _ in elements}
+    assert not {"link", "img", "iframe", "object", "base"} & {tag for tag, _ in elements}
     for _, attributes in elements:
         for name in ("src", "href", "xlink:href"):
             assert (attributes.get(name) or "#").startswith("#"), "within the page"
     assert not re.search(r"https?:|@import|url\((?!#)", page)
     policies = [each["content"] for tag, each in elements if "http-equiv" in each]
-    assert policies == ["default-src 'none'; style-src 'unsafe-inline'"]
+    (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policies == [
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    ]
 
 
 def test_every_figure_says_what_it_shows(page: str) -> None:
     elements = Reader(page).elements
     drawn = [each for tag, each in elements if tag == "svg"]
-    assert len(drawn) == 7
+    assert len(drawn) == 8
     assert all(each["role"] == "img" and each["aria-label"] for each in drawn)
     ids = [each["id"] for _, each in elements if "id" in each]
     assert len(ids) == len(set(ids))
@@ -131,10 +140,11 @@ def test_what_comes_from_the_study_is_escaped() -> None:
              "version.x", "mlflow.source.git.commit")  # fmt: skip
     found = Confirmation([Confirmed(evil, (0.5, 0.6), 0.0, 0.1)], Estimate(0.5, 0.1))
     study = Study(
-        evil, rows, dict.fromkeys(words, evil), {"steps": evil, "space.x": evil}, found, evil, evil
-    )
+        evil, rows, dict.fromkeys(words, evil), {"steps": evil, "space.x": evil}, found, evil, evil,
+        (Prediction(evil, 100, evil, "other"), Prediction(evil, 120, evil, evil)),
+    )  # fmt: skip
     page = render(study)
-    assert "<script" not in page
+    assert page.count("<script") == 1, "ours"
     assert "&lt;script&gt;" in page
 
 
@@ -165,6 +175,44 @@ def test_heat_tables_count_and_fill_nothing_in(page: str) -> None:
     filled = [(mean, count) for style, mean, count in cells if style]
     assert sorted(filled) == [("0.50", "1"), ("0.60", "1"), ("0.78", "1"), ("0.80", "1")]
     assert len(cells) == 9, "3 widths by 3 activations"
+
+
+def test_confused_speakers_and_accuracy_by_length_are_shown() -> None:
+    told = [("a", "b"), ("a", "b"), ("a", "a"), ("b", "a"), *[("b", "b")] * 3, ("c", "c")]
+    kept = tuple(Prediction(f"{n}.pt", 100 + n, *pair) for n, pair in enumerate(told))
+    page = render(replace(Study("s", mixed()), predictions=kept))
+    (section,) = re.findall(r"<h2>Who is confused.*?</section>", page, re.DOTALL)
+    assert (
+        "Of 8 validation utterances #3 told 3 wrong. Most often it took a for b: 2 of 3 utterances."
+        " Of the shortest quarter (100 to 101 frames) 0.000 were right, of the longest (106 to 107)"
+        " 1.000." in section
+    )
+    pairs, worst = (
+        [re.findall(r"<td[^>]*>([^<]*)", line) for line in table.split("<tr>")[2:]]
+        for table in re.findall(r"<table.*?</table>", section, re.DOTALL)
+    )
+    assert pairs == [["2", "3", "a", "b"], ["1", "4", "b", "a"]]
+    assert worst == [["1", "3", "a"], ["3", "4", "b"], ["1", "1", "c"]]
+    assert "it cannot be told" in render(Study("s", mixed()))
+
+
+@needs_chromium
+def test_a_click_on_a_head_sorts_the_table(page: str, tmp_path: Path) -> None:
+    clicks = """<script>for (const column of [1, 1, 3]) {
+      const table = document.querySelector(".sortable");
+      table.tHead.rows[0].cells[column].click();
+      const shown = [...table.tBodies[0].rows].map(row => row.cells[1].textContent);
+      document.body.append("clicked " + shown.join("").replaceAll("#", ""));
+    }</script></html>"""
+    place = tmp_path / "page.html"
+    # Without its policy, so that the test's script runs, too.
+    place.write_text(page.replace("http-equiv", "name").replace("</html>", clicks))
+    number, down, accuracy = re.findall(r"clicked (\d+)", seen(place.as_uri(), tmp_path))
+    assert number == "01234567"
+    assert down == "76543210"
+    assert accuracy == "51042376", "0.1 first, those without a number last, as they were"
+    place.write_text(page.replace("</html>", clicks))
+    assert "clicked 0" not in seen(place.as_uri(), tmp_path), "no other script runs"
 
 
 def test_the_edits_are_shown_where_all_were_trained() -> None:

@@ -1,8 +1,6 @@
 """The pages that are linked to, asked for as the UI asks, and seen in a browser where there is one."""
 
 import json
-import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -19,11 +17,9 @@ from experiments.tracking.pages import VIEW, describe_search, save_leaderboards,
 from experiments.tracking.store import TrackingStore
 from experiments.verbs.ui import answers, links, serving
 from speaker.config import TrialConfig
+from tests.browser import needs_chromium, seen
 from tests.test_search import free_port
 
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
 BEST_FIRST = ["#1 d80", "#3 d80", "#0 d80", "#2 pruned d80"]
 SPACE = {"space.d_model": "one of 80, 512", "space.lr": "from 1e-4 to 1e-2, log"}
 
@@ -164,7 +160,7 @@ def server(store: TrackingStore) -> Iterator[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@needs_chromium
 def test_the_first_link_shows_accuracies_in_a_browser(
     store: TrackingStore, server: str, tmp_path: Path
 ) -> None:
@@ -180,19 +176,3 @@ def test_the_first_link_shows_accuracies_in_a_browser(
     (shown,) = Table(seen(plain, tmp_path)).column("attributes.`Run Name`")
     assert shown.endswith("#0 d80")
     assert "Model Registry" in seen(models, tmp_path)
-
-
-def seen(address: str, folder: Path) -> str:
-    """Return a page as Chromium has it once its scripts have run."""
-    assert CHROMIUM
-    command = [
-        CHROMIUM,
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--window-size=1900,900",
-    ]
-    command += [f"--user-data-dir={folder}/profile", "--virtual-time-budget=30000", "--dump-dom"]
-    return subprocess.run(
-        [*command, address], capture_output=True, text=True, check=True, timeout=300
-    ).stdout
