@@ -168,8 +168,8 @@ def draw_parallel(rows: Sequence[Row], names: Sequence[str]) -> Figure:
     for across, (_, ticks) in enumerate(columns):
         axes.axvline(across, color=SOFT, linewidth=0.8)
         for label, up in ticks.items():
-            axes.annotate(label, (across, up), (3, 0), textcoords="offset points", color=SOFT,
-                          fontsize=8, verticalalignment="center")  # fmt: skip
+            axes.annotate(label, (across, up), (3, 2), textcoords="offset points", color=SOFT,
+                          fontsize=8, verticalalignment="bottom")  # fmt: skip
     for place, row in reversed(list(enumerate(rows))):
         colour, share = _colour(row, rows[0]), 1 - place / len(rows)
         axes.plot([column[place] for column, _ in columns], color=colour,

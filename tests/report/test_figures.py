@@ -11,6 +11,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from experiments.analysis.breakdown import Part
 from experiments.analysis.effects import Effect, Effects
 from experiments.analysis.leaderboard import Row
 from experiments.proposals.curves import Estimate
@@ -184,3 +185,32 @@ def test_a_dot_takes_few_bytes() -> None:
 )
 def test_numbers_at_an_axis_are_short(value: float, shown: str) -> None:
     assert short(value) == shown
+
+
+def test_lines_cross_the_values_of_each_field_to_the_accuracy() -> None:
+    figure = figures.draw_parallel(mixed(), ["d_model", "activation"])
+    (axes,) = figure.axes
+    lines = {to_hex(line.get_color()): ys(line) for line in axes.lines if len(xs(line)) == 3}
+    assert lines[WIN] == [1.0, 0.5, 1.0], "256 of 80, 128, 256; relu of sigmoid, relu, gelu; best"
+    assert lines[HOMEWORK] == [0.0, 0.0, 0.0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == [
+        "d_model", "activation", "accuracy"
+    ]  # fmt: skip
+    shown = {(text.get_text(), text.xy) for text in axes.texts}  # type: ignore[attr-defined]
+    assert {("80", (0, 0.0)), ("128", (0, 0.5)), ("gelu", (1, 1.0)), ("0.8", (2, 1.0))} <= shown
+
+
+def test_many_numbers_share_an_axis_by_their_size() -> None:
+    rows = [trial(n, 0.5 + n / 100, values={"lr": 10**-n}) for n in range(12)]
+    (axes,) = figures.draw_parallel(rows[::-1], ["lr"]).axes
+    places = sorted(ys(line)[0] for line in axes.lines if xs(line) == [0, 1])
+    assert np.allclose(np.diff(places), 1 / 11), "by factors"
+    assert {text.get_text() for text in axes.texts} == {"1e-11", "1", "0.5", "0.61"}
+
+
+def test_lengths_are_drawn_with_their_intervals() -> None:
+    parts = [Part("10 to 20", 5, 10), Part("21 to 40", 8, 10)]
+    (axes,) = figures.draw_lengths(parts).axes
+    assert [(x, y) for _, _, x, y in marks(axes)] == [(0, 0.5), (1, 0.8)]
+    assert tuple(ys(axes.lines[1])) == parts[1].interval()
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["10 to 20", "21 to 40"]
