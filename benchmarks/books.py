@@ -96,8 +96,16 @@ def write_study(store: TrackingStore, context: TrainingContext, name: str, trial
         noise = torch.rand(UTTERANCES, generator=torch.Generator().manual_seed(1 + number))
         harder = (hard + 0.5 * noise).argsort().argsort()
         hits = hex_of(harder < round(UTTERANCES * rows[-1][ACCURACY_WHOLE]))
-        result = TrialResult(outcome, "", len(rows) * every, len(rows) * every, rows[-1], WEIGHTS,
-                             hits, 1_000 * config.num_layers, draw.uniform(10, 100))  # fmt: skip
+        result = TrialResult(
+            outcome,
+            steps=len(rows) * every,
+            best_step=len(rows) * every,
+            best=rows[-1],
+            weights=WEIGHTS,
+            hits=hits,
+            parameters=1_000 * config.num_layers,
+            seconds=draw.uniform(10, 100),
+        )
         run.log_result(result, config, context)
         run.close(outcome)
 
