@@ -1,8 +1,9 @@
 """Real searches on a corpus, ours and plain Optuna's with its MLflow callback, in turn.
 
-`python -m benchmarks.search.live --data FOLDER --unseen FOLDER --out FILE` runs whole programs. The
-folders are the two that table.py makes of a corpus. What an answer is worth is the accuracy of its
-point, trained again on fresh seeds, on the validation part and all that no search has seen.
+`python -m benchmarks.search.live --data FOLDER --unseen FOLDER --out FILE` runs whole programs, and
+goes on where it was killed. The folders are the two that table.py makes of a corpus. What an answer
+is worth is the accuracy of its point, trained again on fresh seeds, on the validation part and all
+that no search has seen.
 """
 
 import argparse
@@ -80,11 +81,13 @@ def worth(answer: Answer, base: TrialConfig, data: Path, unseen: Path, state: Pa
 
 def _timed(home: Path, *words: object) -> tuple[str, float]:
     path = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
+    # MLflow sets the address of the store that it read last, which is that of another search.
+    variables = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
     begun = time.perf_counter()
     done = subprocess.run(
         [sys.executable, *map(str, words)],
         cwd=home,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**variables, "PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,
@@ -107,8 +110,13 @@ def main() -> None:
     compute = Compute(precision=find_precision("auto", torch.device("cpu")))
     base = CORPUS_BUDGET.with_steps(arguments.steps)
     found: list[dict[str, Any]] = []
+    if arguments.out.exists():
+        found = json.loads(arguments.out.read_text())["searches"]
+    done = {(each["search"], each["seed"]) for each in found}
     for seed in range(arguments.searches):
         for search in (ours, plain):
+            if (search.__name__, seed) in done:
+                continue
             with tempfile.TemporaryDirectory() as home:
                 answer = search(data, Path(home), arguments.trials, base, seed)
                 fresh = worth(answer, base, data, unseen, Path(home))
