@@ -18,7 +18,7 @@ from experiments.report.card import card, facts_of, score
 from experiments.tracked_training import explaining_failures
 from experiments.tracking import names
 from experiments.tracking.access import registry_shown
-from experiments.tracking.champions import RESTORED
+from experiments.tracking.champions import RESTORED, Change
 from experiments.tracking.registry import (
     BY_FORCE,
     register,
@@ -85,7 +85,7 @@ def promote(store: TrackingStore, run_id: str, request: Request) -> str:
     changed. Raises UserError, with nothing changed, where the model that has the alias is not worse
     beyond luck and no reason overrides that.
     """
-    with _working(store, request) as folder:
+    with _working(store, request) as (folder, _):
         candidate = _candidate(store, run_id, request, folder / "candidate")
         before = find_version(store, request.alias)
         if before is not None and before.run_id == run_id:
@@ -110,15 +110,22 @@ def promote(store: TrackingStore, run_id: str, request: Request) -> str:
 def demote(store: TrackingStore, request: Request) -> str:
     """Give an alias back to the version that had it before, and return in words what changed.
 
-    Raises UserError where there is none. One whose files are lost for good is passed over.
+    Raises UserError where there is none. One whose files are lost for good is passed over. After a
+    demotion that was killed when the alias had moved, that one is completed, and no other is done.
     """
-    with _working(store, request) as folder:
+    with _working(store, request) as (folder, completed):
         current = find_version(store, request.alias)
         if current is None:
             raise UserError(
                 f"only a version can be demoted, but none of {names.MODEL} is {request.alias} in "
                 f"{registry_shown(store.uri)}; promote a study first: python -m experiments "
                 "promote --study NAME"
+            )
+        if completed and completed.kind == RESTORED:
+            return (
+                f"{_is(request, current)}\nThe demotion of version {completed.before} on "
+                f"{completed.when} was killed after that; it is complete now. To go back further, "
+                "demote again."
             )
         for each in versions_before(store, request.alias):
             try:
@@ -139,18 +146,16 @@ def demote(store: TrackingStore, request: Request) -> str:
 
 
 @contextlib.contextmanager
-def _working(store: TrackingStore, request: Request) -> Iterator[Path]:
+def _working(store: TrackingStore, request: Request) -> Iterator[tuple[Path, Change | None]]:
     """Give a temporary folder, with the registry to itself and as the last command should have left
-    it; a dry run leaves all as it is.
+    it, with the change of the alias that a kill had left half made; a dry run leaves all as it is.
     """
     with (
         explaining_failures(AGAIN),
         contextlib.nullcontext() if request.is_dry else registering(store),
         tempfile.TemporaryDirectory() as temporary,
     ):
-        if not request.is_dry:
-            settle(store, request.alias)
-        yield Path(temporary)
+        yield Path(temporary), None if request.is_dry else settle(store, request.alias)
 
 
 def _candidate(store: TrackingStore, run_id: str, request: Request, folder: Path) -> Candidate:

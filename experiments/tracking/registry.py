@@ -118,11 +118,13 @@ def set_champion(
     settle(store, alias)
 
 
-def settle(store: TrackingStore, alias: str) -> None:
-    """Write what the last change of an alias says of its versions, if a kill left that out."""
+def settle(store: TrackingStore, alias: str) -> Change | None:
+    """Write what the last change of an alias says of its versions, and return it, if a kill left
+    that out.
+    """
     kept, _ = history(store, alias)
     if not kept:
-        return
+        return None
     last = kept[-1]
     if last.kind == RESTORED:
         told = {DEMOTED: f"{alias} until {last.when}: {last.why}"}
@@ -133,12 +135,13 @@ def settle(store: TrackingStore, alias: str) -> None:
             told[FORCED] = f"{last.when}, {last.why.removeprefix(BY_FORCE)}"
         found = find_version(store, last.version)
     if found is None or told.items() <= found.tags.items():
-        return
+        return None
     run = find_run(store, found.run_id)
     if FORCED in told and run and run.info.lifecycle_stage == "active":
         store.tag_run(found.run_id, {FORCED: f"{alias}: {told[FORCED]}"})
     for key, text in told.items():
         store.client.set_model_version_tag(MODEL, found.version, key, text)
+    return last
 
 
 def history(store: TrackingStore, alias: str) -> tuple[list[Change], str]:
