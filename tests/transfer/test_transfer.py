@@ -7,10 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from experiments.analysis.confirmation import (
+    confirmation_of,
+    confirmed_run,
+    latest_confirmation,
+)
+from experiments.confirm import Machine, confirm_best
 from experiments.context import TrainingContext
-from experiments.tracking import names
+from experiments.tracking import names, validation
+from experiments.tracking.artifacts import read_text
 from experiments.tracking.moved import bring_home
 from experiments.tracking.names import CHAMPION
+from experiments.tracking.validation import from_csv
 from experiments.tracking.versions import download_model, find_version
 from experiments.transfer.outgoing import export
 from speaker.model.saved_model import load_model
@@ -67,6 +75,12 @@ def test_runs_keep_all_but_their_ids(there: Path, taken: Path) -> None:
         assert old in about
         assert after.data.tags[names.DESCRIPTION] == about.replace(old, new)
         assert before.inputs.dataset_inputs[0].dataset == after.inputs.dataset_inputs[0].dataset
+        texts = [
+            read_text(store_in(state), run, validation.FILE)
+            for state, run in ((there, before), (taken, after))
+        ]
+        assert from_csv(texts[0])
+        assert texts[0] == texts[1]
 
 
 @pytest.fixture
@@ -140,3 +154,31 @@ def test_what_is_no_study_is_not_exported(
         finished_run(store, context, 0, "111000", study=study)
     refused(lambda: export(store, storage_in(there), study, tmp_path / "s.zip"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_confirmation_goes_along(
+    copy: Path, context: TrainingContext, tmp_path: Path, state: Path
+) -> None:
+    store = store_in(copy)
+    confirm_best(store, "s", 2, 2, Machine(context, storage_in(copy), 1))
+    written = export(store, storage_in(copy), "s", tmp_path / "s.zip")
+    (race,) = written.studies[1:]
+    for name in ("s", "other"):
+        new = take_to(state, tmp_path / "s.zip", None if name == "s" else name).new
+        assert new == [name, name + race.removeprefix("s")]
+        there, here = latest_confirmation(store, "s"), latest_confirmation(store_in(state), name)
+        assert there is not None
+        assert here is not None
+        assert here[2] == there[2], "the same points, means and estimate"
+        assert confirmed_words(state, name) == confirmed_words(copy, "s").replace("s-", f"{name}-")
+    assert rows_in(state, "other-" + race.removeprefix("s-")) == rows_in(copy, race)
+    confirm_best(store_in(state), "s", 2, 2, Machine(context, storage_in(state), 1))
+    assert len(rows_in(state, race)) == len(rows_in(copy, race)), "it has ended there, too"
+
+
+def confirmed_words(state: Path, study: str) -> str:
+    """Return how the run that would be promoted was confirmed."""
+    store = store_in(state)
+    found = confirmed_run(store, study)
+    assert found is not None
+    return confirmation_of(store, store.client.get_run(found[0]))
