@@ -201,10 +201,10 @@ def run(arguments: argparse.Namespace) -> None:
     """Run a search, confirm its best if asked to, and say what was found."""
     from experiments.confirm import Machine, confirm_best
     from experiments.report.publish import publish
-    from experiments.retention import Retention
     from experiments.study.session import run_search
     from experiments.tracking.access import describe_places
     from experiments.tracking.pages import served_at
+    from experiments.upkeep.retention import Retention
     from experiments.urls import masked
 
     spec = make_spec(arguments)
@@ -237,11 +237,11 @@ def make_spec(arguments: argparse.Namespace) -> "WorkerSpec":
     """Return the search that is asked for. Raises UserError for what makes none."""
     from experiments.analysis.leaderboard import expectations
     from experiments.context import load_context
-    from experiments.retention import Retention
     from experiments.study.search import WorkerSpec
     from experiments.study.settings import SearchSettings
     from experiments.study.storage import default_storage
     from experiments.tracking.store import default_tracking_uri
+    from experiments.upkeep.retention import Retention
     from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE
 
     _refuse_contradictions(arguments)

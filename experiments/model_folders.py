@@ -19,8 +19,8 @@ def model_folders(arguments: argparse.Namespace) -> Iterator[list[Path]]:
     Raises UserError when there are no such models.
     """
     from experiments.analysis.leaderboard import best_runs
+    from experiments.registry.versions import download_model
     from experiments.tracking.store import existing_store
-    from experiments.tracking.versions import download_model
 
     if is_local(arguments):
         yield [Path(arguments.model)]

@@ -14,12 +14,8 @@ from mlflow.entities.model_registry import ModelVersion
 
 from experiments.analysis.confirmation import confirmation_of
 from experiments.analysis.gate import BETTER, INCOMPARABLE, WORSE, Contender, Verdict, judge
-from experiments.report.card import card, facts_of, score
-from experiments.tracked_training import explaining_failures
-from experiments.tracking import names
-from experiments.tracking.access import registry_shown
-from experiments.tracking.champions import RESTORED, Change
-from experiments.tracking.registry import (
+from experiments.registry.champions import RESTORED, Change
+from experiments.registry.register import (
     BY_FORCE,
     register,
     remove_leftovers,
@@ -28,8 +24,7 @@ from experiments.tracking.registry import (
     version_of,
     versions_before,
 )
-from experiments.tracking.store import TrackingStore
-from experiments.tracking.versions import (
+from experiments.registry.versions import (
     check_version,
     complete_run,
     fetch_run,
@@ -39,6 +34,11 @@ from experiments.tracking.versions import (
     registering,
     sound_files,
 )
+from experiments.report.card import card, facts_of, score
+from experiments.tracked_training import explaining_failures
+from experiments.tracking import names
+from experiments.tracking.access import registry_shown
+from experiments.tracking.store import TrackingStore
 from speaker.common.errors import UserError
 from speaker.model.saved_model import load_model
 

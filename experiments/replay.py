@@ -19,10 +19,10 @@ from tqdm import tqdm
 from experiments.analysis.intervals import measured_bounds
 from experiments.analysis.leaderboard import logged_values
 from experiments.context import TrainingContext, load_context, move_to_device, with_threads
+from experiments.registry.versions import find_run
 from experiments.tracking import names
 from experiments.tracking.artifacts import CONFIG, read_text
 from experiments.tracking.store import TrackingStore
-from experiments.tracking.versions import find_run
 from speaker.common.devices import find_compute
 from speaker.common.errors import UserError, describe_differences, first_line
 from speaker.config import TrialConfig

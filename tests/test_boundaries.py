@@ -38,7 +38,11 @@ MAY_IMPORT = {
     "experiments.urls": {"sqlalchemy"},
     "experiments.tracking": {
         "experiments.context", "experiments.urls", "speaker",
-        "mlflow", "torch", "numpy", "sqlalchemy", "filelock",
+        "mlflow", "sqlalchemy",
+    },
+    "experiments.registry": {
+        "experiments.tracking", "experiments.urls", "speaker",
+        "mlflow", "torch", "numpy", "filelock",
     },
     "experiments.proposals": {"speaker", "optuna", "numpy", "scipy", "torch"},
     "experiments.analysis": {
@@ -53,12 +57,12 @@ MAY_IMPORT = {
         "experiments.context", "experiments.tracking", "speaker", "tqdm",
     },
     "experiments.promotion": {
-        "experiments.analysis", "experiments.report", "experiments.tracked_training",
-        "experiments.tracking", "speaker", "mlflow",
+        "experiments.analysis", "experiments.registry", "experiments.report",
+        "experiments.tracked_training", "experiments.tracking", "speaker", "mlflow",
     },
     "experiments.replay": {
-        "experiments.analysis", "experiments.context", "experiments.tracking", "speaker",
-        "mlflow", "tqdm",
+        "experiments.analysis", "experiments.context", "experiments.registry",
+        "experiments.tracking", "speaker", "mlflow", "tqdm",
     },
     "experiments.study": {
         "experiments.context", "experiments.urls", "experiments.tracking",
@@ -66,15 +70,13 @@ MAY_IMPORT = {
         "optuna", "sqlalchemy", "filelock", "tqdm",
     },
     "experiments.transfer": {
-        "experiments.proposals", "experiments.study", "experiments.tracking", "experiments.urls",
-        "speaker", "mlflow", "optuna",
+        "experiments.proposals", "experiments.registry", "experiments.study",
+        "experiments.tracking", "experiments.urls", "speaker", "mlflow", "optuna",
     },
-    "experiments.retention": {
-        "experiments.analysis", "experiments.tracking", "speaker", "mlflow",
-    },
-    "experiments.cleanup": {
-        "experiments.analysis", "experiments.proposals", "experiments.study",
-        "experiments.tracking", "experiments.urls", "speaker", "optuna",
+    "experiments.upkeep": {
+        "experiments.analysis", "experiments.proposals", "experiments.registry",
+        "experiments.study", "experiments.tracking", "experiments.urls", "speaker",
+        "mlflow", "optuna",
     },
     "experiments": {"experiments", "speaker"},  # __main__, verbs and model_folders
     "search": {"experiments", "speaker"},

@@ -19,12 +19,12 @@ from tqdm import tqdm
 from experiments.analysis.leaderboard import ranked
 from experiments.context import load_context
 from experiments.proposals.space import Space
+from experiments.registry.served_files import export_program
 from experiments.study.search import WorkerSpec
 from experiments.study.settings import SearchSettings
 from experiments.study.storage import open_storage
 from experiments.study.trial import run_trial
 from experiments.tracking.names import BEST_WHOLE, PRESENT
-from experiments.tracking.served_files import export_program
 from experiments.tracking.store import TrackingStore
 from speaker.config import ACTIVATIONS
 from speaker.data.corpus import read_corpus, read_mels

@@ -11,9 +11,9 @@ import torch
 
 from experiments.context import TrainingContext
 from experiments.promotion import Request, demote, promote
+from experiments.registry.versions import describe_broken, download_model, find_version
 from experiments.tracking.names import CHAMPION, MODEL
 from experiments.tracking.store import TrackingStore
-from experiments.tracking.versions import describe_broken, download_model, find_version
 from speaker.common.errors import UserError
 from speaker.model.saved_model import WEIGHTS, load_model
 from tests.helpers import TINY, refused

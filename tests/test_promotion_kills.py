@@ -9,9 +9,9 @@ import torch
 
 from experiments.context import TrainingContext
 from experiments.promotion import Request, promote
+from experiments.registry.versions import download_model, find_version
 from experiments.tracking.names import CHAMPION, MODEL
 from experiments.tracking.store import TrackingStore
-from experiments.tracking.versions import download_model, find_version
 from speaker.model.saved_model import load_model
 from tests.models import finished_run
 from tests.warm import run_warm

@@ -1,5 +1,5 @@
 """The MLflow store: a parent run per study, a child run per trial, one batch of rows per
-evaluation. What is registered is written by registry.py.
+evaluation. What is registered is written by register.py.
 """
 
 import contextlib

@@ -9,9 +9,9 @@ from optuna.trial import FrozenTrial
 
 from experiments.study.contract import CONTRACT, IDENTITY
 from experiments.tracking import names
-from experiments.tracking.copies import RunRecord
 from experiments.transfer.archive import AGAIN
 from experiments.transfer.records import Exported, StudyRecord
+from experiments.transfer.runs import RunRecord
 from experiments.transfer.trials import trial_of
 from speaker.common.errors import UserError
 from speaker.common.files import sha256_file

@@ -13,19 +13,19 @@ import optuna
 from mlflow.entities import Run
 from optuna.storages import RDBStorage
 
+from experiments.registry.register import register, set_champion
+from experiments.registry.versions import find_version, registering
 from experiments.study.contract import CONTRACT, IDENTITY, PARENT, name_objective
 from experiments.study.locks import open_locks
 from experiments.study.storage import open_storage
 from experiments.tracking import names
-from experiments.tracking.copies import RunRecord, remove_imported, show_runs, write_run
 from experiments.tracking.descriptions import ENDED
 from experiments.tracking.pages import describe_search
-from experiments.tracking.registry import register, set_champion
 from experiments.tracking.store import TrackingStore
-from experiments.tracking.versions import find_version, registering
 from experiments.transfer.archive import STUDIES, Archive
 from experiments.transfer.checks import trials_of, validate
 from experiments.transfer.records import Exported, StudyRecord, VersionRecord, parse_exported
+from experiments.transfer.runs import RunRecord, remove_imported, show_runs, write_run
 from experiments.urls import masked
 from speaker.common.errors import UserError
 

@@ -12,16 +12,16 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from optuna.storages import RDBStorage
 
+from experiments.registry.register import version_of
+from experiments.registry.versions import check_version, fetch_run, versions_of
 from experiments.study.contract import IDENTITY
 from experiments.study.storage import open_storage
 from experiments.tracking import names
 from experiments.tracking.artifacts import read_text
-from experiments.tracking.copies import read_run
-from experiments.tracking.registry import version_of
 from experiments.tracking.store import TrackingStore
-from experiments.tracking.versions import check_version, fetch_run, versions_of
 from experiments.transfer.archive import MODEL_FILES, STUDIES, Writer
 from experiments.transfer.records import FORMAT, Exported, StudyRecord, VersionRecord
+from experiments.transfer.runs import read_run
 from experiments.transfer.trials import record_of
 from experiments.urls import masked
 from speaker.common.errors import UserError

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.tracking.copies import Number, RunRecord
 from experiments.transfer.archive import AGAIN, STUDIES
+from experiments.transfer.runs import Number, RunRecord
 from speaker.common.errors import UserError
 from speaker.common.records import parse_record
 

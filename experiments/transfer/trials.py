@@ -7,8 +7,8 @@ from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
 
 from experiments.proposals.attributes import RUN_ID
-from experiments.tracking.copies import as_json
 from experiments.transfer.records import TrialRecord
+from experiments.transfer.runs import as_json
 
 
 def record_of(trial: FrozenTrial) -> TrialRecord:

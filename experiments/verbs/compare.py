@@ -68,7 +68,7 @@ def print_study(store: "TrackingStore", study: str, best: int, form: str | None)
     from experiments.analysis.formats import formatted
     from experiments.analysis.leaderboard import ranked, validate_rankable
     from experiments.analysis.table import records, shown, table
-    from experiments.tracking.versions import describe_broken
+    from experiments.registry.versions import describe_broken
 
     rows = ranked(store, study)
     validate_rankable(rows, study)

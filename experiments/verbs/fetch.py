@@ -29,8 +29,8 @@ def add(verbs: Any, tracking: Parser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Copy a model, or the best ones of a study, out of MLflow."""
     from experiments.analysis.leaderboard import best_runs
+    from experiments.registry.versions import download_model
     from experiments.tracking.store import existing_store
-    from experiments.tracking.versions import download_model
 
     if arguments.best != 1 and not arguments.study:
         raise UserError("--best needs --study NAME; without it, one --model is copied")

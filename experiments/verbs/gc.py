@@ -21,11 +21,11 @@ def add(verbs: Any, tracking: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """List leftovers, and remove them if asked to."""
-    from experiments.cleanup import describe_leftovers, find_leftovers
     from experiments.study.storage import default_storage
     from experiments.study.trial import STORE_FAILURES
     from experiments.tracked_training import explaining_failures
     from experiments.tracking.store import existing_store
+    from experiments.upkeep.cleanup import describe_leftovers, find_leftovers
 
     store = existing_store(arguments.tracking_uri, STATE)
     storage = arguments.storage or default_storage(STATE)

@@ -30,8 +30,8 @@ def add(verbs: Any, tracking: Parser) -> None:
 
 def run_moved(arguments: argparse.Namespace) -> None:
     """Rewrite the addresses that a moved store keeps."""
-    from experiments.tracking.moved import bring_home
     from experiments.tracking.store import default_tracking_uri
+    from experiments.upkeep.moved import bring_home
     from experiments.urls import masked, sqlite_path
 
     uri = arguments.tracking_uri or default_tracking_uri(STATE)
@@ -59,8 +59,8 @@ def run_moved(arguments: argparse.Namespace) -> None:
 def run_restore(arguments: argparse.Namespace) -> None:
     """Bring back the experiment with its runs, or else a study or a run."""
     from experiments.tracked_training import explaining_failures
-    from experiments.tracking.restored import restore_experiment
     from experiments.tracking.store import TrackingStore, existing_uri
+    from experiments.upkeep.restored import restore_experiment
 
     uri = existing_uri(arguments.tracking_uri, STATE)
     with explaining_failures("run the same command again"):
@@ -75,7 +75,7 @@ def run_restore(arguments: argparse.Namespace) -> None:
 
 def restore_run(store: "TrackingStore", run_id: str) -> str:
     """Bring back a run; return what was done."""
-    from experiments.tracking.versions import find_run
+    from experiments.registry.versions import find_run
 
     if (found := find_run(store, run_id)) is None:
         raise UserError(f"there is no run {run_id!r} in {store.shown}; copy its id from the UI")
@@ -87,7 +87,7 @@ def restore_run(store: "TrackingStore", run_id: str) -> str:
 def restore_runs(store: "TrackingStore", study: str | None) -> str:
     """Bring back the runs of a study, or without one say of which there are; return that."""
     from experiments.tracking.names import STUDY
-    from experiments.tracking.restored import deleted_runs, restore_study
+    from experiments.upkeep.restored import deleted_runs, restore_study
 
     if study:
         return f"{restore_study(store, study)} deleted runs of study {study} are back."

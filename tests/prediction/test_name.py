@@ -9,9 +9,9 @@ import torch
 from experiments import promotion
 from experiments.context import TrainingContext
 from experiments.promotion import Request
+from experiments.registry.versions import download_model
 from experiments.tracking.names import CHAMPION
 from experiments.tracking.store import TrackingStore
-from experiments.tracking.versions import download_model
 from speaker.config import TrialConfig
 from speaker.model.classifier import SpeakerClassifier
 from speaker.model.saved_model import load_model, save_model

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiments.tracking.served_files import export_program
+from experiments.registry.served_files import export_program
 from speaker.common.devices import Compute
 from speaker.config import LOSSES, TrialConfig
 from speaker.data.pack import Pack

@@ -14,13 +14,13 @@ from experiments.analysis.confirmation import (
 )
 from experiments.confirm import Machine, confirm_best
 from experiments.context import TrainingContext
+from experiments.registry.versions import download_model, find_version
 from experiments.tracking import names, validation
 from experiments.tracking.artifacts import read_text
-from experiments.tracking.moved import bring_home
 from experiments.tracking.names import CHAMPION
 from experiments.tracking.validation import from_csv
-from experiments.tracking.versions import download_model, find_version
 from experiments.transfer.outgoing import export
+from experiments.upkeep.moved import bring_home
 from speaker.model.saved_model import load_model
 from tests.helpers import refused
 from tests.models import finished_run

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from experiments.analysis.leaderboard import best_runs
-from experiments.tracking.moved import bring_home
+from experiments.registry.versions import download_model, find_version
 from experiments.tracking.names import CHAMPION
-from experiments.tracking.versions import download_model, find_version
+from experiments.upkeep.moved import bring_home
 from tests.helpers import refused
 from tests.transfer.places import rows_in, store_in, trials_in
 from tests.warm import run_warm

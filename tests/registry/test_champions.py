@@ -1,6 +1,6 @@
 import pytest
 
-from experiments.tracking.champions import (
+from experiments.registry.champions import (
     PROMOTED,
     RESTORED,
     Change,

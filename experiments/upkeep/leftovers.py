@@ -18,9 +18,9 @@ from mlflow.entities import LoggedModel, Run, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+from experiments.registry.versions import find_run, logged_model_of, registering, versions_of
 from experiments.tracking import names
 from experiments.tracking.store import TrackingStore
-from experiments.tracking.versions import find_run, logged_model_of, registering, versions_of
 from experiments.urls import sqlite_path
 from speaker.common.errors import UserError
 

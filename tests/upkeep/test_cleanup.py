@@ -16,19 +16,19 @@ import torch
 from tqdm import tqdm
 
 from experiments.analysis.leaderboard import best_runs
-from experiments.cleanup import Found, describe_leftovers, find_leftovers
 from experiments.context import TrainingContext
 from experiments.promotion import Request, demote, promote
+from experiments.registry.versions import download_model, find_version, versions_of
 from experiments.study.search import StudyWorker
 from experiments.study.storage import open_storage
 from experiments.study.trial import run_trial
-from experiments.tracking.leftovers import size_of
-from experiments.tracking.moved import bring_home
 from experiments.tracking.names import CHAMPION, MODEL
-from experiments.tracking.restored import restore_experiment, restore_study
 from experiments.tracking.run import TrackedRun
 from experiments.tracking.store import TrackingStore
-from experiments.tracking.versions import download_model, find_version, versions_of
+from experiments.upkeep.cleanup import Found, describe_leftovers, find_leftovers
+from experiments.upkeep.leftovers import size_of
+from experiments.upkeep.moved import bring_home
+from experiments.upkeep.restored import restore_experiment, restore_study
 from experiments.verbs.repair import restore_run, restore_runs
 from speaker.common.errors import UserError
 from speaker.common.signals import Interrupted

@@ -13,7 +13,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from experiments.tracking.champions import (
+from experiments.registry.champions import (
     PROMOTED,
     RESTORED,
     Change,
@@ -21,6 +21,15 @@ from experiments.tracking.champions import (
     earlier,
     is_whole,
     key_of,
+)
+from experiments.registry.served_files import digest_of, write_served
+from experiments.registry.versions import (
+    fetch_run,
+    find_run,
+    find_version,
+    logged_model_of,
+    registering,
+    versions_of,
 )
 from experiments.tracking.names import (
     BEST_CROPS,
@@ -36,16 +45,7 @@ from experiments.tracking.names import (
     STUDY,
     TRIAL,
 )
-from experiments.tracking.served_files import digest_of, write_served
 from experiments.tracking.store import TrackingStore
-from experiments.tracking.versions import (
-    fetch_run,
-    find_run,
-    find_version,
-    logged_model_of,
-    registering,
-    versions_of,
-)
 from speaker.common.errors import UserError
 from speaker.model.saved_model import load_model
 

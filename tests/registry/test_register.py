@@ -13,9 +13,9 @@ import torch
 from experiments import promotion
 from experiments.context import TrainingContext
 from experiments.promotion import Request
+from experiments.registry.versions import download_model, find_version
 from experiments.tracking.names import CHAMPION, MODEL
 from experiments.tracking.store import TrackingStore
-from experiments.tracking.versions import download_model, find_version
 from speaker.common.errors import UserError
 from speaker.model.saved_model import load_model
 from tests.models import finished_run

@@ -11,11 +11,11 @@ from experiments import promotion
 from experiments.analysis.leaderboard import best_runs, ranked
 from experiments.context import TrainingContext
 from experiments.promotion import Request
-from experiments.tracking import moved
-from experiments.tracking.moved import bring_home
+from experiments.registry.versions import download_model
 from experiments.tracking.names import CHAMPION
 from experiments.tracking.store import TrackingStore
-from experiments.tracking.versions import download_model
+from experiments.upkeep import moved
+from experiments.upkeep.moved import bring_home
 from speaker.common.errors import UserError
 from tests.helpers import refused
 from tests.models import finished_run

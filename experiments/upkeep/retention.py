@@ -13,10 +13,10 @@ from urllib.parse import unquote, urlsplit
 from mlflow.entities import Run
 
 from experiments.analysis.leaderboard import Row, ranked
+from experiments.registry.versions import registering, versions_of
 from experiments.tracking import names
 from experiments.tracking.store import TrackingStore
-from experiments.tracking.versions import registering, versions_of
-from experiments.tracking.weights import remove_weights, size_of_artifacts, was_removed
+from experiments.upkeep.weights import remove_weights, size_of_artifacts, was_removed
 from speaker.config import TrialConfig
 
 

@@ -19,11 +19,11 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+from experiments.registry.served_files import DATA, PROGRAM, digest_of, write_served
 from experiments.tracking import names
 from experiments.tracking.access import registry_shown
 from experiments.tracking.names import FILES, MODEL, MODEL_FOLDER, SHA256, STATE
 from experiments.tracking.run import STORE_ERRORS
-from experiments.tracking.served_files import DATA, PROGRAM, digest_of, write_served
 from experiments.tracking.store import TrackingStore
 from experiments.urls import sqlite_path
 from speaker.common.errors import UserError

@@ -23,7 +23,8 @@ from experiments.study.contract import CONTRACT, IDENTITY
 from experiments.study.locks import FileLocks, open_locks
 from experiments.study.storage import open_storage
 from experiments.tracking import names
-from experiments.tracking.leftovers import (
+from experiments.tracking.store import TrackingStore
+from experiments.upkeep.leftovers import (
     Books,
     Leftover,
     file_leftovers,
@@ -33,7 +34,6 @@ from experiments.tracking.leftovers import (
     run_leftovers,
     size_of,
 )
-from experiments.tracking.store import TrackingStore
 from experiments.urls import sqlite_path
 from speaker.common.errors import UserError
 from speaker.common.files import parse_json, remove_once

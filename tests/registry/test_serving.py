@@ -22,9 +22,9 @@ import torch
 from experiments import promotion
 from experiments.context import TrainingContext
 from experiments.promotion import Request
+from experiments.registry.versions import download_model
 from experiments.tracking.names import CHAMPION
 from experiments.tracking.store import TrackingStore
-from experiments.tracking.versions import download_model
 from speaker.data.corpus import read_mels
 from speaker.model.saved_model import TrainedModel, load_model
 from speaker.prediction.predict import predict_probabilities

@@ -11,11 +11,11 @@ import pytest
 from experiments.analysis.leaderboard import best_runs
 from experiments.context import TrainingContext
 from experiments.promotion import Request, promote
-from experiments.retention import Retention
+from experiments.registry.versions import download_model
 from experiments.tracking import names
 from experiments.tracking.store import TrackingStore
-from experiments.tracking.versions import download_model
-from experiments.tracking.weights import size_of_artifacts
+from experiments.upkeep.retention import Retention
+from experiments.upkeep.weights import size_of_artifacts
 from speaker.common.cli import byte_size
 from speaker.common.errors import UserError
 from speaker.model.saved_model import WEIGHTS

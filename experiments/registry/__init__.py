@@ -1,0 +1,1 @@
+"""Models in charge: versions in MLflow's registry, checked, served, and called champion."""

@@ -1,0 +1,1 @@
+"""What is kept, removed, moved and brought back, long after a search."""
