@@ -6,6 +6,7 @@ import csv
 import http.client
 import json
 import os
+import pty
 import random
 import re
 import shutil
@@ -24,7 +25,7 @@ from experiments.analysis.leaderboard import best_runs
 from experiments.tracking.store import TrackingStore
 from speaker.common.devices import find_precision
 from speaker.model.saved_model import WEIGHTS
-from tests.helpers import KILLS, STUDY, assert_whole, environment, run, start, write_corpus
+from tests.helpers import KILLS, STUDY, assert_whole, environment, program, run, start, write_corpus
 from tests.warm import run_warm
 
 pytestmark = pytest.mark.slow
@@ -333,6 +334,43 @@ def test_a_stopped_search_goes_on(home: Path, signum: signal.Signals) -> None:
     done = run_warm(home, *SEARCH, 8)
     assert done.returncode == 0, done.stderr
     assert_whole(home, 8)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_search_whose_terminal_closes_is_stopped_and_goes_on(home: Path, jobs: int) -> None:
+    command = program(*SEARCH, 30, "--jobs", jobs)
+    pid, terminal = pty.fork()
+    if not pid:
+        os.chdir(home)
+        os.execve(command[0], command, environment())  # noqa: S606  # it is our own
+    shown = b""
+    while b"Study" not in shown:
+        shown += os.read(terminal, 65_536)
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
+    store = TrackingStore(f"sqlite:///{home}/mlruns/mlflow.db")
+    assert store.runs("attributes.status = 'RUNNING'") == []
+    (parent,) = store.study_runs(STUDY)
+    assert parent.data.tags["state"] == "interrupted"
+    started = len(store.runs("tags.kind = 'trial'"))
+    done = run_warm(home, *SEARCH, max(1, started))
+    assert done.returncode == 0, done.stderr
+    assert_whole(home, max(1, started))
+
+
+def test_under_nohup_a_search_outlives_its_terminal(home: Path) -> None:
+    process = subprocess.Popen(
+        ["nohup", *program(*SEARCH, 2)], cwd=home, env=environment(), text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert process.stdout is not None
+    while "Study" not in process.stdout.readline():
+        pass
+    process.send_signal(signal.SIGHUP)
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    assert_whole(home, 2)
 
 
 def test_two_first_starts_at_once_share_the_work(home: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
 from speaker.common.errors import UserError
-from speaker.common.signals import Interrupted, install_signal_handlers
+from speaker.common.signals import STOPPING, Interrupted, install_signal_handlers
 
 BAD_INPUT = 2
 N = TypeVar("N", int, float)
@@ -179,7 +179,7 @@ def run_cli(main: Callable[[], None]) -> NoReturn:
             f"error: {printable(error)}; fix that and run the same command again", file=sys.stderr
         )
         sys.exit(BAD_INPUT)
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in STOPPING:
         # All is done: Python would take one for a failure while it ends.
         signal.signal(signum, signal.SIG_IGN)
     sys.exit(0)

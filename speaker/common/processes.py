@@ -1,4 +1,6 @@
-"""Processes of our own: Ctrl-C is for their parent alone, and they are gone when it is."""
+"""Processes of our own: Ctrl-C, or a terminal that closes, is for their parent alone, and they are
+gone when it is.
+"""
 
 import contextlib
 import multiprocessing
@@ -13,12 +15,12 @@ from speaker.common.signals import uninterrupted
 
 @contextlib.contextmanager
 def shielded_from_interrupts() -> Iterator[None]:
-    """Start processes that Ctrl-C does not reach, from their first moment:
+    """Start processes that neither Ctrl-C nor a closed terminal reaches, from their first moment:
     it is for their parent to end them.
     """
     # When the first process starts this one, it lets signals through again.
     resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
         with uninterrupted():
             yield

@@ -1,15 +1,20 @@
-"""Ctrl-C and SIGTERM: raised once, and put off while something must not be cut."""
+"""Ctrl-C, SIGTERM, and SIGHUP of a terminal that closes: raised once, and put off while something
+must not be cut.
+"""
 
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM arrived; `signum` tells which."""
+    """One of the signals STOPPING arrived; `signum` tells which."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -17,16 +22,20 @@ class Interrupted(KeyboardInterrupt):
 
 
 def install_signal_handlers() -> None:
-    """Let Ctrl-C and SIGTERM raise Interrupted in this process, the first time that one comes."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, _interrupt)
+    """Let the signals STOPPING raise Interrupted in this process, the first time that one comes.
+
+    SIGHUP is left as it is where it is ignored: that is what `nohup` does.
+    """
+    for signum in STOPPING:
+        if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:
+            signal.signal(signum, _interrupt)
     signal.signal(signal.SIGALRM, _interrupt_again)
     sys.unraisablehook = _keep_interruption
 
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Put off Ctrl-C and SIGTERM to the end of a `with` block, or to an `interruptible` part of it.
+    """Put off these signals to the end of a `with` block, or to an `interruptible` part of it.
 
     A database call that is cut in its middle keeps its lock, and what tidies up afterwards would
     wait for that.
@@ -37,7 +46,7 @@ def uninterrupted() -> Iterator[None]:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM through in a `with` block, those that were put off first."""
+    """Let these signals through in a `with` block, those that were put off first."""
     with _deferring(False):
         yield
 
@@ -75,9 +84,25 @@ def _raise_pending() -> None:
 
 def _interrupt(signum: int, _frame: FrameType | None) -> None:
     """Raise once, or when it may."""
+    if signum == signal.SIGHUP:
+        _leave_terminal()
     if not _signals.seen:
         _signals.seen, _signals.pending = True, signum
         _raise_pending()
+
+
+def _leave_terminal() -> None:
+    """Write nothing more to a terminal that closes: each line would be an error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        try:
+            is_closing = os.isatty(stream)
+            os.write(stream, b"")
+        except OSError:
+            is_closing = True
+        if is_closing:
+            os.dup2(nowhere, stream)
+    os.close(nowhere)
 
 
 def _interrupt_again(_signum: int, _frame: FrameType | None) -> None:

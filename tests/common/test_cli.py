@@ -10,6 +10,7 @@ import pytest
 from speaker.common import signals
 from speaker.common.cli import printable
 from speaker.common.signals import (
+    STOPPING,
     Interrupted,
     install_signal_handlers,
     interruptible,
@@ -20,10 +21,7 @@ from speaker.common.signals import (
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
     """Install the program's handlers, as run_cli does, and put the others back."""
-    before = {
-        signum: signal.getsignal(signum)
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
-    }
+    before = {signum: signal.getsignal(signum) for signum in (*STOPPING, signal.SIGALRM)}
     hook = sys.unraisablehook
     install_signal_handlers()
     yield
@@ -43,6 +41,15 @@ def test_a_signal_raises_at_once_and_only_the_first() -> None:
     assert caught.value.signum == signal.SIGTERM
     send(signal.SIGTERM)
     send(signal.SIGINT)
+
+
+def test_a_closing_terminal_is_a_signal_too_unless_it_is_ignored() -> None:
+    with pytest.raises(Interrupted) as caught:
+        send(signal.SIGHUP)
+    assert caught.value.signum == signal.SIGHUP
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    install_signal_handlers()
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
 def test_a_signal_waits_for_the_end_of_the_block() -> None:
