@@ -209,6 +209,7 @@ class StudyWorker:
         and no trial is left open; else interrupted, to be opened again.
         """
         self._close_ended_runs()
+        self._remove_left_checkpoints()
         self._log_best_so_far()
         complete = len(self.finished()) >= self.planned()
         complete = complete or (as_asked and not self._running())
@@ -285,6 +286,14 @@ class StudyWorker:
         for run in self._store.left_open(self._settings.name):
             if trial := ended.get(run.run_id):
                 run.close(outcome_of(trial), trial.user_attrs.get("reason", ""))
+
+    def _remove_left_checkpoints(self) -> None:
+        """Remove the checkpoints of trials that have ended: a kill may have come before that."""
+        context = self.shared.context
+        left = {path.stem for path in context.checkpoints.glob("*.checkpoint")}
+        for trial in self.finished():
+            if (run_id := trial.user_attrs.get(RUN_ID)) in left:
+                context.checkpoint(run_id, self._settings.base).remove()
 
     def _remove_weights(self) -> None:
         if self._retain:

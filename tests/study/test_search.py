@@ -32,6 +32,7 @@ from speaker.common.signals import Interrupted
 from speaker.config import TrialConfig
 from speaker.data.pack import Pack
 from speaker.data.protocol import Protocol
+from speaker.training import checkpoint
 from speaker.training.metrics import OBJECTIVE, Metrics
 from speaker.training.outcome import Outcome
 from speaker.training.train import Report, TrialResult, train
@@ -184,9 +185,13 @@ def test_an_interrupted_trial_is_resumed_under_its_number_and_run(
 @pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("step", ["ask", "open_run", "log_result", "tell", "close"])
 def test_a_worker_may_die_after_any_write(
-    open_search: Callable[[SearchSettings], StudyWorker], monkeypatch: pytest.MonkeyPatch, step: str
+    open_search: Callable[[SearchSettings], StudyWorker],
+    context: TrainingContext,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
 ) -> None:
     """Die, in the second trial, right after each of the writes that make up a trial."""
+    monkeypatch.setattr(checkpoint, "MIN_INTERVAL_S", 0.0)
 
     class Death(BaseException):
         pass
@@ -214,10 +219,13 @@ def test_a_worker_may_die_after_any_write(
         with pytest.raises(Death):
             work(worker)
     del worker
+    left = context.checkpoints.glob("*.checkpoint")
+    assert len(list(left)) == (step not in ("ask", "open_run"))
     again = open_search(PLAN)
     work(again)
     again.close()
     assert_books_agree(again, 4)
+    assert not list(context.checkpoints.glob("*.checkpoint"))
 
 
 @pytest.mark.usefixtures("fast")
