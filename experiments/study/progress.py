@@ -7,7 +7,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import mean
 from typing import Self
@@ -28,6 +28,14 @@ REFRESH_S = 1.0
 QUIET_S = 60.0  # between two lines of how far it is, where there is no terminal
 
 
+@dataclass(frozen=True)
+class Forecast:
+    """What missing trials are to take, in seconds of a search that runs several at once."""
+
+    seconds: float  # all of them
+    each: Mapping[int, float] = field(default_factory=dict)  # those whose point is known, by number
+
+
 @dataclass
 class Pace:
     """How long a search goes on: by its plan, then by the trials that have ended."""
@@ -35,7 +43,7 @@ class Pace:
     left: int  # trials
     at_once: int = 1
     presets: int = 0  # trials of smaller numbers are not like the others
-    forecast: float | None = None  # seconds, before any trial has ended
+    forecast: Forecast | None = None
     timeout: float | None = None  # seconds
     steps_left: int | None = None  # of a budget
     clock: Callable[[], float] = time.monotonic
@@ -44,10 +52,13 @@ class Pace:
 
     def __post_init__(self) -> None:
         self._began = self._last = self.clock()
+        self._known = dict(self.forecast.each) if self.forecast else {}  # those that have not ended
+        self._worth = 0.0  # of the known ones that have ended, by the forecast
 
     def ended(self, number: int, steps: int) -> None:
         """Note that a trial has ended."""
         now = self.clock()
+        self._worth += self._known.pop(number, 0.0)
         if number >= self.presets:
             self.intervals.append(now - self._last)
             self.steps.append(steps)
@@ -67,16 +78,28 @@ class Pace:
     def remaining(self) -> float | None:
         """Return the seconds that the search goes on for, if they can be told."""
         interval, rest = self.interval(), None
-        if interval is not None:
+        if self._known and len(self._known) >= self.left:
+            rest = self._rest_of_known()
+        elif interval is not None:
             left = self._trials_left()
             begun = left * interval - (self.clock() - self._last)
             rest = max(begun, (left - self.at_once) * interval, 0.0)
         elif self.forecast is not None:
-            rest = max(self.forecast - self.elapsed(), 0.0)
+            rest = max(self.forecast.seconds - self.elapsed(), 0.0)
         if self.timeout is not None:
             until = max(self.timeout - self.elapsed(), 0.0)
             rest = until if rest is None else min(rest, until)
         return rest
+
+    def _rest_of_known(self) -> float:
+        """Return the seconds for trials of known points, by the forecast, and by how far that was
+        right so far.
+        """
+        known = sum(self._known.values())
+        error = (self._last - self._began) / self._worth if self._worth else 1.0
+        longest = max(self._known.values())
+        begun = known * error - (self.clock() - self._last)
+        return max(begun, (known - self.at_once * longest) * error, 0.0)
 
     def _trials_left(self) -> int:
         if self.steps_left is None or not (each := mean(self.steps)):

@@ -8,7 +8,7 @@ from dataclasses import replace
 from experiments.context import move_to_device
 from experiments.proposals.pruners import EARLIEST
 from experiments.study.local_workers import run_workers
-from experiments.study.progress import Pace, Progress
+from experiments.study.progress import Forecast, Pace, Progress
 from experiments.study.search import StudyWorker, WorkerSpec
 from experiments.study.settings import SearchSettings
 from experiments.study.stopping import Limit
@@ -23,21 +23,21 @@ WIDTH = 79  # of a line of words, in characters
 def run_search(spec: WorkerSpec, worker: StudyWorker, jobs: int) -> None:
     """Say what the missing trials will cost, and run them, `jobs` at once."""
     with worker.closing():
-        missing, seconds = worker.missing(), 0.0
+        missing, forecast = worker.missing(), Forecast(0.0)
         if missing > 0:
-            spec, seconds = look_ahead(spec, worker, missing, jobs)
-        run_trials(spec, worker, max(1, min(jobs, missing)), seconds)
+            spec, forecast = look_ahead(spec, worker, missing, jobs)
+        run_trials(spec, worker, max(1, min(jobs, missing)), forecast)
 
 
 def look_ahead(
     spec: WorkerSpec, worker: StudyWorker, missing: int, jobs: int
-) -> tuple[WorkerSpec, float]:
+) -> tuple[WorkerSpec, Forecast]:
     """Move the data to their device, and say what the missing trials will cost there.
 
-    Returns the search on that device, and the seconds that it will take.
+    Returns the search on that device, and what it will take.
     """
-    settings = spec.settings
-    points, first = settings.space.points(settings.base), first_points(settings, worker)[:missing]
+    settings, known = spec.settings, first_points(spec.settings, worker)
+    points, first = settings.space.points(settings.base), [*known.values()][:missing]
     context, costs = move_to_device(spec.context, (points[0], points[-1]), jobs)
     with uninterrupted():
         worker.use(context)
@@ -51,8 +51,10 @@ def look_ahead(
         whole = " and are trained whole" * (least < 1)
         plan.append(f"The homework's points come first{whole}: {shares}")
     print("\n".join(textwrap.fill(line, WIDTH) for line in plan), flush=True)
-    seconds = lookahead.forecast_trials(points, costs, missing, first)
-    return replace(spec, context=context), seconds / lookahead.at_once(context.compute, jobs)
+    at_once = lookahead.at_once(context.compute, jobs)
+    seconds = lookahead.forecast_trials(points, costs, missing, first) / at_once
+    each = {number: lookahead.forecast([point], costs) / at_once for number, point in known.items()}
+    return replace(spec, context=context), Forecast(seconds, each)
 
 
 def describe_task(settings: SearchSettings, device: str) -> str:
@@ -71,24 +73,24 @@ def describe_task(settings: SearchSettings, device: str) -> str:
     return task
 
 
-def first_points(settings: SearchSettings, worker: StudyWorker) -> list[TrialConfig]:
-    """Return the points that the study begins with and that are still to be trained."""
+def first_points(settings: SearchSettings, worker: StudyWorker) -> dict[int, TrialConfig]:
+    """Return the points that the study begins with and that are still to be trained, by number."""
     ended = {trial.number for trial in worker.finished()}
-    return [
-        settings.base.replace(**preset.values)
+    return {
+        number: settings.base.replace(**preset.values)
         for number, preset in enumerate(settings.presets)
         if number not in ended
-    ]
+    }
 
 
-def run_trials(spec: WorkerSpec, worker: StudyWorker, at_once: int, seconds: float) -> None:
+def run_trials(spec: WorkerSpec, worker: StudyWorker, at_once: int, forecast: Forecast) -> None:
     """Run the missing trials, which are to take so long, in this process or in several."""
     settings, done, planned = spec.settings, worker.finished(), worker.planned()
     pace = Pace(
         planned - len(done),
         at_once,
-        0 if settings.preset else len(settings.presets),
-        seconds,
+        len(settings.presets),
+        forecast,
         settings.timeout,
         None if settings.budget is None else settings.budget - worker.steps(),
     )

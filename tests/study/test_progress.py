@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from experiments.context import TrainingContext
-from experiments.study.progress import Pace, Progress
+from experiments.study.progress import Forecast, Pace, Progress
 from experiments.study.search import WorkerSpec
 from experiments.study.trial import StudyContext
 from speaker.common.devices import usable_cores
@@ -43,7 +43,7 @@ def clock() -> Clock:
 
 
 def test_before_any_trial_has_ended_the_plan_says_what_remains(clock: Clock) -> None:
-    pace = Pace(10, presets=1, forecast=500.0, clock=clock)
+    pace = Pace(10, presets=1, forecast=Forecast(500.0), clock=clock)
     clock.now += 60
     assert (pace.elapsed(), pace.remaining()) == (60, 440)
     pace.ended(0, 100)
@@ -54,7 +54,7 @@ def test_before_any_trial_has_ended_the_plan_says_what_remains(clock: Clock) -> 
 
 
 def test_what_remains_is_told_by_what_trials_really_took(clock: Clock) -> None:
-    pace = Pace(10, presets=1, forecast=5000.0, clock=clock)
+    pace = Pace(10, presets=1, forecast=Forecast(5000.0), clock=clock)
     for number, seconds in enumerate((300, 10, 20)):
         clock.now += seconds
         pace.ended(number, 100)
@@ -64,6 +64,23 @@ def test_what_remains_is_told_by_what_trials_really_took(clock: Clock) -> None:
     assert pace.remaining() == 7 * 15 - 5
     clock.now += 500
     assert pace.remaining() == 6 * 15, "a long trial takes nothing from those that have not begun"
+
+
+def test_of_known_points_each_counts_by_what_it_costs(clock: Clock) -> None:
+    plan = Forecast(120.0, {0: 10.0, 1: 10.0, 2: 50.0, 3: 50.0})
+    pace = Pace(4, presets=4, forecast=plan, clock=clock)
+    assert pace.remaining() == 120
+    for number in (0, 1):
+        clock.now += 20  # twice what was foretold
+        pace.ended(number, 100)
+    assert pace.remaining() == 200
+    clock.now += 30
+    assert pace.remaining() == 170
+    clock.now += 120
+    assert pace.remaining() == 100, "the last one has not begun"
+    pace.ended(2, 100)
+    clock.now += 1
+    assert pace.remaining() == pytest.approx(50 * 190 / 70 - 1)
 
 
 def test_what_remains_ends_with_the_timeout_and_the_budget(clock: Clock) -> None:
@@ -95,7 +112,7 @@ def result(whole: float) -> TrialResult:
 def test_without_a_terminal_each_end_is_a_line_and_each_minute(
     shared: StudyContext, clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with Progress(shared, 50, [], 1, Pace(50, forecast=900.0, clock=clock)) as progress:
+    with Progress(shared, 50, [], 1, Pace(50, forecast=Forecast(900.0), clock=clock)) as progress:
 
         def after(seconds: float, steps: int = 1) -> list[str]:
             clock.now += seconds

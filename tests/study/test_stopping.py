@@ -242,8 +242,8 @@ def test_the_points_that_come_first_are_those_not_trained_yet(
     state: Path, context: TrainingContext
 ) -> None:
     worker = open_worker(state, context, MANY)
-    both = [(each.d_model, each.num_layers) for each in first_points(MANY, worker)]
+    both = [(each.d_model, each.num_layers) for each in first_points(MANY, worker).values()]
     assert both == [(80, 1), (512, 6)]
     worker.study.tell(worker.study.ask(), 0.5)
-    (left,) = first_points(MANY, worker)
+    (left,) = first_points(MANY, worker).values()
     assert (left.d_model, left.steps) == (512, 4)
