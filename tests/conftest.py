@@ -14,6 +14,7 @@ from speaker.common.devices import Compute
 from speaker.data.corpus import Corpus, read_corpus
 from speaker.data.pack import Pack, open_pack
 from speaker.data.protocol import Protocol
+from speaker.sources.demo import build_demo
 from tests.helpers import write_corpus
 
 
@@ -39,6 +40,15 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     folder = tmp_path_factory.mktemp("corpus") / "tiny"
     write_corpus(folder)
+    return read_corpus(folder)
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Corpus:
+    """The demo corpus; processes that test at once share it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "demo"
+    build_demo(folder)
     return read_corpus(folder)
 
 

@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from speaker.common.files import create_once
 from speaker.common.seeding import generator
-from speaker.data.corpus import write_manifests
+from speaker.data.corpus import TEST_LABELS, read_corpus, write_manifests
 from speaker.data.features import N_MELS, SAMPLE_RATE, log_mel, normalize_peak
+from speaker.data.labels import write_csv
 
 SPEAKERS = 20
 TRAIN_PER_SPEAKER = 50
@@ -170,7 +171,7 @@ def _write_corpus(folder: Path, seed: int) -> None:
     names = [f"id{1 + 7 * number:05d}" for number in range(SPEAKERS)]
     voices = [draw_voice(f"{seed}/voice/{name}") for name in names]
     labelled: dict[str, list[tuple[str, int]]] = {name: [] for name in names}
-    test: list[tuple[str, int]] = []
+    test: dict[tuple[str, int], str] = {}  # with their speakers
     per_speaker = TRAIN_PER_SPEAKER + TEST_PER_SPEAKER
     with tqdm(
         total=SPEAKERS * per_speaker,
@@ -182,9 +183,13 @@ def _write_corpus(folder: Path, seed: int) -> None:
             for number in range(per_speaker):
                 address = f"{seed}/utterance/{name}/{number}"
                 entry = _write_utterance(folder, log_mel(synthesize(voice, address)), address)
-                (labelled[name] if number < TRAIN_PER_SPEAKER else test).append(entry)
+                if number < TRAIN_PER_SPEAKER:
+                    labelled[name].append(entry)
+                else:
+                    test[entry] = name
                 bar.update()
     write_manifests(folder, N_MELS, labelled, sorted(test))
+    write_csv(folder / TEST_LABELS, read_corpus(folder), [test[entry] for entry in sorted(test)])
 
 
 def _write_utterance(folder: Path, mels: Tensor, address: str) -> tuple[str, int]:

@@ -1,9 +1,11 @@
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
 from speaker.data.corpus import Corpus, read_corpus, read_mels
+from speaker.data.labels import read_labels
 from speaker.sources.demo import (
     SPEAKERS,
     TEST_PER_SPEAKER,
@@ -12,13 +14,6 @@ from speaker.sources.demo import (
     draw_voice,
     synthesize,
 )
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    folder = tmp_path_factory.mktemp("demo") / "demo"
-    build_demo(folder)
-    return read_corpus(folder)
 
 
 @pytest.mark.slow
@@ -42,6 +37,23 @@ def test_is_the_same_for_the_same_seed(demo: Corpus, tmp_path: Path) -> None:
 def test_the_order_of_test_utterances_does_not_give_their_speaker_away(demo: Corpus) -> None:
     names = [utterance.feature_path for utterance in demo.test]
     assert names == sorted(names)
+
+
+def test_the_speakers_of_its_test_utterances_are_known(demo: Corpus) -> None:
+    labels = read_labels(demo)
+    assert labels
+    assert set(Counter(labels).values()) == {TEST_PER_SPEAKER}
+    means = [
+        torch.stack(
+            [read_mels(demo, each).mean(0) for each in demo.utterances if each.speaker == n]
+        )
+        for n in range(SPEAKERS)
+    ]
+    centres = torch.stack([each.mean(0) for each in means])
+    nearest = [int((centres - read_mels(demo, each).mean(0)).square().sum(1).argmin())
+               for each in demo.test]  # fmt: skip
+    right = [demo.speakers[n] == label for n, label in zip(nearest, labels, strict=True)]
+    assert sum(right) > len(labels) / SPEAKERS * 3, "far more than by chance"
 
 
 def test_a_simple_classifier_tells_some_but_not_all_speakers(demo: Corpus) -> None:
