@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from experiments.analysis.breakdown import Part
 from experiments.analysis.effects import Effects
 from experiments.analysis.leaderboard import Row
+from experiments.proposals.presets import EDITED, FOUR_EDITS
 from experiments.report.levels import MAX_LEVELS, groups, in_order, is_continuous, scored, shown
 from experiments.report.svg import (
     BAD,
@@ -22,6 +23,7 @@ from experiments.report.svg import (
     draw_dots,
     set_log,
 )
+from speaker.config import PRESETS
 
 WIDTH, HEIGHT = 5.0, 3.0  # inches
 PANEL = 3.9  # of the small ones, which stand beside each other
@@ -49,8 +51,15 @@ def score(row: Row) -> float | None:
 
 
 def is_homework(row: Row) -> bool:
-    """Tell whether a row is one of the points that stand for the homework."""
-    return bool(row.preset)
+    """Tell whether a row is one of the points that stand for the homework; of the corners between
+    its two points, those two are.
+    """
+    if row.preset != FOUR_EDITS:
+        return bool(row.preset)
+    return any(
+        all(row.values.get(name) == getattr(point, name) for name in EDITED)
+        for point in PRESETS.values()
+    )
 
 
 def draw_best(rows: Sequence[Row]) -> Figure:

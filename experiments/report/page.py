@@ -97,7 +97,8 @@ def _table(
         numbers = "".join(f"<td>{escape(cell)}" for cell in row[:start])
         texts = "".join(f"<td class=l>{escape(cell)}" for cell in row[start:])
         lines.append(f"<tr>{numbers}{texts}")
-    top = "".join(f"<th>{escape(cell)}" for cell in head)
+    top = "".join(f"<th>{escape(cell)}" for cell in head[: len(head) - words])
+    top += "".join(f"<th class=l>{escape(cell)}" for cell in head[len(head) - words :])
     return f"<div class=scroll><table{kind}><thead><tr>{top}<tbody>{''.join(lines)}</table></div>"
 
 

@@ -36,7 +36,9 @@ thead th{position:sticky;top:0;background:var(--card);font-weight:600}
 .sortable th[tabindex]{cursor:pointer}
 [aria-sort=ascending]:after{content:" \\2191"}
 [aria-sort=descending]:after{content:" \\2193"}
-td.l{text-align:left;white-space:normal;min-width:16em}
+.l{text-align:left}
+td.l{white-space:normal;min-width:7em}
+.sortable td.l{min-width:16em}
 caption{text-align:left;white-space:nowrap}
 .heat td,.heat th{padding:6px 5px;text-align:center;font-weight:400}
 .heat td[style]{background:rgb(var(--shade)/var(--heat))}
@@ -49,7 +51,7 @@ dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:10px}}
 @media print{:root{--bg:#fff;--ink:#000;--soft:#444;--line:#ccc;--dot:#777;--win:#0a6e6e;
 --homework:#b8590b;--bad:#a3324b;--card:#fff;--shade:10 110 110}main{max-width:none;padding:0}
 .scroll{max-height:none;overflow:visible}table{font-size:10px}th,td{padding:2px 4px}
-td,th{white-space:normal}td.l{min-width:0}thead th{position:static}
+td,th{white-space:normal}td.l,.sortable td.l{min-width:0}thead th{position:static}
 figure,tr,.tiles,pre{break-inside:avoid}h2{break-after:avoid}
 *{print-color-adjust:exact}}
 """
