@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments.analysis.breakdown import Part
 from experiments.analysis.effects import Effects
 from experiments.analysis.leaderboard import Row
 from experiments.proposals.presets import EDITED, FOUR_EDITS
-from experiments.report.levels import MAX_LEVELS, groups, in_order, is_continuous, scored, shown
+from experiments.report.levels import are_many, groups, in_order, is_continuous, scored, shown
 from experiments.report.svg import (
     BAD,
     DOT,
@@ -108,6 +109,8 @@ def draw_history(rows: Sequence[Row]) -> Figure:
     if complete:
         axes.step(*best_so_far(complete), where="post", color=WIN, alpha=0.7, label="best so far")
     axes.set(xlabel="trial, in the order of its start", ylabel="accuracy, whole utterances")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_xlim(-0.5 - len(rows) / 50, len(rows) * 1.02 - 0.5)
     add_legend(figure)
     return figure
 
@@ -195,8 +198,7 @@ def _places(values: Sequence[Any], name: str) -> tuple[list[float], dict[str, fl
     """Return where values stand on an axis of their own, in [0, 1], and its labels: each value
     where there are few, else the least and the greatest.
     """
-    numbers = not any(isinstance(value, str) for value in values)
-    if numbers and len(set(values)) > MAX_LEVELS:
+    if are_many(values):
         low, high = min(values), max(values)
         scale = math.log if low > 0 and high > 20 * low else float
         span = scale(high) - scale(low)
@@ -289,7 +291,7 @@ def curves_of(rows: Sequence[Row]) -> list[Row]:
     """Return the rows of which curves are drawn: the best of those that have one, and all given
     points.
     """
-    drawn = [row for row in rows if row.curve]
+    drawn = [row for row in rows if len(row.curve) > 1]
     return drawn[:MAX_CURVES] + [row for row in drawn[MAX_CURVES:] if is_homework(row)][:20]
 
 

@@ -12,6 +12,7 @@ from speaker.config import NAMES, TrialConfig
 from speaker.training.metrics import WIDE
 
 MAX_LEVELS = 8  # values of a parameter that are shown one by one
+MAX_FRACTIONS = 4  # of one that takes fractions
 QUARTERS = (0.25, 0.5, 0.75)
 
 
@@ -55,8 +56,14 @@ def in_order(name: str, values: Iterable[Any]) -> list[Any]:
 
 def is_continuous(name: str, rows: Sequence[Row]) -> bool:
     """Tell whether a field has too many numbers to show each by itself."""
-    values = {row.values[name] for row in rows if name in row.values}
-    return len(values) > MAX_LEVELS and not any(isinstance(value, str) for value in values)
+    return are_many(row.values[name] for row in rows if name in row.values)
+
+
+def are_many(values: Iterable[Any]) -> bool:
+    """Tell whether values are too many numbers to show each by itself."""
+    kinds = set(values)
+    most = MAX_FRACTIONS if any(isinstance(value, float) for value in kinds) else MAX_LEVELS
+    return len(kinds) > most and not any(isinstance(value, str) for value in kinds)
 
 
 def groups(name: str, rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:

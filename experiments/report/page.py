@@ -265,7 +265,7 @@ def _cost(study: Study) -> str:
 
 
 def _curves(study: Study) -> str:
-    if not any(row.curve for row in study.rows):
+    if not figures.curves_of(study.rows):
         return ""
     said = f"Accuracy while training. {sentences.would_longer_help(study)}"
     drawn = _figure(figures.draw_curves(study.rows), "curves", said)

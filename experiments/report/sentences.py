@@ -270,7 +270,7 @@ def would_longer_help(study: Study) -> str:
 
 def what_curves_show(study: Study) -> str:
     """Say it where not all curves are drawn."""
-    return best_drawn(sum(bool(row.curve) for row in study.rows))
+    return best_drawn(sum(len(row.curve) > 1 for row in study.rows))
 
 
 def best_drawn(count: int) -> str:

@@ -83,6 +83,7 @@ def draw_dots(axes: Axes, x: Sequence[float], y: Sequence[float], colour: str = 
     vertices = [(across, up) for across, up in zip(x, y, strict=True) for _ in range(2)]
     if vertices:
         path = Path(vertices, [Path.MOVETO, Path.LINETO] * len(x))
+        path.should_simplify = False  # of many, matplotlib drops segments without length
         axes.add_patch(
             PathPatch(path, edgecolor=colour, facecolor="none", linewidth=5, alpha=0.7,
                       capstyle="round")

@@ -1,5 +1,6 @@
 """Figures are tested by what they show: the data behind their marks and their words."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from xml.etree import ElementTree
@@ -16,7 +17,17 @@ from experiments.analysis.effects import Effect, Effects
 from experiments.analysis.leaderboard import Row
 from experiments.proposals.curves import Estimate
 from experiments.report import figures
-from experiments.report.svg import BAD, DOT, HOMEWORK, VARIABLES, WIN, short, to_svg
+from experiments.report.svg import (
+    BAD,
+    DOT,
+    HOMEWORK,
+    VARIABLES,
+    WIN,
+    canvas,
+    draw_dots,
+    short,
+    to_svg,
+)
 from tests.report.rows import ended, mixed, numbers, trial
 
 
@@ -214,3 +225,16 @@ def test_lengths_are_drawn_with_their_intervals() -> None:
     assert [(x, y) for _, _, x, y in marks(axes)] == [(0, 0.5), (1, 0.8)]
     assert tuple(ys(axes.lines[1])) == parts[1].interval()
     assert [label.get_text() for label in axes.get_xticklabels()] == ["10 to 20", "21 to 40"]
+
+
+@pytest.mark.parametrize("count", [1, 60, 1_000])
+def test_each_dot_is_in_the_page(count: int) -> None:
+    figure, axes = canvas(4.0, 3.0)
+    draw_dots(axes, [n % 37 for n in range(count)], [n // 37 for n in range(count)])
+    (path,) = re.findall(r'<path d="([^"]*h0[^"]*)"', to_svg(figure, "dots", "dots"))
+    assert path.count("h0") == count
+
+
+def test_a_single_evaluation_is_no_curve() -> None:
+    rows = [ended(0, "pruned", 0.3, curve=((0.2, 0.3),)), trial(1)]
+    assert numbers(figures.curves_of(rows)) == ["1"]

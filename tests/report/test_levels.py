@@ -7,7 +7,7 @@ from scipy.stats import f_oneway
 
 from experiments.analysis.leaderboard import Row
 from experiments.report.levels import (
-    MAX_LEVELS,
+    MAX_FRACTIONS,
     groups,
     importance,
     importances,
@@ -38,7 +38,7 @@ def test_many_numbers_are_shown_by_quarters_each_trial_once() -> None:
     assert [len(members) for _, members in parts] == [5, 5, 5, 5]
     assert parts[0][0].startswith("0.0001 to ")
     assert numbers([row for _, members in parts for row in members]) == numbers(rows)
-    few = rows[:MAX_LEVELS]
+    few = rows[:MAX_FRACTIONS]
     assert not is_continuous("lr", few)
     assert [label for label, _ in groups("lr", few)][:2] == ["0.0001", "0.00015"]
 
@@ -75,13 +75,13 @@ def test_the_jackknife_knows_sure_from_unsure() -> None:
 def test_what_matters_most_comes_first_and_what_cannot_be_told_last() -> None:
     rows = [
         trial(n, 0.4 + 0.2 * (n % 2) + 0.01 * (n // 4),
-              values={"nhead": 1 + n % 2, "d_model": 80 + 48 * (n // 2 % 2), "dropout": n / 100})
+              values={"nhead": 1 + n % 2, "d_model": 80 + 48 * (n // 2 % 2), "dim_feedforward": 128 + n})
         for n in range(8)
     ]  # fmt: skip
     found = importances(rows)
     assert found[0].name == "nhead"
-    assert [each.name for each in found if math.isnan(each.share)] == ["dropout"]
-    assert found[-1].name == "dropout"
+    assert [each.name for each in found if math.isnan(each.share)] == ["dim_feedforward"]
+    assert found[-1].name == "dim_feedforward"
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
