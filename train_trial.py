@@ -204,15 +204,15 @@ def only_process(run_id: str) -> Iterator[None]:
     from experiments.study.locks import FileLocks
     from speaker.common.errors import UserError
 
-    release = FileLocks(STATE / "locks" / "runs").try_take(run_id)
-    if release is None:
+    lock = FileLocks(STATE / "locks" / "runs").try_take(run_id)
+    if lock is None:
         raise UserError(
             f"--resume must name a run that no process trains, but one trains {run_id}; let it end"
         )
     try:
         yield
     finally:
-        release()
+        lock.release()
 
 
 def resuming_command(run_id: str) -> str:

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from experiments.context import TrainingContext
 from experiments.tracking.access import explain_failure
-from experiments.tracking.run import STORE_ERRORS, TrackedRun, describe_error
+from experiments.tracking.run import STORE_ERRORS, FencedError, TrackedRun, describe_error
 from speaker.common.errors import DeviceLostError, UserError
 from speaker.common.signals import interruptible, uninterrupted
 from speaker.config import TrialConfig
@@ -27,6 +27,7 @@ class TrackedTraining:
     context: TrainingContext
     run: TrackedRun
     tell: Callable[[TrialResult], None]
+    prove: Callable[[], None] = lambda: None  # raises FencedError where it is another worker's now
     baseline: Callable[[], float | None] = lambda: None
 
     def train(
@@ -36,12 +37,13 @@ class TrackedTraining:
 
         What is no fault of the point leaves the trial open and its checkpoint in place, to be
         resumed: an interruption, a lost device (DeviceLostError), and the `failures` of a store or
-        disk. After any other exception, which is a bug, the trial has failed. All of them pass
-        through.
+        disk. After FencedError nothing is written: another worker may have it. After any other
+        exception, which is a bug, the trial has failed. All of them pass through.
         """
 
         def report(step: int, metrics: Metrics) -> bool:
             with uninterrupted():
+                self.prove()
                 self.run.log(step, metrics)
                 return listen(step, metrics)
 
@@ -59,8 +61,9 @@ class TrackedTraining:
                         checkpoint,
                         bar,
                     )
+                self.prove()
                 self.run.log_result(result, self.config, context, self.baseline())
-        except DeviceLostError:
+        except (DeviceLostError, FencedError):
             raise
         except failures:
             raise

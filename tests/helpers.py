@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy
 import torch
 
 from experiments.proposals.attributes import RUN_ID
@@ -152,6 +154,17 @@ def run(folder: Path, *words: object, **variables: str) -> "subprocess.Completed
         timeout=600,
         check=False,
     )
+
+
+def cut_locks(url: str) -> None:
+    """Cut the connections that hold locks on a PostgreSQL server, and wait until they are gone."""
+    engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
+    held = "FROM pg_locks WHERE locktype = 'advisory' AND granted"
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text(f"SELECT pg_terminate_backend(pid) {held}"))
+        while connection.execute(sqlalchemy.text(f"SELECT count(*) {held}")).scalar():
+            time.sleep(0.05)
+    engine.dispose()
 
 
 def assert_whole(home: Path, count: int, storage: str = "") -> None:

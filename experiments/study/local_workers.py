@@ -204,8 +204,9 @@ def _work(packed: bytes, connection: Connection) -> None:
             ) as bar,
         ):
             for trial in worker.trials():
-                config, result = run_trial(worker.shared, trial, bar)
-                connection.send(Ended(trial.number, config, replace(result, weights={})))
+                if ended := run_trial(worker.shared, trial, bar):
+                    config, result = ended
+                    connection.send(Ended(trial.number, config, replace(result, weights={})))
     except Interrupted as stop:
         sys.exit(128 + stop.signum)
     except UserError as error:

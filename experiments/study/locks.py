@@ -2,47 +2,57 @@
 
 A lock dies with its process, whatever kills it; no clock decides. On SQLite they are files locked
 with flock beside the database, for workers of one machine; on PostgreSQL advisory locks, for
-workers anywhere.
+workers anywhere. Those die with their connection, too: who writes proves first that it holds one.
 """
 
 import contextlib
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import sqlalchemy
 from filelock import FileLock, Timeout
 from sqlalchemy.exc import SQLAlchemyError
 
+from experiments.tracking.run import FencedError
 from experiments.urls import masked
 from speaker.common.errors import UserError, first_line
 
 EXAMPLES = (
     "use sqlite:///FILE, or postgresql+psycopg://USER@HOST/NAME after pip install 'psycopg[binary]'"
 )
-Release = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A lock that is held."""
+
+    release: Callable[[], None]
+    prove: Callable[[], None] = lambda: None
+    """Raises FencedError where the lock was lost: another worker may hold it now."""
 
 
 class Locks(ABC):
     """The locks of one study, by name."""
 
     @abstractmethod
-    def try_take(self, name: str) -> Release | None:
-        """Take a lock and return what releases it, or None when another worker holds it."""
+    def try_take(self, name: str) -> Lock | None:
+        """Take a lock, or return None when another worker holds it."""
 
     @abstractmethod
-    def take(self, name: str) -> Release:
-        """Wait for a lock, take it and return what releases it."""
+    def take(self, name: str) -> Lock:
+        """Wait for a lock and take it."""
 
     @contextlib.contextmanager
     def holding(self, name: str) -> Iterator[None]:
         """Hold a lock for a `with` block."""
-        release = self.take(name)
+        lock = self.take(name)
         try:
             yield
         finally:
-            release()
+            lock.release()
 
 
 class FileLocks(Locks):
@@ -52,20 +62,20 @@ class FileLocks(Locks):
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
 
-    def try_take(self, name: str) -> Release | None:
-        """Take a lock and return what releases it, or None when another worker holds it."""
+    def try_take(self, name: str) -> Lock | None:
+        """Take a lock, or return None when another worker holds it."""
         lock = FileLock(self._folder / f"{name}.lock")
         try:
             lock.acquire(blocking=False)
         except Timeout:
             return None
-        return lock.release
+        return Lock(lock.release)
 
-    def take(self, name: str) -> Release:
-        """Wait for a lock, take it and return what releases it."""
+    def take(self, name: str) -> Lock:
+        """Wait for a lock and take it."""
         lock = FileLock(self._folder / f"{name}.lock")
         lock.acquire()
-        return lock.release
+        return Lock(lock.release)
 
 
 class PostgresLocks(Locks):
@@ -77,24 +87,24 @@ class PostgresLocks(Locks):
         self._engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
         self._study = study
 
-    def try_take(self, name: str) -> Release | None:
-        """Take a lock and return what releases it, or None when another worker holds it."""
+    def try_take(self, name: str) -> Lock | None:
+        """Take a lock, or return None when another worker holds it."""
         connection = self._connect()
         taken = connection.execute(
             sqlalchemy.text("SELECT pg_try_advisory_lock(:key)"), {"key": self._key(name)}
         )
         if taken.scalar():
-            return connection.close
+            return _held_by(connection)
         connection.close()
         return None
 
-    def take(self, name: str) -> Release:
-        """Wait for a lock, take it and return what releases it."""
+    def take(self, name: str) -> Lock:
+        """Wait for a lock and take it."""
         connection = self._connect()
         connection.execute(
             sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": self._key(name)}
         )
-        return connection.close
+        return _held_by(connection)
 
     def _connect(self) -> sqlalchemy.Connection:
         return self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
@@ -102,6 +112,18 @@ class PostgresLocks(Locks):
     def _key(self, name: str) -> int:
         digest = hashlib.sha256(f"{self._study}/{name}".encode()).digest()
         return int.from_bytes(digest[:8], "big", signed=True)
+
+
+def _held_by(connection: sqlalchemy.Connection) -> Lock:
+    """Return a lock that a connection has taken: it is held as long as that answers."""
+
+    def prove() -> None:
+        try:
+            connection.execute(sqlalchemy.text("SELECT 1"))
+        except SQLAlchemyError as error:
+            raise FencedError(first_line(error)) from error
+
+    return Lock(connection.close, prove)
 
 
 def open_locks(storage_url: str, study: str) -> Locks:

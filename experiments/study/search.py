@@ -34,7 +34,7 @@ from experiments.proposals.rescue import changes_of, next_to_rescue, split_chang
 from experiments.proposals.samplers import make_sampler
 from experiments.study.best_so_far import log_best_so_far
 from experiments.study.contract import CONTRACT, IDENTITY, PARENT, contract_of, open_study
-from experiments.study.locks import Locks, Release, open_locks
+from experiments.study.locks import Lock, Locks, open_locks
 from experiments.study.settings import SearchSettings
 from experiments.study.stopping import Expectations, Limit, Limits, presets_left, steps_of
 from experiments.study.storage import open_storage
@@ -105,6 +105,7 @@ class StudyWorker:
         self._locks = locks
         self._store = store
         self._retain = retain
+        self._held: Lock | None = None  # of the trial that runs here
         self._limits = Limits(
             settings, partial(self._expected, expectations) if expectations else None
         )
@@ -127,6 +128,7 @@ class StudyWorker:
             store,
             parent,
             settings.prune_presets,
+            self._prove,
         )
         self._close_ended_runs()
         self._log_best_so_far()
@@ -173,11 +175,12 @@ class StudyWorker:
                     # Others still run theirs; should one die, its trial is taken over here.
                     time.sleep(POLL_S)
                 continue
-            trial, release = claimed
+            trial, self._held = claimed
             try:
                 yield trial
             finally:
-                release()
+                self._held.release()
+                self._held = None
             self._log_best_so_far()
             self._remove_weights()
 
@@ -221,7 +224,12 @@ class StudyWorker:
         if complete:
             describe_search(self._store, self.shared.parent, ENDED)
 
-    def _claim(self) -> tuple[optuna.trial.Trial, Release] | None:
+    def _prove(self) -> None:
+        """Raise FencedError where the trial that runs here was lost to another worker."""
+        if self._held:
+            self._held.prove()
+
+    def _claim(self) -> tuple[optuna.trial.Trial, Lock] | None:
         """Take the next trial: one whose worker died, or else a new one, unless a limit is reached.
 
         Limits are looked at under the study's lock: no two workers start a trial for the same rest
@@ -231,12 +239,12 @@ class StudyWorker:
             trials = self._trials()
             for trial in trials:
                 if trial.state == TrialState.RUNNING and (
-                    release := self._locks.try_take(_lock_name(trial.number))
+                    lock := self._locks.try_take(_lock_name(trial.number))
                 ):
                     if self._trials()[trial.number].state == TrialState.RUNNING:
                         self._seed_sampler(trial.number)
-                        return optuna.trial.Trial(self.study, trial._trial_id), release
-                    release()  # it ended between our reading and our taking
+                        return optuna.trial.Trial(self.study, trial._trial_id), lock
+                    lock.release()  # it ended between our reading and our taking
             if self._limits.reached(trials):
                 return None
             waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]

@@ -102,8 +102,8 @@ def run_trials(spec: WorkerSpec, worker: StudyWorker, at_once: int, forecast: Fo
             run_workers(spec, at_once, progress)
             return
         for trial in worker.trials():
-            config, result = run_trial(worker.shared, trial, progress.running[0])
-            progress.ended(trial.number, config, result)
+            if ended := run_trial(worker.shared, trial, progress.running[0]):
+                progress.ended(trial.number, *ended)
 
 
 def describe_end(settings: SearchSettings, limit: Limit, finished: int) -> str:

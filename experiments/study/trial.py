@@ -1,9 +1,11 @@
 """One trial of a study: its point, its run, and what the study hears of it."""
 
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import optuna
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import TrialState
 from tqdm import tqdm
 
@@ -24,7 +26,7 @@ from experiments.proposals.attributes import (
 from experiments.proposals.space import Space
 from experiments.tracked_training import TrackedTraining
 from experiments.tracking import names
-from experiments.tracking.run import STORE_ERRORS, TrackedRun
+from experiments.tracking.run import STORE_ERRORS, FencedError, TrackedRun
 from experiments.tracking.store import TrackingStore
 from experiments.tracking.study_run import has_run
 from speaker.common.errors import DeviceLostError, UserError
@@ -50,6 +52,9 @@ class StudyContext:
     store: TrackingStore
     parent: str  # the study's run
     prune_presets: bool = False
+    prove: Callable[[], None] = lambda: (
+        None
+    )  # that the trial which runs here is still this worker's
 
     def config(self, trial: optuna.trial.BaseTrial) -> TrialConfig:
         """Return a trial's point.
@@ -70,9 +75,9 @@ class StudyContext:
 
 def run_trial(
     shared: StudyContext, trial: optuna.trial.Trial, bar: "tqdm[int]"
-) -> tuple[TrialConfig, TrialResult]:
-    """Run a trial whose lock the caller holds,
-    for the first time or again after a crash, and end it.
+) -> tuple[TrialConfig, TrialResult] | None:
+    """Run a trial whose lock the caller holds, for the first time or again after a crash, and end
+    it; return None where it was lost to another worker.
 
     A point that cannot be trained ends as such and the search goes on. What leaves a training
     open leaves the trial running, to be resumed; the second time that it loses its device, it ends
@@ -85,6 +90,7 @@ def run_trial(
         shared.context,
         run,
         lambda result: _tell(shared, trial, result),
+        shared.prove,
         lambda: _baseline(shared.study),
     )
     _drop_other_checkpoint(training, trial)
@@ -94,6 +100,12 @@ def run_trial(
     bar.reset(config.steps)
     try:
         return config, training.train(listen(trial, shared.prune_presets), bar, STORE_FAILURES)
+    except FencedError as error:
+        tqdm.write(
+            f"#{trial.number}: this worker's lock on it was lost ({error}); it goes on from its "
+            "checkpoint, here or elsewhere"
+        )
+        return None
     except DeviceLostError as error:
         losses = trial.user_attrs.get(LOSSES, 0) + 1
         trial.set_user_attr(LOSSES, losses)
@@ -161,7 +173,8 @@ def listen(trial: optuna.trial.Trial, prune_presets: bool = False) -> Report:
 
     def report(step: int, metrics: Metrics) -> bool:
         if step > reported:
-            trial.report(metrics[OBJECTIVE], step)
+            with _fenced():
+                trial.report(metrics[OBJECTIVE], step)
         return step >= reported and trial.should_prune() and may_stop
 
     return report
@@ -169,12 +182,25 @@ def listen(trial: optuna.trial.Trial, prune_presets: bool = False) -> Report:
 
 def _tell(shared: StudyContext, trial: optuna.trial.Trial, result: TrialResult) -> None:
     """Tell the study how a trial ended; a pruned one keeps the value of its last report."""
-    if result.outcome == Outcome.COMPLETE:
-        shared.study.tell(trial, result.best[OBJECTIVE])
-        return
-    trial.set_user_attr("reason", result.reason)
-    trial.set_user_attr(OUTCOME, result.outcome)
-    trial.set_user_attr(STEPS, result.steps)
-    if result.outcome in CONSTRAINED and result.outcome not in trial.constraints:
-        trial.set_constraint(result.outcome, BROKEN)
-    shared.study.tell(trial, state=OPTUNA_STATES[result.outcome])
+    shared.prove()
+    with _fenced():
+        if result.outcome == Outcome.COMPLETE:
+            shared.study.tell(trial, result.best[OBJECTIVE])
+            return
+        trial.set_user_attr("reason", result.reason)
+        trial.set_user_attr(OUTCOME, result.outcome)
+        trial.set_user_attr(STEPS, result.steps)
+        if result.outcome in CONSTRAINED and result.outcome not in trial.constraints:
+            trial.set_constraint(result.outcome, BROKEN)
+        shared.study.tell(trial, state=OPTUNA_STATES[result.outcome])
+
+
+@contextlib.contextmanager
+def _fenced() -> Iterator[None]:
+    """Turn Optuna's refusal to change a trial that has ended, by another worker's hand, into
+    FencedError.
+    """
+    try:
+        yield
+    except UpdateFinishedTrialError as error:
+        raise FencedError("another worker has ended it") from error

@@ -46,6 +46,10 @@ STATUS = {
 }
 
 
+class FencedError(Exception):
+    """Another worker may be at work on this training now: nothing of it may be written any more."""
+
+
 class TrackedRun:
     """One run, open for writing.
 
@@ -121,11 +125,13 @@ class TrackedRun:
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
-        """Close the run when what happens inside is interrupted or raises,
-        and let that pass through.
+        """Close the run when what happens inside is interrupted or raises, unless it is another
+        worker's now, and let that pass through.
         """
         try:
             yield
+        except FencedError:  # it is open in another worker's hands
+            raise
         except STORE_ERRORS as error:
             with contextlib.suppress(*STORE_ERRORS):
                 self.close("interrupted", describe_error(error))

@@ -128,13 +128,13 @@ def _studies(storage: RDBStorage | None, url: str, books: Books) -> Iterator[Lef
 
 def _remove_study(storage: RDBStorage, url: str, name: str) -> None:
     """Remove a study, unless a worker opens it just now."""
-    if release := open_locks(url, name).try_take("study"):
+    if lock := open_locks(url, name).try_take("study"):
         try:
             optuna.delete_study(study_name=name, storage=storage)
         except KeyError:  # another process was faster
             pass
         finally:
-            release()
+            lock.release()
 
 
 def _contracts(storage: RDBStorage | None, gone: set[str]) -> set[str]:
@@ -199,9 +199,9 @@ def _run_locks(state: Path, books: Books) -> Iterator[Leftover]:
 
 def _remove_lock(lock: Path) -> None:
     """Remove a lock file that nobody holds, and its folder after the last one."""
-    if release := FileLocks(lock.parent).try_take(lock.stem):
+    if held := FileLocks(lock.parent).try_take(lock.stem):
         lock.unlink(missing_ok=True)
-        release()
+        held.release()
     with contextlib.suppress(OSError):
         lock.parent.rmdir()
 

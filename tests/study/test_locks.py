@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from experiments.study.locks import open_locks
+from experiments.tracking.run import FencedError
 from experiments.urls import masked
 from speaker.common.errors import UserError
-from tests.helpers import ROOT
+from tests.helpers import ROOT, cut_locks
 
 HOLD = """
 import sys, time
@@ -30,17 +31,28 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def test_one_holder_at_a_time(url: str) -> None:
     first, second = open_locks(url, "s"), open_locks(url, "s")
-    release = first.try_take("a")
-    assert release is not None
+    lock = first.try_take("a")
+    assert lock is not None
+    lock.prove()
     assert second.try_take("a") is None
     # Other names and other studies are free.
     with second.holding("b"), open_locks(url, "other").holding("a"):
         pass
-    release()
+    lock.release()
     with second.holding("a"):
         assert first.try_take("a") is None
     with first.holding("a"):
         assert second.try_take("a") is None
+
+
+def test_a_lock_whose_connection_was_cut_is_not_proved(postgres: str) -> None:
+    lock = open_locks(postgres, "cut").take("a")
+    lock.prove()
+    cut_locks(postgres)
+    with pytest.raises(FencedError):
+        lock.prove()
+    with open_locks(postgres, "cut").holding("a"):
+        lock.release()  # takes nothing from who holds it now
 
 
 def test_a_lock_dies_with_its_process(url: str) -> None:

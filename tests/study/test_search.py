@@ -18,6 +18,7 @@ from experiments.proposals.attributes import PRESET, REPLICATE, RUN_ID
 from experiments.proposals.presets import homework_points
 from experiments.proposals.pruners import PRUNERS
 from experiments.proposals.space import HOMEWORK, WIDE
+from experiments.study import trial as trial_module
 from experiments.study.locks import open_locks
 from experiments.study.search import StudyWorker
 from experiments.study.settings import SearchSettings
@@ -36,7 +37,7 @@ from speaker.training import checkpoint
 from speaker.training.metrics import OBJECTIVE, Metrics
 from speaker.training.outcome import Outcome
 from speaker.training.train import Report, TrialResult, train
-from tests.helpers import PLAN, TINY
+from tests.helpers import PLAN, TINY, cut_locks
 
 
 @pytest.fixture
@@ -180,6 +181,47 @@ def test_an_interrupted_trial_is_resumed_under_its_number_and_run(
     again.close()
     assert again.study.trials[0].user_attrs[RUN_ID] == trial.user_attrs[RUN_ID]
     assert_books_agree(again, 4)
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_worker_that_lost_its_lock_writes_nothing_more(
+    state: Path,
+    context: TrainingContext,
+    postgres: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Cut the lock's connection in mid-trial, and let another worker take the trial over."""
+
+    storages = [open_storage(postgres) for _ in range(2)]
+    stores = [TrackingStore(f"sqlite:///{state}/mlflow.db") for _ in range(2)]
+    first, second = (
+        StudyWorker(PLAN, storage, open_locks(postgres, "s"), context, store, {})
+        for storage, store in zip(storages, stores, strict=True)
+    )
+    others: list[list[int]] = []
+
+    def listen_and_lose(trial: optuna.trial.Trial, prune_presets: bool) -> Report:
+        report = listen(trial, prune_presets)
+
+        def reported(step: int, metrics: Metrics) -> bool:
+            answer = report(step, metrics)
+            if trial.number == 1 and not others:
+                cut_locks(postgres)
+                others.append([])
+                others[0] += work(second)
+            return answer
+
+        return reported
+
+    monkeypatch.setattr(trial_module, "listen", listen_and_lose)
+    assert work(first) == [0, 1]
+    assert others == [[1, 2, 3]]
+    assert "#1: this worker's lock on it was lost" in capsys.readouterr().out
+    first.close()
+    assert_books_agree(first, 4)
+    for storage in storages:
+        storage.engine.dispose()
 
 
 @pytest.mark.usefixtures("fast")
