@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.verbs.flags import FRESH_SEEDS
 from speaker.common.cli import (
     Parser,
     add_device,
@@ -111,9 +112,8 @@ def _add_space(flags: argparse._ActionsContainer) -> None:
     flags.add_argument(
         "--seeds",
         type=positive_int,
-        default=1,
         metavar="N",
-        help="of each point of --preset or --confirm",
+        help=f"of each point of --preset (default 1) or --confirm (default {FRESH_SEEDS})",
     )
 
 
@@ -222,7 +222,7 @@ def run(arguments: argparse.Namespace) -> None:
     report = publish(store, name)
     if has_winner and arguments.confirm:
         machine = Machine(spec.context, spec.storage_url, arguments.jobs)
-        confirm_best(store, name, arguments.confirm, arguments.seeds, machine)
+        confirm_best(store, name, arguments.confirm, arguments.seeds or FRESH_SEEDS, machine)
         report = publish(store, name)  # again, with what was confirmed
     if report:
         print(f"Report: {report.removeprefix(f'{Path.cwd().as_uri()}/')}")
@@ -264,7 +264,7 @@ def make_spec(arguments: argparse.Namespace) -> "WorkerSpec":
         trials=len(presets) if arguments.preset else arguments.trials,
         timeout=arguments.timeout,
         presets=presets,
-        preset=f"{arguments.preset} on {arguments.seeds} seeds" if arguments.preset else "",
+        preset=f"{arguments.preset} on {arguments.seeds or 1} seeds" if arguments.preset else "",
         prune_presets=arguments.prune_presets,
         patience=arguments.patience,
         budget=arguments.budget,
@@ -300,7 +300,7 @@ def _find_points(
     space = find_space(arguments.space, base, utterances).narrowed(fixed, choices)
     if arguments.preset:
         space = REPRODUCE if arguments.preset == REPRODUCE.name else space
-        return space, SETS[arguments.preset](space, arguments.seeds, base)
+        return space, SETS[arguments.preset](space, arguments.seeds or 1, base)
     return space, homework_points(space, fixed=fixed, base=base)
 
 

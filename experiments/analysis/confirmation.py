@@ -108,7 +108,11 @@ def confirmation_of(store: TrackingStore, run: Run) -> str:
     if found is None or found.points[0].point != run.data.tags.get(names.POINT):
         return ""
     best, seeds = found.points[0], len(found.points[0].values)
-    return f"by {study}: best of {len(found.points)}, mean {best.mean:.4f} over {seeds} fresh seeds"
+    plural = "s" * (seeds != 1)
+    return (
+        f"by {study}: best of {len(found.points)}, mean {best.mean:.4f} over {seeds} fresh "
+        f"seed{plural}"
+    )
 
 
 def _against(best: dict[int, float], point: str, values: dict[int, float]) -> Confirmed:
@@ -128,8 +132,11 @@ def describe_confirmation(found: Confirmation) -> str:
         f"{'point':<24} {'seeds':>5} {'mean':>6} {'spread':>6}  behind the best, 90 % interval"
     ]
     for each in found.points:
-        behind = "best" if each is best else f"{each.difference:.4f} +- {each.half_width:.4f}"
-        figures = f"{len(each.values):>5} {each.mean:>6.4f} {each.spread:>6.4f}"
+        several = len(each.values) > 1
+        width = f" +- {each.half_width:.4f}" if several else ", of one seed"
+        behind = "best" if each is best else f"{each.difference:.4f}{width}"
+        spread = f"{each.spread:.4f}" if several else "-"
+        figures = f"{len(each.values):>5} {each.mean:>6.4f} {spread:>6}"
         lines.append(f"{each.point:<24} {figures}  {behind}")
     low, high = found.expected.interval()
     lines.append(

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from experiments.verbs.flags import add_study
+from experiments.verbs.flags import FRESH_SEEDS, add_study
 from speaker.common.cli import (
     Parser,
     add_device,
@@ -24,7 +24,11 @@ def add(verbs: Any, tracking: Parser) -> None:
     add_study(flags)
     flags.add_argument("--top", type=positive_int, default=3, metavar="N", help="how many points")
     flags.add_argument(
-        "--seeds", type=positive_int, default=5, metavar="N", help="of each point, at most"
+        "--seeds",
+        type=positive_int,
+        default=FRESH_SEEDS,
+        metavar="N",
+        help=f"of each point, at most (default {FRESH_SEEDS})",
     )
     flags.add_argument(
         "--data", type=Path, metavar="FOLDER", help="the study's corpus; without one, the demo"

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from speaker.common.cli import plain_name
 
 MAX_REASON = 500  # letters
+FRESH_SEEDS = 5  # of each finalist, if nothing else is asked for
 
 
 def add_study(flags: argparse.ArgumentParser) -> None:

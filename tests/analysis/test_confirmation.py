@@ -58,3 +58,11 @@ def test_a_seed_on_which_a_point_collapsed_counts_as_nothing_told_right() -> Non
 def test_nothing_is_said_before_a_training_is_complete() -> None:
     assert confirm([row("b", 0, None, "failed")]) is None
     assert confirm([]) is None
+
+
+def test_of_one_seed_no_width_is_invented() -> None:
+    found = confirm([row("a", 0, 0.6), row("b", 0, 0.5)])
+    assert found
+    text = describe_confirmation(found)
+    assert "nan" not in text
+    assert "0.1000, of one seed" in text
