@@ -5,7 +5,7 @@ Data, never code.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +15,13 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from speaker.common.errors import UserError, first_line
-from speaker.common.files import parse_json, read_bounded, sha256_file, write_atomically
+from speaker.common.files import (
+    canonical_json,
+    parse_json,
+    read_bounded,
+    sha256_file,
+    write_atomically,
+)
 from speaker.common.records import parse_record
 from speaker.config import TrialConfig
 from speaker.model.classifier import SpeakerClassifier
@@ -38,6 +44,12 @@ class ModelCard:
     corpus: str  # digest of what it was trained on
     config: str  # fingerprint
     weights_sha256: str  # hex
+    sha256: str = ""  # of all that stands above, in hex; older programs wrote none
+
+    def sealed(self) -> "ModelCard":
+        """Return this card with its sha256, by which a changed one is told."""
+        above = {name: value for name, value in asdict(self).items() if name != "sha256"}
+        return replace(self, sha256=hashlib.sha256(canonical_json(above).encode()).hexdigest())
 
 
 @dataclass(frozen=True)
@@ -78,7 +90,7 @@ def save_model(
     write_atomically(folder / WEIGHTS, save(weights))
     write_atomically(folder / CONFIG, config.to_json().encode())
     sha256 = sha256_file(folder / WEIGHTS)
-    card = ModelCard(FORMAT, n_mels, speakers, digest, config.fingerprint(), sha256)
+    card = ModelCard(FORMAT, n_mels, speakers, digest, config.fingerprint(), sha256).sealed()
     write_atomically(folder / CARD, json.dumps(asdict(card), indent=1).encode())
     return sha256
 
@@ -94,6 +106,14 @@ def load_model(folder: Path) -> TrainedModel:
         raise UserError(
             f"{folder / CARD} must be a model's of format {FORMAT}, but is not; save the model "
             "again"
+        )
+    if card.sha256 and card != card.sealed():
+        raise UserError(
+            f"{folder / CARD} must be as it was written, but was changed; fetch the model again"
+        )
+    if not card.speakers or "" in card.speakers or len({*card.speakers}) < len(card.speakers):
+        raise UserError(
+            f"{folder / CARD} must name each speaker once, but does not; fetch the model again"
         )
     config = _read_config(folder, card)
     data = read_bounded(folder / WEIGHTS, MAX_BYTES)

@@ -8,7 +8,7 @@ import torch
 from speaker.common.errors import UserError
 from speaker.model.classifier import SpeakerClassifier
 from speaker.model.saved_model import CARD, CONFIG, SOURCE, WEIGHTS, load_model, save_model
-from tests.helpers import TINY
+from tests.helpers import TINY, refused
 
 SPEAKERS = ("id0", "id1", "id2")
 
@@ -81,7 +81,7 @@ def test_another_config_is_refused_without_building_it(
         load_model(folder)
     # These have weights of the same shapes.
     if changes not in ({"activation": "tanh"}, {"nhead": 4}):
-        edit(folder / CARD, config=config.fingerprint())
+        edit(folder / CARD, sha256="", config=config.fingerprint())
         with pytest.raises(UserError, match="cannot be read|must hold the weights"):
             load_model(folder)
 
@@ -94,15 +94,30 @@ def edit(path: Path, **changes: object) -> None:
     "changes",
     [{"format": 1}, {"format": True}, {"n_mels": 40.5}, {"n_mels": "40"}, {"n_mels": 0}, {"n_mels": 10**9},
      {"speakers": {"id0": 1}}, {"speakers": [1, 2, 3]}, {"speakers": ["id0"]}, {"weights_sha256": None},
-     {"config": None}],
+     {"config": None}, {"speakers": ["id0", "id0", "id1"]}, {"speakers": ["", "id1", "id2"]}],
 )  # fmt: skip
 def test_a_card_that_lies_is_refused(
     saved: tuple[Path, SpeakerClassifier], changes: dict[str, object]
 ) -> None:
     folder, _ = saved
-    edit(folder / CARD, **changes)
+    edit(folder / CARD, sha256="", **changes)
     with pytest.raises(UserError):
         load_model(folder)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"speakers": [*SPEAKERS[::-1]]}, {"corpus": "another"}, {"sha256": "0" * 64}]
+)
+def test_a_card_that_was_changed_is_noticed(
+    saved: tuple[Path, SpeakerClassifier], changes: dict[str, object]
+) -> None:
+    folder, _ = saved
+    edit(folder / CARD, **changes)
+    assert refused(lambda: load_model(folder)).startswith(
+        f"{folder / CARD} must be as it was written, but was changed"
+    )
+    edit(folder / CARD, **{**changes, "sha256": ""})
+    assert load_model(folder).speakers == tuple(changes.get("speakers", SPEAKERS))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
