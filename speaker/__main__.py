@@ -111,6 +111,9 @@ def _add_check(flags: argparse.ArgumentParser) -> None:
     flags.add_argument(
         "--figure", type=Path, default=Path("corpus.png"), metavar="FILE", help="picture to draw"
     )
+    flags.add_argument(
+        "--pack", action="store_true", help="read the pack that searches have made of it, too"
+    )
     flags.set_defaults(run=run_check)
 
 
@@ -170,9 +173,10 @@ def run_prepare(arguments: argparse.Namespace) -> None:
 
 def run_check(arguments: argparse.Namespace) -> None:
     """Say what is wrong with a corpus, and draw it."""
-    from speaker.common.paths import validate_output_path
+    from speaker.common.paths import STATE, validate_output_path
     from speaker.data.check import PICTURES, check, describe, draw
-    from speaker.data.corpus import corpus_folder
+    from speaker.data.corpus import corpus_folder, read_corpus
+    from speaker.data.pack import check_pack
 
     # That it is another folder is said before where the picture goes.
     corpus_folder(arguments.corpus)
@@ -185,6 +189,9 @@ def run_check(arguments: argparse.Namespace) -> None:
     print(describe(report))
     draw(report, arguments.figure)
     print(f"figure      {printable(arguments.figure)}")
+    if arguments.pack:
+        place = check_pack(read_corpus(arguments.corpus), STATE / "packs")
+        print(f"pack        {printable(place)} is as it was made")
     if found := report.errors.counts:
         raise UserError(
             f"a corpus must have no errors, but {arguments.corpus} has {found.total():,} of "

@@ -1,5 +1,9 @@
-"""JSON to a dataclass, every field of the type that it declares."""
+"""JSON to a dataclass, every field of the type that it declares; and a seal on one, by which a
+changed file is told.
+"""
 
+import hashlib
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -7,6 +11,7 @@ from speaker.common.errors import UserError
 from speaker.common.files import canonical_json, parse_json
 
 T = TypeVar("T")
+S = TypeVar("S", bound="Sealed")
 _ADAPTERS: dict[Any, Any] = {}  # by dataclass: each is built once
 
 
@@ -29,3 +34,22 @@ def parse_record(kind: type[T], data: bytes, path: Path, advice: str) -> T:
             f"{path}: every field must be of its type, but {where} is wrong "
             f"({fault['msg'][:200]}); {advice}"
         ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sealed:
+    """A record that carries the sha256 of its other fields, and of what belongs to it."""
+
+    sha256: str = ""  # hex; nothing in records of older programs, which cannot be told
+
+    def sealed(self: S, *belonging: bytes) -> S:
+        """Return this record with its seal."""
+        kept = {each.name: getattr(self, each.name) for each in fields(self)}
+        digest = hashlib.sha256(canonical_json({**kept, "sha256": ""}).encode())
+        for data in belonging:
+            digest.update(hashlib.sha256(data).digest())
+        return replace(self, sha256=digest.hexdigest())
+
+    def is_whole(self, *belonging: bytes) -> bool:
+        """Tell whether nothing has changed since the record was sealed, if it was."""
+        return not self.sha256 or self == self.sealed(*belonging)

@@ -12,17 +12,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 from tqdm import tqdm
 
 from speaker.common.errors import UserError
-from speaker.common.files import create_once
-from speaker.common.records import parse_record
+from speaker.common.files import create_once, sha256_file
+from speaker.common.records import Sealed, parse_record
 from speaker.data.corpus import Corpus, read_mels
 
 FORMAT = 1
-ABOUT = "pack.json"
+ABOUT, INDEX, FRAMES = "pack.json", "index.safetensors", "frames.f16"
 FRAMES_AT_ONCE = 1 << 20  # that are sent to a device
 PADDING = -20.0  # the homework's padding value; masked wherever the model could see it
 
@@ -133,7 +133,7 @@ def open_pack(corpus: Corpus, store: Path) -> Pack:
     A pack belongs to the bytes of the corpus's manifests: after feature files were changed under
     the same manifests, delete it. Raises UserError for a corpus that cannot be packed.
     """
-    folder = store / f"{corpus.name}-{corpus.key[:12]}"
+    folder = _place(corpus, store)
     create_once(folder, lambda partial: _build(corpus, partial))
     return _open(folder)
 
@@ -142,7 +142,7 @@ def find_pack(store: Path, digest: str) -> Pack | None:
     """Return the pack with this digest in the folder `store`, or None: its corpus may be gone."""
     for path in sorted(store.glob(f"*/{ABOUT}")):
         with contextlib.suppress(UserError, OSError):
-            if parse_record(_About, path.read_bytes(), path, "").digest == digest:
+            if _read_about(path.parent).digest == digest:
                 return _open(path.parent)
     return None
 
@@ -158,11 +158,12 @@ def _build(corpus: Corpus, folder: Path) -> None:
     labels = torch.tensor([utterance.speaker for utterance in corpus.utterances])
     digest = hashlib.sha256(json.dumps([corpus.n_mels, corpus.speakers]).encode())
     digest.update(lengths.numpy().tobytes() + labels.numpy().tobytes())
+    frames = hashlib.sha256()
     total = int(lengths.sum())
     heard: dict[int, int | None] = {}
     repeated = 0
     with (
-        (folder / "frames.f16").open("wb") as stream,
+        (folder / FRAMES).open("wb") as stream,
         tqdm(
             total=total, desc=f"packing {corpus.name}", unit="frame", unit_scale=True, disable=None
         ) as bar,
@@ -172,6 +173,7 @@ def _build(corpus: Corpus, folder: Path) -> None:
             digest.update(mels.numpy().data)
             packed = mels.to(torch.float16).numpy().tobytes()
             stream.write(packed)
+            frames.update(packed)
             repeated += heard.setdefault(hash(packed), utterance.speaker) != utterance.speaker
             bar.update(utterance.frames)
     if repeated:
@@ -179,30 +181,34 @@ def _build(corpus: Corpus, folder: Path) -> None:
             f"warning: {repeated:,} utterances stand under two speakers; python -m speaker check "
             "lists them"
         )
-    save_file({"lengths": lengths, "labels": labels}, folder / "index.safetensors")
-    about = _About(FORMAT, corpus.n_mels, corpus.speakers, digest.hexdigest())
-    (folder / ABOUT).write_text(json.dumps(asdict(about), indent=1))
+    index = save({"lengths": lengths, "labels": labels})
+    (folder / INDEX).write_bytes(index)
+    about = _About(FORMAT, corpus.n_mels, corpus.speakers, digest.hexdigest(), frames.hexdigest())
+    (folder / ABOUT).write_text(json.dumps(asdict(about.sealed(index)), indent=1))
 
 
 @dataclass(frozen=True)
-class _About:
+class _About(Sealed):
     """What ABOUT holds."""
 
     format: int
     n_mels: int
     speakers: tuple[str, ...]
     digest: str
+    frames_sha256: str = ""  # of FRAMES; nothing in packs of older programs
 
 
 def _open(folder: Path) -> Pack:
-    path = folder / "frames.f16"
+    path = folder / FRAMES
     try:
-        about = parse_record(_About, (folder / ABOUT).read_bytes(), folder / ABOUT, "")
-        index = load_file(folder / "index.safetensors")
+        about = _read_about(folder)
+        data = (folder / INDEX).read_bytes()
+        index = load(data)
         lengths, labels, n_mels = index["lengths"], index["labels"], about.n_mels
         ends = lengths.cumsum(0)
         total = int(ends[-1])
         whole = about.format == FORMAT and path.stat().st_size == 2 * total * n_mels
+        whole = whole and about.is_whole(data)
     except (OSError, ValueError, KeyError, UserError, SafetensorError):
         whole = False
     if not whole:
@@ -223,6 +229,33 @@ def _open(folder: Path) -> Pack:
         shortest=int(lengths.min()),
         longest=int(lengths.max()),
     )
+
+
+def check_pack(corpus: Corpus, store: Path) -> Path:
+    """Read all of a corpus's pack in the folder `store` again, and return where it lies.
+
+    Opening a pack does not read its frames. Raises UserError where there is none, or it changed.
+    """
+    folder = _place(corpus, store)
+    if not folder.is_dir():
+        raise UserError(f"there is no pack of {corpus.folder} in {store}; a search makes it")
+    _open(folder)
+    expected = _read_about(folder).frames_sha256
+    if expected != sha256_file(folder / FRAMES):
+        reason = "have changed" if expected else "have no checksum, as of an older program"
+        raise UserError(
+            f"the frames of {folder} must be as they were packed, but {reason}; delete the folder, "
+            "and a search makes it again"
+        )
+    return folder
+
+
+def _place(corpus: Corpus, store: Path) -> Path:
+    return store / f"{corpus.name}-{corpus.key[:12]}"
+
+
+def _read_about(folder: Path) -> _About:
+    return parse_record(_About, (folder / ABOUT).read_bytes(), folder / ABOUT, "")
 
 
 def _open_on(folder: Path, device: torch.device, precision: torch.dtype) -> Pack:

@@ -5,7 +5,7 @@ Data, never code.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,14 +15,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from speaker.common.errors import UserError, first_line
-from speaker.common.files import (
-    canonical_json,
-    parse_json,
-    read_bounded,
-    sha256_file,
-    write_atomically,
-)
-from speaker.common.records import parse_record
+from speaker.common.files import parse_json, read_bounded, sha256_file, write_atomically
+from speaker.common.records import Sealed, parse_record
 from speaker.config import TrialConfig
 from speaker.model.classifier import SpeakerClassifier
 
@@ -35,7 +29,7 @@ SOURCE = "source.json"  # beside them in a fetched model: the run and version it
 
 
 @dataclass(frozen=True)
-class ModelCard:
+class ModelCard(Sealed):
     """What is written beside a model's weights."""
 
     format: int
@@ -44,12 +38,6 @@ class ModelCard:
     corpus: str  # digest of what it was trained on
     config: str  # fingerprint
     weights_sha256: str  # hex
-    sha256: str = ""  # of all that stands above, in hex; older programs wrote none
-
-    def sealed(self) -> "ModelCard":
-        """Return this card with its sha256, by which a changed one is told."""
-        above = {name: value for name, value in asdict(self).items() if name != "sha256"}
-        return replace(self, sha256=hashlib.sha256(canonical_json(above).encode()).hexdigest())
 
 
 @dataclass(frozen=True)
@@ -107,7 +95,7 @@ def load_model(folder: Path) -> TrainedModel:
             f"{folder / CARD} must be a model's of format {FORMAT}, but is not; save the model "
             "again"
         )
-    if card.sha256 and card != card.sealed():
+    if not card.is_whole():
         raise UserError(
             f"{folder / CARD} must be as it was written, but was changed; fetch the model again"
         )

@@ -1,15 +1,17 @@
+import json
 import pickle
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from speaker.common.errors import UserError
 from speaker.common.seeding import uniform
 from speaker.data.corpus import Corpus, read_corpus, read_mels
-from speaker.data.pack import PADDING, Pack, length_buckets, open_pack
-from tests.helpers import write_corpus
+from speaker.data.pack import PADDING, Pack, check_pack, length_buckets, open_pack
+from tests.helpers import refused, write_corpus
 
 
 def test_holds_every_utterance_in_half_precision(corpus: Corpus, pack: Pack) -> None:
@@ -67,6 +69,31 @@ def test_a_cut_pack_is_refused(corpus: Corpus, tmp_path: Path) -> None:
         (file.parent / name).write_bytes(content)
         with pytest.raises(UserError, match="delete it and run again"):
             open_pack(corpus, tmp_path)
+
+
+def test_a_changed_description_or_index_is_noticed(corpus: Corpus, tmp_path: Path) -> None:
+    folder = open_pack(corpus, tmp_path).folder
+    about = json.loads((folder / "pack.json").read_text())
+    changed = {**about, "speakers": about["speakers"][::-1]}
+    (folder / "pack.json").write_text(json.dumps(changed))
+    assert "must be a whole pack" in refused(lambda: open_pack(corpus, tmp_path))
+    (folder / "pack.json").write_text(json.dumps({**changed, "sha256": ""}))
+    assert open_pack(corpus, tmp_path).speakers == corpus.speakers[::-1], "an older program's"
+    (folder / "pack.json").write_text(json.dumps(about))
+    index = load_file(folder / "index.safetensors")
+    save_file({**index, "labels": index["labels"].flip(0)}, folder / "index.safetensors")
+    assert "must be a whole pack" in refused(lambda: open_pack(corpus, tmp_path))
+
+
+def test_changed_frames_are_found_when_asked_for(corpus: Corpus, tmp_path: Path) -> None:
+    assert "there is no pack" in refused(lambda: check_pack(corpus, tmp_path))
+    folder = open_pack(corpus, tmp_path).folder
+    assert check_pack(corpus, tmp_path) == folder
+    frames = bytearray((folder / "frames.f16").read_bytes())
+    frames[7] ^= 1
+    (folder / "frames.f16").write_bytes(frames)
+    open_pack(corpus, tmp_path)
+    assert "have changed" in refused(lambda: check_pack(corpus, tmp_path))
 
 
 def test_gather_pads_and_counts(pack: Pack) -> None:
