@@ -342,6 +342,7 @@ def test_a_search_whose_terminal_closes_is_stopped_and_goes_on(home: Path, jobs:
     pid, terminal = pty.fork()
     if not pid:
         os.chdir(home)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as it is unless nohup started the tests
         os.execve(command[0], command, environment())  # noqa: S606  # it is our own
     shown = b""
     while b"Study" not in shown:

@@ -23,6 +23,7 @@ def handlers() -> Iterator[None]:
     """Install the program's handlers, as run_cli does, and put the others back."""
     before = {signum: signal.getsignal(signum) for signum in (*STOPPING, signal.SIGALRM)}
     hook = sys.unraisablehook
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the tests are started otherwise
     install_signal_handlers()
     yield
     sys.unraisablehook = hook
