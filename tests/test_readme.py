@@ -71,8 +71,8 @@ def test_ci_runs_what_the_readme_says() -> None:
         assert re.search(r"pip install -r (\S+)", line)
         for requirement in re.findall(r"-r (\S+)", line):
             assert f"-r {requirement}" in ci
-    assert setups[1].endswith(" && python -m pytest -n 2")
-    assert "\npython -m pytest -n 2\n" in ci
+    assert setups[1].endswith(" && python -m pytest -n 3")
+    assert "\npython -m pytest -n 3\n" in ci
 
 
 def test_requirements_are_pinned_and_say_who_needs_them() -> None:

@@ -31,7 +31,7 @@ SHORTER = {
 INSTALL = "python3 -m venv .venv && . .venv/bin/activate && pip install -r requirements.txt && "
 NOT_HERE = {
     next(
-        line for line in COMMANDS if line.endswith("pytest -n 2")
+        line for line in COMMANDS if line.endswith("pytest -n 3")
     ): "runs this test; CI runs it in a new environment",
     "python -m speaker download --out Dataset": "needs the internet, and the homework's archive",
     "python -m speaker prepare --audio vox2/dev/aac --out vox600 --speakers 600 --seed 0": "needs VoxCeleb2",
