@@ -16,6 +16,7 @@ from experiments.report.study import Study
 from experiments.report.style import CSS
 from experiments.report.svg import short, to_svg
 from experiments.report.words import behind, between, duration, many, number
+from speaker.common.paths import STATE
 from speaker.training.metrics import wilson
 
 BEGINNING = "<!doctype html>\n<!-- study report -->"  # how these pages can be told from others
@@ -323,14 +324,16 @@ def _origin(study: Study) -> str:
 
 def _next(study: Study) -> str:
     name = shlex.quote(study.name)
-    data = "" if study.tags.get("corpus") == "demo" else " --data FOLDER"
+    is_demo = study.tags.get("corpus") == "demo"
+    data = "" if is_demo else " --data FOLDER"  # of a study: the demo is what it is without
+    folder = f"{STATE}/demo" if is_demo else "FOLDER"
     lines = [f"python -m experiments compare --study {name}"]
     if study.winner:
         confirm = f"python -m experiments confirm --study {name}{data}"
         lines += [confirm] if not study.confirmation and len(study.complete) > 1 else []
         lines += [
             f"python -m experiments promote --study {name}",
-            f"python -m speaker predict{data} --model champion",
+            f"python -m speaker predict --data {folder} --model champion",
         ]
     lines += ["python -m experiments ui"]
     return f"<pre>{escape(chr(10).join(lines))}</pre>"

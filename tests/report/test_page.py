@@ -236,7 +236,8 @@ def test_a_confirmation_is_shown_instead_of_its_command(page: str) -> None:
 def test_commands_name_the_study_as_a_shell_takes_it() -> None:
     page = render(Study("my study", mixed(), {"corpus": "demo"}))
     assert "python -m experiments promote --study &#x27;my study&#x27;" in page
-    assert "--data" not in page
+    assert "python -m experiments confirm --study &#x27;my study&#x27;\n" in page
+    assert "python -m speaker predict --data mlruns/demo --model champion" in page
     assert "promote" not in render(Study("s", []))
 
 
