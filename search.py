@@ -9,11 +9,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.verbs.flags import FRESH_SEEDS
+from experiments.verbs.flags import FRESH_SEEDS, add_engine
 from speaker.common.cli import (
     Parser,
     add_device,
-    add_jobs,
     add_precision,
     add_storage,
     add_tracking_uri,
@@ -48,7 +47,7 @@ def parser() -> Parser:
     _add_search(flags.add_argument_group("how the best is found"))
     _add_end(flags.add_argument_group("when the search ends"))
     machine = flags.add_argument_group("where it runs and is kept")
-    for add in (add_device, add_precision, add_jobs, add_storage, add_tracking_uri):
+    for add in (add_device, add_precision, add_engine, add_storage, add_tracking_uri):
         add(machine)
     _add_retention(machine)
     return flags
@@ -200,19 +199,21 @@ def main() -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run a search, confirm its best if asked to, and say what was found."""
     from experiments.confirm import Machine, confirm_best
+    from experiments.engines.choice import engine_of
+    from experiments.engines.session import run_search
     from experiments.report.publish import publish
-    from experiments.study.session import run_search
     from experiments.tracking.access import describe_places
     from experiments.tracking.pages import served_at
     from experiments.upkeep.retention import Retention
     from experiments.urls import masked
 
+    engine = engine_of(arguments)
     spec = make_spec(arguments)
     worker = spec.open()
     name, store = spec.settings.name, worker.shared.store
     print(describe_places(store.uri, store.decided_by), flush=True)
     try:
-        run_search(spec, worker, arguments.jobs)
+        run_search(worker, engine)
     except KeyboardInterrupt:
         publish(store, name)  # the study is closed by now, and goes on as if there were none
         raise
@@ -221,7 +222,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"{spec.retain.describe(store, name)}\n")
     report = publish(store, name)
     if has_winner and arguments.confirm:
-        machine = Machine(spec.context, spec.storage_url, arguments.jobs)
+        machine = Machine(spec.context, spec.storage_url, engine)
         confirm_best(store, name, arguments.confirm, arguments.seeds or FRESH_SEEDS, machine)
         report = publish(store, name)  # again, with what was confirmed
     if report:
@@ -335,7 +336,7 @@ def print_results(spec: "WorkerSpec", worker: "StudyWorker") -> bool:
     from experiments.analysis.leaderboard import describe_unfair, ranked
     from experiments.analysis.reproduction import describe_reproduction
     from experiments.analysis.table import table
-    from experiments.study.session import describe_end
+    from experiments.engines.session import describe_end
 
     settings = spec.settings
     finished, steps = len(worker.finished()), worker.steps()

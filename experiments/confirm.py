@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from experiments.analysis.confirmation import confirm, describe_confirmation
 from experiments.analysis.leaderboard import ranked
 from experiments.context import TrainingContext
+from experiments.engines.engine import Engine
+from experiments.engines.session import describe_end, run_search
 from experiments.proposals.finalists import digest_of, finalists, space_of
 from experiments.study.search import WorkerSpec
-from experiments.study.session import describe_end, run_search
 from experiments.study.settings import SearchSettings
 from experiments.study.stopping import Limit
 from experiments.tracking.store import TrackingStore
@@ -24,7 +25,7 @@ class Machine:
 
     context: TrainingContext
     storage_url: str
-    jobs: int
+    engine: Engine
 
 
 def confirm_best(store: TrackingStore, study: str, top: int, seeds: int, machine: Machine) -> None:
@@ -63,7 +64,7 @@ def confirm_best(store: TrackingStore, study: str, top: int, seeds: int, machine
     spec = WorkerSpec(settings, context, machine.storage_url, store.uri)
     worker = spec.open()
     print(f"The best {len(points)} points of {study} again, on fresh seeds:", flush=True)
-    run_search(spec, worker, machine.jobs)
+    run_search(worker, machine.engine)
     if (limit := worker.ended_by()) != Limit.TRIALS:
         print(describe_end(settings, limit, len(worker.finished())))
     if found := confirm(ranked(store, settings.name)):

@@ -69,6 +69,10 @@ MAY_IMPORT = {
         "experiments.tracked_training", "experiments.proposals", "speaker",
         "optuna", "sqlalchemy", "filelock", "tqdm",
     },
+    "experiments.engines": {
+        "experiments.context", "experiments.proposals", "experiments.study",
+        "experiments.tracked_training", "speaker", "optuna", "tqdm",
+    },
     "experiments.transfer": {
         "experiments.proposals", "experiments.registry", "experiments.study",
         "experiments.tracking", "experiments.urls", "speaker", "mlflow", "optuna",

@@ -1,1 +1,1 @@
-"""Who trains them: a study, its trials, and the workers of this machine."""
+"""Who trains them: a study, its trials, and one worker."""

@@ -34,7 +34,7 @@ from experiments.proposals.rescue import changes_of, next_to_rescue, split_chang
 from experiments.proposals.samplers import make_sampler
 from experiments.study.best_so_far import log_best_so_far
 from experiments.study.contract import CONTRACT, IDENTITY, PARENT, contract_of, open_study
-from experiments.study.locks import Lock, Locks, open_locks
+from experiments.study.locks import Lock, open_locks
 from experiments.study.settings import SearchSettings
 from experiments.study.stopping import Expectations, Limit, Limits, presets_left, steps_of
 from experiments.study.storage import open_storage
@@ -71,72 +71,71 @@ class WorkerSpec:
 
         Raises UserError for what cannot be opened.
         """
-        settings, url = self.settings, self.storage_url
-        locks = open_locks(url, settings.name)
-        tags = {"storage": masked(url), "sampler": settings.sampler, "pruner": settings.pruner}
-        if settings.confirms:
-            tags |= {names.CONFIRMS: settings.confirms, names.PARENT: settings.above}
-        store = TrackingStore(self.tracking_uri)
-        storage, context = open_storage(url), self.context
-        return StudyWorker(
-            settings, storage, locks, context, store, tags, self.expectations, self.retain
-        )
+        return StudyWorker(self)
+
+    def tags(self) -> dict[str, str]:
+        """Return the tags of the study's run."""
+        settings = self.settings
+        tags = {
+            "storage": masked(self.storage_url),
+            "sampler": settings.sampler,
+            "pruner": settings.pruner,
+        }
+        above = {names.CONFIRMS: settings.confirms, names.PARENT: settings.above}
+        return tags | above if settings.confirms else tags
 
 
 class StudyWorker:
     """One worker of a study."""
 
-    def __init__(
-        self,
-        settings: SearchSettings,
-        storage: RDBStorage,
-        locks: Locks,
-        context: TrainingContext,
-        store: TrackingStore,
-        tags: dict[str, str],
-        expectations: Expectations | None = None,
-        retain: Retain | None = None,
-    ) -> None:
+    def __init__(self, spec: WorkerSpec) -> None:
         """Open the study and its parent run, or make them.
 
-        Raises UserError when the study has another contract.
+        Raises UserError for what cannot be opened, and when the study has another contract.
         """
-        self._settings = settings
-        self._locks = locks
-        self._store = store
-        self._retain = retain
+        self.spec = spec
+        self._settings = spec.settings
+        self._locks = open_locks(spec.storage_url, spec.settings.name)
+        self._store = TrackingStore(spec.tracking_uri)
         self._held: Lock | None = None  # of the trial that runs here
-        self._limits = Limits(
-            settings, partial(self._expected, expectations) if expectations else None
-        )
-        contract = contract_of(settings, context)
-        with locks.holding("study"):
-            self.study = open_study(storage, settings.name, contract)
-            self.study.pruner = PRUNERS[settings.pruner](settings.base.steps)
-            known = self.study.user_attrs
-            parent = store.open_study(
-                settings.name, known[IDENTITY], known.get(PARENT), known[CONTRACT], tags, context
-            )
-            self.study.set_user_attr(PARENT, parent)
-            describe_search(store, parent, SEARCHING)
+        expected = partial(self._expected, spec.expectations) if spec.expectations else None
+        self._limits = Limits(spec.settings, expected)
+        storage = open_storage(spec.storage_url)
+        with self._locks.holding("study"):
+            self.study, parent = self._open(storage)
         self.shared = StudyContext(
             self.study,
-            settings.space,
-            settings.base,
-            settings.seed,
-            context,
-            store,
+            spec.settings.space,
+            spec.settings.base,
+            spec.settings.seed,
+            spec.context,
+            self._store,
             parent,
-            settings.prune_presets,
+            spec.settings.prune_presets,
             self._prove,
         )
         self._close_ended_runs()
         self._log_best_so_far()
 
+    def _open(self, storage: RDBStorage) -> tuple[optuna.Study, str]:
+        """Open the study and its parent run, whose id is returned, too."""
+        settings, context = self._settings, self.spec.context
+        study = open_study(storage, settings.name, contract_of(settings, context))
+        study.pruner = PRUNERS[settings.pruner](settings.base.steps)
+        known = study.user_attrs
+        identity, contract = known[IDENTITY], known[CONTRACT]
+        parent = self._store.open_study(
+            settings.name, identity, known.get(PARENT), contract, self.spec.tags(), context
+        )
+        study.set_user_attr(PARENT, parent)
+        describe_search(self._store, parent, SEARCHING)
+        return study, parent
+
     def use(self, context: TrainingContext) -> None:
         """Compute with this context from now on: the same data,
         on the device that they were put on.
         """
+        self.spec = replace(self.spec, context=context)
         self.shared = replace(self.shared, context=context)
         self._store.tag_run(self.shared.parent, context.tags())
 
@@ -304,9 +303,9 @@ class StudyWorker:
                 context.checkpoint(run_id, self._settings.base).remove()
 
     def _remove_weights(self) -> None:
-        if self._retain:
+        if retain := self.spec.retain:
             with self._locks.holding("weights"):
-                self._retain(self._store, self._settings.name)
+                retain(self._store, self._settings.name)
 
     def _log_best_so_far(self) -> None:
         with self._locks.holding("best"):

@@ -84,7 +84,7 @@ def run_trial(
     as failed.
     """
     config = shared.config(trial)
-    run = _open_run(shared, trial, config)
+    run = _open_run(shared, trial, config, bar)
     training = TrackedTraining(
         config,
         shared.context,
@@ -93,7 +93,7 @@ def run_trial(
         shared.prove,
         lambda: _baseline(shared.study),
     )
-    _drop_other_checkpoint(training, trial)
+    _drop_other_checkpoint(training, trial, bar)
     # Before the bar is drawn anew: what it says is of one trial.
     bar.set_description_str(run_name(trial.number, config), refresh=False)
     bar.set_postfix_str("", refresh=False)
@@ -101,7 +101,7 @@ def run_trial(
     try:
         return config, training.train(listen(trial, shared.prune_presets), bar, STORE_FAILURES)
     except FencedError as error:
-        tqdm.write(
+        bar.write(
             f"#{trial.number}: this worker's lock on it was lost ({error}); it goes on from its "
             "checkpoint, here or elsewhere"
         )
@@ -119,12 +119,14 @@ def run_name(trial_number: int, config: TrialConfig) -> str:
     return f"#{trial_number} {config.label()}"
 
 
-def _open_run(shared: StudyContext, trial: optuna.trial.Trial, config: TrialConfig) -> TrackedRun:
+def _open_run(
+    shared: StudyContext, trial: optuna.trial.Trial, config: TrialConfig, bar: "tqdm[int]"
+) -> TrackedRun:
     """Open the trial's run and store the link on both sides."""
     study = shared.study.study_name
     run_id = trial.user_attrs.get(RUN_ID)
     if run_id and not has_run(shared.store, run_id):  # the study's own run is there
-        tqdm.write(f"#{trial.number} starts over in a new run: its run {run_id} was deleted")
+        bar.write(f"#{trial.number} starts over in a new run: its run {run_id} was deleted")
         run_id = None
     run_id = run_id or shared.store.find_run(study, trial.number)
     tags = {names.STUDY: study, names.TRIAL: str(trial.number)}
@@ -150,7 +152,9 @@ def _baseline(study: optuna.Study) -> float | None:
     return next(values, None)
 
 
-def _drop_other_checkpoint(training: TrackedTraining, trial: optuna.trial.Trial) -> None:
+def _drop_other_checkpoint(
+    training: TrackedTraining, trial: optuna.trial.Trial, bar: "tqdm[int]"
+) -> None:
     """Remove a checkpoint that cannot be resumed, one of other code say:
     it must not stop the search.
     """
@@ -158,7 +162,7 @@ def _drop_other_checkpoint(training: TrackedTraining, trial: optuna.trial.Trial)
     try:
         checkpoint.load()
     except UserError as error:
-        tqdm.write(f"#{trial.number} starts over: {error}")
+        bar.write(f"#{trial.number} starts over: {error}")
         checkpoint.remove()
 
 

@@ -4,11 +4,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from experiments.verbs.flags import FRESH_SEEDS, add_study
+from experiments.verbs.flags import FRESH_SEEDS, add_engine, add_study
 from speaker.common.cli import (
     Parser,
     add_device,
-    add_jobs,
     add_precision,
     add_storage,
     positive_int,
@@ -35,7 +34,7 @@ def add(verbs: Any, tracking: Parser) -> None:
     )
     add_device(flags)
     add_precision(flags)
-    add_jobs(flags)
+    add_engine(flags)
     add_storage(flags)
     flags.set_defaults(run=run)
 
@@ -44,16 +43,18 @@ def run(arguments: argparse.Namespace) -> None:
     """Race a study's best points on fresh seeds."""
     from experiments.confirm import Machine, confirm_best
     from experiments.context import load_context
+    from experiments.engines.choice import engine_of
     from experiments.report.publish import publish
     from experiments.study.storage import default_storage
     from experiments.tracking.access import describe_places
     from experiments.tracking.store import existing_store
 
+    engine = engine_of(arguments)
     store = existing_store(arguments.tracking_uri, STATE)
     print(describe_places(store.uri, store.decided_by), flush=True)
     context = load_context(
         arguments.data, arguments.device, arguments.precision, STATE, arguments.jobs
     )
-    machine = Machine(context, arguments.storage or default_storage(STATE), arguments.jobs)
+    machine = Machine(context, arguments.storage or default_storage(STATE), engine)
     confirm_best(store, arguments.study, arguments.top, arguments.seeds, machine)
     publish(store, arguments.study)  # with what was confirmed

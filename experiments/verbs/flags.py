@@ -4,7 +4,7 @@ import argparse
 import re
 from datetime import UTC, datetime
 
-from speaker.common.cli import plain_name
+from speaker.common.cli import plain_name, positive_int
 
 MAX_REASON = 500  # letters
 FRESH_SEEDS = 5  # of each finalist, if nothing else is asked for
@@ -19,6 +19,19 @@ def add_alias(flags: argparse.ArgumentParser) -> None:
     """Add the flag that says by which name the model in charge is called."""
     flags.add_argument(
         "--alias", type=_alias, default="champion", metavar="NAME", help="of the model in charge"
+    )
+
+
+def add_engine(flags: argparse._ActionsContainer) -> None:
+    """Add the flags of the number of trials at once, and of what trains them."""
+    flags.add_argument(
+        "--jobs", type=positive_int, default=1, help="how many trials are trained at once"
+    )
+    flags.add_argument(
+        "--engine",
+        choices=("inline", "processes"),
+        help="what trains them: this process, or processes of this machine; if not given, inline "
+        "for one job, else processes",
     )
 
 

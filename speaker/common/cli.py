@@ -39,13 +39,6 @@ class Parser(argparse.ArgumentParser):
         self.exit(BAD_INPUT, f"error: {message}; see {self.prog} --help\n")
 
 
-def add_jobs(flags: argparse._ActionsContainer) -> None:
-    """Add the flag of the number of trials at once."""
-    flags.add_argument(
-        "--jobs", type=positive_int, default=1, help="how many trials this machine trains at once"
-    )
-
-
 def add_storage(flags: argparse._ActionsContainer) -> None:
     """Add the flag of Optuna's database."""
     flags.add_argument(

@@ -20,7 +20,7 @@ from experiments.proposals.pruners import PRUNERS
 from experiments.proposals.space import HOMEWORK, WIDE
 from experiments.study import trial as trial_module
 from experiments.study.locks import open_locks
-from experiments.study.search import StudyWorker
+from experiments.study.search import StudyWorker, WorkerSpec
 from experiments.study.settings import SearchSettings
 from experiments.study.storage import open_storage
 from experiments.study.trial import listen, run_trial
@@ -42,15 +42,8 @@ from tests.helpers import PLAN, TINY, cut_locks
 
 @pytest.fixture
 def open_search(state: Path, context: TrainingContext) -> Callable[[SearchSettings], StudyWorker]:
-    url = f"sqlite:///{state}/optuna.db"
-
-    def opened(settings: SearchSettings) -> StudyWorker:
-        store = TrackingStore(f"sqlite:///{state}/mlflow.db")
-        return StudyWorker(
-            settings, open_storage(url), open_locks(url, settings.name), context, store, {}
-        )
-
-    return opened
+    urls = f"sqlite:///{state}/optuna.db", f"sqlite:///{state}/mlflow.db"
+    return lambda settings: WorkerSpec(settings, context, *urls).open()
 
 
 @pytest.fixture
@@ -193,12 +186,8 @@ def test_a_worker_that_lost_its_lock_writes_nothing_more(
 ) -> None:
     """Cut the lock's connection in mid-trial, and let another worker take the trial over."""
 
-    storages = [open_storage(postgres) for _ in range(2)]
-    stores = [TrackingStore(f"sqlite:///{state}/mlflow.db") for _ in range(2)]
-    first, second = (
-        StudyWorker(PLAN, storage, open_locks(postgres, "s"), context, store, {})
-        for storage, store in zip(storages, stores, strict=True)
-    )
+    spec = WorkerSpec(PLAN, context, postgres, f"sqlite:///{state}/mlflow.db")
+    first, second = spec.open(), spec.open()
     others: list[list[int]] = []
 
     def listen_and_lose(trial: optuna.trial.Trial, prune_presets: bool) -> Report:
@@ -220,8 +209,8 @@ def test_a_worker_that_lost_its_lock_writes_nothing_more(
     assert "#1: this worker's lock on it was lost" in capsys.readouterr().out
     first.close()
     assert_books_agree(first, 4)
-    for storage in storages:
-        storage.engine.dispose()
+    for worker in (first, second):
+        getattr(worker.study._storage, "_backend").engine.dispose()  # noqa: B009
 
 
 @pytest.mark.usefixtures("fast")
@@ -404,14 +393,7 @@ def test_a_study_of_another_corpus_or_objective_is_refused(
     other = replace(context, pack=replace(context.pack, digest="other"))
     url = f"sqlite:///{state}/optuna.db"
     with pytest.raises(UserError, match="corpus is .* there and other here"):
-        StudyWorker(
-            PLAN,
-            open_storage(url),
-            open_locks(url, "s"),
-            other,
-            TrackingStore(f"sqlite:///{state}/mlflow.db"),
-            {},
-        )
+        WorkerSpec(PLAN, other, url, f"sqlite:///{state}/mlflow.db").open()
 
 
 def test_a_study_that_is_not_ours_is_refused(
@@ -453,14 +435,7 @@ def test_a_new_storage_does_not_take_over_the_runs_of_another(
     with pytest.raises(
         UserError, match="holds another study 's', of another --storage; choose another --study"
     ):
-        StudyWorker(
-            PLAN,
-            open_storage(url),
-            open_locks(url, "s"),
-            context,
-            TrackingStore(f"sqlite:///{state}/mlflow.db"),
-            {},
-        )
+        WorkerSpec(PLAN, context, url, f"sqlite:///{state}/mlflow.db").open()
 
 
 def test_lost_runs_are_noticed(
@@ -469,14 +444,7 @@ def test_lost_runs_are_noticed(
     open_search(PLAN)
     url = f"sqlite:///{state}/optuna.db"
     with pytest.raises(UserError, match="must be in the tracking store"):
-        StudyWorker(
-            PLAN,
-            open_storage(url),
-            open_locks(url, "s"),
-            context,
-            TrackingStore(f"sqlite:///{state}/other.db"),
-            {},
-        )
+        WorkerSpec(PLAN, context, url, f"sqlite:///{state}/other.db").open()
 
 
 @pytest.mark.usefixtures("fast")

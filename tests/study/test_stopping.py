@@ -13,8 +13,8 @@ from tqdm import tqdm
 from experiments import tracked_training
 from experiments.analysis.leaderboard import expectations, ranked
 from experiments.context import TrainingContext
+from experiments.engines.session import describe_end, describe_task, first_points
 from experiments.study.search import StudyWorker, WorkerSpec
-from experiments.study.session import describe_end, describe_task, first_points
 from experiments.study.settings import SearchSettings
 from experiments.study.stopping import MARGIN, Expectations, Limit, has_stalled
 from experiments.study.trial import run_trial
@@ -242,8 +242,8 @@ def test_the_points_that_come_first_are_those_not_trained_yet(
     state: Path, context: TrainingContext
 ) -> None:
     worker = open_worker(state, context, MANY)
-    both = [(each.d_model, each.num_layers) for each in first_points(MANY, worker).values()]
+    both = [(each.d_model, each.num_layers) for each in first_points(worker).values()]
     assert both == [(80, 1), (512, 6)]
     worker.study.tell(worker.study.ask(), 0.5)
-    (left,) = first_points(MANY, worker).values()
+    (left,) = first_points(worker).values()
     assert (left.d_model, left.steps) == (512, 4)

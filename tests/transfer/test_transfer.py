@@ -14,6 +14,7 @@ from experiments.analysis.confirmation import (
 )
 from experiments.confirm import Machine, confirm_best
 from experiments.context import TrainingContext
+from experiments.engines.inline import Inline
 from experiments.registry.versions import download_model, find_version
 from experiments.tracking import names, validation
 from experiments.tracking.artifacts import read_text
@@ -160,7 +161,7 @@ def test_a_confirmation_goes_along(
     copy: Path, context: TrainingContext, tmp_path: Path, state: Path
 ) -> None:
     store = store_in(copy)
-    confirm_best(store, "s", 2, 2, Machine(context, storage_in(copy), 1))
+    confirm_best(store, "s", 2, 2, Machine(context, storage_in(copy), Inline()))
     written = export(store, storage_in(copy), "s", tmp_path / "s.zip")
     (race,) = written.studies[1:]
     for name in ("s", "other"):
@@ -172,7 +173,7 @@ def test_a_confirmation_goes_along(
         assert here[2] == there[2], "the same points, means and estimate"
         assert confirmed_words(state, name) == confirmed_words(copy, "s").replace("s-", f"{name}-")
     assert rows_in(state, "other-" + race.removeprefix("s-")) == rows_in(copy, race)
-    confirm_best(store_in(state), "s", 2, 2, Machine(context, storage_in(state), 1))
+    confirm_best(store_in(state), "s", 2, 2, Machine(context, storage_in(state), Inline()))
     assert len(rows_in(state, race)) == len(rows_in(copy, race)), "it has ended there, too"
 
 

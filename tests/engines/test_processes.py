@@ -19,10 +19,10 @@ from optuna.trial import TrialState
 
 from experiments import tracked_training
 from experiments.context import TrainingContext
+from experiments.engines.processes import Processes
+from experiments.engines.processes import _work as work
+from experiments.engines.progress import Progress
 from experiments.proposals.attributes import LOSSES
-from experiments.study.local_workers import _work as work
-from experiments.study.local_workers import run_workers
-from experiments.study.progress import Progress
 from experiments.study.search import WorkerSpec
 from speaker.common.devices import usable_cores
 from speaker.common.errors import DeviceLostError, UserError
@@ -91,7 +91,7 @@ def test_two_at_once_finish_the_study_though_one_is_killed(home: Path) -> None:
     output, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
     assert re.search(
-        r"^worker 1 was killed \(SIGKILL\); the other 1 go on$", output, re.MULTILINE
+        r"^worker 1 was killed \(SIGKILL\); another takes its place$", output, re.MULTILINE
     ), output
     assert len(re.findall(r"^ +\d+ +#\d", output, re.MULTILINE)) == 5
     assert_whole(home, 5)
@@ -131,8 +131,9 @@ def test_stopped_they_stop_and_go_on(home: Path, signum: signal.Signals) -> None
 
 def test_when_all_are_killed_it_says_so_and_goes_on_later(home: Path) -> None:
     process = start(home, *SEARCH, 4)
-    for worker in workers_of(process):
-        os.kill(worker, signal.SIGKILL)
+    while workers := workers_of(process):
+        for worker in workers:
+            os.kill(worker, signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2, errors
     assert "error: one worker must live to the end, but all were killed" in errors
@@ -146,7 +147,7 @@ def test_a_bug_in_a_worker_stops_all_and_shows_where(spec: WorkerSpec) -> None:
     with pytest.raises(
         RuntimeError, match=r"a worker met a bug:\n(.*\n)+.*experiments/study/trial.py"
     ):
-        run_workers(spec, 2, Progress(worker.shared, 4, [], 2))
+        Processes(2).run(worker, 2, Progress(worker.shared, 4, [], 2))
     states = [trial.state for trial in worker.study.get_trials()]
     assert optuna.trial.TrialState.FAIL in states
 
@@ -168,9 +169,9 @@ def lose_device(packed: bytes, connection: Connection) -> None:
 def test_a_worker_that_loses_its_device_leaves_its_trial_to_the_others(
     spec: WorkerSpec, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("experiments.study.local_workers._work", lose_device)
+    monkeypatch.setattr("experiments.engines.processes._work", lose_device)
     worker = spec.open()
-    run_workers(spec, 2, Progress(worker.shared, 4, [], 2))
+    Processes(2).run(worker, 2, Progress(worker.shared, 4, [], 2))
     trials = worker.study.get_trials()
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 4
     assert sum(trial.user_attrs.get(LOSSES, 0) for trial in trials) == 1
@@ -194,25 +195,25 @@ def test_a_card_that_cannot_be_shared_is_one_line(
     monkeypatch.setattr(Pack, "__reduce__", reduce)
     with pytest.raises(UserError, match=r"^--jobs must share the GPU's memory, but cannot here \(CUDA error: operation "
                        r"not supported\); use --jobs 1$"):  # fmt: skip
-        run_workers(spec, 2, Progress(worker.shared, 4, [], 2))
+        Processes(2).run(worker, 2, Progress(worker.shared, 4, [], 2))
 
 
 def test_when_all_lose_their_devices_the_search_ends_in_one_line(
     spec: WorkerSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("experiments.study.local_workers._work", lose_device)
+    monkeypatch.setattr("experiments.engines.processes._work", lose_device)
     spec = replace(spec, settings=replace(PLAN, seed=ALL_LOSE))
     worker = spec.open()
     with pytest.raises(DeviceLostError, match=r"cuda:0 was lost \(.*\) in trial #\d$"):
-        run_workers(spec, 2, Progress(worker.shared, 4, [], 2))
+        Processes(2).run(worker, 2, Progress(worker.shared, 4, [], 2))
     assert not any(trial.state == TrialState.COMPLETE for trial in worker.study.get_trials())
 
 
 def test_what_a_worker_cannot_mend_is_one_line(spec: WorkerSpec) -> None:
     worker = spec.open()
-    other = replace(spec, settings=replace(PLAN, seed=1))
+    worker.spec = replace(spec, settings=replace(PLAN, seed=1))
     with pytest.raises(UserError, match="seed is 0 there and 1 here"):
-        run_workers(other, 2, Progress(worker.shared, 4, [], 2))
+        Processes(2).run(worker, 2, Progress(worker.shared, 4, [], 2))
     assert worker.study.get_trials() == []
 
 

@@ -15,6 +15,7 @@ from typing import Self
 from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
+from experiments.engines.engine import Ended, Moved, Noted, Said
 from experiments.study.trial import StudyContext
 from speaker.config import TrialConfig
 from speaker.training.metrics import format_accuracy
@@ -23,7 +24,6 @@ from speaker.training.train import TrialResult
 
 # Of 80 columns, the bar has what the numbers leave.
 TRIALS_FORMAT = "{n_fmt}/{total_fmt} {bar} {elapsed}{desc}"
-STEPS_FORMAT = "{desc} {bar} {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"
 REFRESH_S = 1.0
 QUIET_S = 60.0  # between two lines of how far it is, where there is no terminal
 
@@ -130,17 +130,8 @@ class Progress:
             disable=None,
             bar_format=TRIALS_FORMAT,
         )
-        shown = STEPS_FORMAT if at_once == 1 else "{desc}"  # other processes make the text
-        self.running: list[tqdm[int]] = [
-            TickingBar(
-                self.tick,
-                total=shared.base.steps,
-                position=1 + place,
-                leave=False,
-                unit="step",
-                disable=None,
-                bar_format=shown,
-            )
+        self._running: list[tqdm[int]] = [
+            tqdm(position=1 + place, leave=False, disable=None, bar_format="{desc}")
             for place in range(at_once)
         ]
         self._best, self._best_name = -1.0, ""
@@ -155,9 +146,19 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for bar in self.running:
+        for bar in self._running:
             bar.close()
         self._trials.close()
+
+    def hear(self, place: int, said: Said) -> None:
+        """Show what a worker says."""
+        self.tick()
+        if isinstance(said, Noted):
+            _say(said.text)
+            return
+        self._running[place].set_description_str(said.text if isinstance(said, Moved) else "")
+        if isinstance(said, Ended):
+            self.ended(said.number, said.config, said.result)
 
     def ended(self, number: int, config: TrialConfig, result: TrialResult) -> None:
         """Show a trial's end."""
@@ -203,19 +204,6 @@ class Progress:
         if is_best:
             self._best, self._best_name = value, name
         return is_best
-
-
-class TickingBar(tqdm):  # type: ignore[misc]  # tqdm has no types
-    """A bar that lets time go by, wherever it is shown."""
-
-    def __init__(self, tick: Callable[[], None], **options: object) -> None:
-        self._tick = tick
-        super().__init__(**options)
-
-    def update(self, n: float | None = 1) -> bool | None:
-        """Count steps; tell whether they were shown."""
-        self._tick()
-        return super().update(n)
 
 
 def _describe_end(config: TrialConfig, result: TrialResult) -> str:

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from experiments.context import TrainingContext
-from experiments.study.progress import Forecast, Pace, Progress
+from experiments.engines.engine import Moved
+from experiments.engines.progress import Forecast, Pace, Progress
 from experiments.study.search import WorkerSpec
 from experiments.study.trial import StudyContext
 from speaker.common.devices import usable_cores
@@ -117,7 +118,7 @@ def test_without_a_terminal_each_end_is_a_line_and_each_minute(
         def after(seconds: float, steps: int = 1) -> list[str]:
             clock.now += seconds
             for _ in range(steps):
-                progress.running[0].update()
+                progress.hear(0, Moved("#0"))
             return capsys.readouterr().out.splitlines()
 
         assert after(59, steps=5) == []

@@ -3,16 +3,14 @@ what ended it.
 """
 
 import textwrap
-from dataclasses import replace
 
 from experiments.context import move_to_device
+from experiments.engines.engine import Engine
+from experiments.engines.progress import Forecast, Pace, Progress
 from experiments.proposals.pruners import EARLIEST
-from experiments.study.local_workers import run_workers
-from experiments.study.progress import Forecast, Pace, Progress
-from experiments.study.search import StudyWorker, WorkerSpec
+from experiments.study.search import StudyWorker
 from experiments.study.settings import SearchSettings
 from experiments.study.stopping import Limit
-from experiments.study.trial import run_trial
 from speaker.common.signals import uninterrupted
 from speaker.config import TrialConfig
 from speaker.training import lookahead
@@ -20,25 +18,20 @@ from speaker.training import lookahead
 WIDTH = 79  # of a line of words, in characters
 
 
-def run_search(spec: WorkerSpec, worker: StudyWorker, jobs: int) -> None:
-    """Say what the missing trials will cost, and run them, `jobs` at once."""
+def run_search(worker: StudyWorker, engine: Engine) -> None:
+    """Say what the missing trials will cost, and run them."""
     with worker.closing():
         missing, forecast = worker.missing(), Forecast(0.0)
         if missing > 0:
-            spec, forecast = look_ahead(spec, worker, missing, jobs)
-        run_trials(spec, worker, max(1, min(jobs, missing)), forecast)
+            forecast = look_ahead(worker, missing, engine.jobs)
+        run_trials(worker, engine, max(1, min(engine.jobs, missing)), forecast)
 
 
-def look_ahead(
-    spec: WorkerSpec, worker: StudyWorker, missing: int, jobs: int
-) -> tuple[WorkerSpec, Forecast]:
-    """Move the data to their device, and say what the missing trials will cost there.
-
-    Returns the search on that device, and what it will take.
-    """
-    settings, known = spec.settings, first_points(spec.settings, worker)
+def look_ahead(worker: StudyWorker, missing: int, jobs: int) -> Forecast:
+    """Move the data to their device, and say and return what the missing trials will cost there."""
+    settings, known = worker.spec.settings, first_points(worker)
     points, first = settings.space.points(settings.base), [*known.values()][:missing]
-    context, costs = move_to_device(spec.context, (points[0], points[-1]), jobs)
+    context, costs = move_to_device(worker.spec.context, (points[0], points[-1]), jobs)
     with uninterrupted():
         worker.use(context)
     plan = [
@@ -54,7 +47,7 @@ def look_ahead(
     at_once = lookahead.at_once(context.compute, jobs)
     seconds = lookahead.forecast_trials(points, costs, missing, first) / at_once
     each = {number: lookahead.forecast([point], costs) / at_once for number, point in known.items()}
-    return replace(spec, context=context), Forecast(seconds, each)
+    return Forecast(seconds, each)
 
 
 def describe_task(settings: SearchSettings, device: str) -> str:
@@ -73,8 +66,9 @@ def describe_task(settings: SearchSettings, device: str) -> str:
     return task
 
 
-def first_points(settings: SearchSettings, worker: StudyWorker) -> dict[int, TrialConfig]:
+def first_points(worker: StudyWorker) -> dict[int, TrialConfig]:
     """Return the points that the study begins with and that are still to be trained, by number."""
+    settings = worker.spec.settings
     ended = {trial.number for trial in worker.finished()}
     return {
         number: settings.base.replace(**preset.values)
@@ -83,9 +77,9 @@ def first_points(settings: SearchSettings, worker: StudyWorker) -> dict[int, Tri
     }
 
 
-def run_trials(spec: WorkerSpec, worker: StudyWorker, at_once: int, forecast: Forecast) -> None:
-    """Run the missing trials, which are to take so long, in this process or in several."""
-    settings, done, planned = spec.settings, worker.finished(), worker.planned()
+def run_trials(worker: StudyWorker, engine: Engine, at_once: int, forecast: Forecast) -> None:
+    """Run the missing trials, which are to take so long."""
+    settings, done, planned = worker.spec.settings, worker.finished(), worker.planned()
     pace = Pace(
         planned - len(done),
         at_once,
@@ -98,12 +92,7 @@ def run_trials(spec: WorkerSpec, worker: StudyWorker, at_once: int, forecast: Fo
         uninterrupted(),
         Progress(worker.shared, planned, done, at_once, pace) as progress,
     ):
-        if at_once > 1:
-            run_workers(spec, at_once, progress)
-            return
-        for trial in worker.trials():
-            if ended := run_trial(worker.shared, trial, progress.running[0]):
-                progress.ended(trial.number, *ended)
+        engine.run(worker, at_once, progress)
 
 
 def describe_end(settings: SearchSettings, limit: Limit, finished: int) -> str:

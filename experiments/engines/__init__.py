@@ -1,0 +1,1 @@
+"""Who starts the workers of a search, and what is shown of them."""
