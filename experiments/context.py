@@ -3,9 +3,11 @@ and where the numbers come from.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from tqdm import tqdm
 
 from speaker.common.cuda import release_memory, share_memory
 from speaker.common.devices import Compute, find_compute, validate_jobs
@@ -81,10 +83,14 @@ class TrainingContext:
         validate_batch_size(config, self.pack, self.protocol)
         return config
 
-    def checkpoint(self, run_id: str, config: TrialConfig) -> Checkpoint:
-        """Return where a run's training keeps what it needs to resume after a kill."""
+    def checkpoint(
+        self, run_id: str, config: TrialConfig, say: Callable[[str], None] = tqdm.write
+    ) -> Checkpoint:
+        """Return where a run's training keeps what it needs to resume after a kill; `say` hears
+        when that cannot be written.
+        """
         which = identity(config, self.pack, self.protocol, self.compute.precision)
-        return Checkpoint(self.checkpoints / f"{run_id}.checkpoint", which)
+        return Checkpoint(self.checkpoints / f"{run_id}.checkpoint", which, say)
 
 
 def load_context(

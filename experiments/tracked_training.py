@@ -1,13 +1,16 @@
 """A training that is tracked: one trial's life, for search.py and train_trial.py alike."""
 
 import contextlib
+import math
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
 from experiments.context import TrainingContext
-from experiments.tracking.access import explain_failure
+from experiments.outages import Patience
+from experiments.tracking.access import explain_failure, will_pass
 from experiments.tracking.run import STORE_ERRORS, FencedError, TrackedRun, describe_error
 from speaker.common.errors import DeviceLostError, UserError
 from speaker.common.signals import interruptible, uninterrupted
@@ -15,6 +18,8 @@ from speaker.config import TrialConfig
 from speaker.training.metrics import Metrics
 from speaker.training.outcome import Outcome
 from speaker.training.train import Report, TrialResult, train
+
+MAX_TIME_FRACTION = 0.1  # of a training, that calls of a failing store may take
 
 
 @dataclass(frozen=True)
@@ -27,42 +32,38 @@ class TrackedTraining:
     context: TrainingContext
     run: TrackedRun
     tell: Callable[[TrialResult], None]
-    prove: Callable[[], None] = lambda: None  # raises FencedError where it is another worker's now
+    # Raises FencedError where it is another worker's now; tells whether it was for a while.
+    prove: Callable[[], bool] = lambda: False
     baseline: Callable[[], float | None] = lambda: None
+    patience: Patience = field(default_factory=lambda: Patience(failures=STORE_ERRORS))
 
-    def train(
-        self, listen: Report, bar: "tqdm[int]", failures: tuple[type[Exception], ...]
-    ) -> TrialResult:
+    def train(self, listen: Report, bar: "tqdm[int]") -> TrialResult:
         """Train the point, log all of it, and end the trial; `listen` hears of each evaluation.
 
-        What is no fault of the point leaves the trial open and its checkpoint in place, to be
-        resumed: an interruption, a lost device (DeviceLostError), and the `failures` of a store or
-        disk. After FencedError nothing is written: another worker may have it. After any other
-        exception, which is a bug, the trial has failed. All of them pass through.
+        While a store or disk fails the training goes on, and what could not be written is written
+        later. What is no fault of the point leaves the trial open and its checkpoint in place, to
+        be resumed: an interruption, a lost device (DeviceLostError), and a store or disk that fails
+        beyond patience. After FencedError nothing is written: another worker may have it. After
+        any other exception, which is a bug, the trial has failed. All of them pass through.
         """
-
-        def report(step: int, metrics: Metrics) -> bool:
-            with uninterrupted():
-                self.prove()
-                self.run.log(step, metrics)
-                return listen(step, metrics)
-
-        context, checkpoint = self.context, self.context.checkpoint(self.run.run_id, self.config)
+        failures, insist = self.patience.failures, self.patience.insist
+        rows = Rows(lambda step, metrics: self._log(step, metrics, listen), self.patience)
+        checkpoint = self.context.checkpoint(self.run.run_id, self.config, self.patience.say)
         try:
-            with self.run.guarded():
-                self.run.log_setup(self.config, context)
+            with self.run.guarded(failures):
+                insist(lambda: self.run.log_setup(self.config, self.context))
                 with interruptible():
                     result = train(
                         self.config,
-                        context.pack,
-                        context.protocol,
-                        report,
-                        context.compute,
+                        self.context.pack,
+                        self.context.protocol,
+                        rows.add,
+                        self.context.compute,
                         checkpoint,
                         bar,
                     )
-                self.prove()
-                self.run.log_result(result, self.config, context, self.baseline())
+                insist(rows.write)
+                insist(lambda: self._log_result(result))
         except (DeviceLostError, FencedError):
             raise
         except failures:
@@ -79,9 +80,65 @@ class TrackedTraining:
 
         A kill between two of these writes is made good when the trial is opened again.
         """
-        self.tell(result)
-        self.run.close(result.outcome, result.reason)
+        self.patience.insist(lambda: self.tell(result))
+        self.patience.insist(lambda: self.run.close(result.outcome, result.reason))
         self.context.checkpoint(self.run.run_id, self.config).remove()
+
+    def _log(self, step: int, metrics: Metrics, listen: Report) -> bool:
+        self._prove()
+        self.run.log(step, metrics)
+        return listen(step, metrics)
+
+    def _log_result(self, result: TrialResult) -> None:
+        self._prove()
+        self.run.log_result(result, self.config, self.context, self.baseline())
+
+    def _prove(self) -> None:
+        if self.prove():
+            self.run.forget()
+
+
+class Rows:
+    """The evaluations of a training on their way to the stores, in order: those that a store cannot
+    take now are written later.
+    """
+
+    def __init__(self, write: Report, patience: Patience) -> None:
+        self._write = write
+        self._patience = patience
+        self._waiting: deque[tuple[int, Metrics]] = deque()
+        self._next_try = -math.inf
+
+    def add(self, step: int, metrics: Metrics) -> bool:
+        """Write an evaluation, or keep it for later; tell whether the training is to stop."""
+        self._waiting.append((step, metrics))
+        began = self._patience.clock()
+        if began < self._next_try:
+            return False
+        with uninterrupted():
+            try:
+                return self.write()
+            except self._patience.failures as error:
+                if not will_pass(error):
+                    raise
+                if self._next_try == -math.inf:
+                    self._patience.say(f"training goes on, its rows wait: {explain_failure(error)}")
+                # A store that takes long to fail must not take the training's time.
+                now = self._patience.clock()
+                self._next_try = now + (now - began) / MAX_TIME_FRACTION
+                return False
+
+    def write(self) -> bool:
+        """Write all that waits; tell whether the training is to stop.
+
+        Raises what a store does: those that it had not taken wait on.
+        """
+        stop = False
+        while self._waiting:
+            stop = self._write(*self._waiting[0])
+            self._waiting.popleft()
+        self._next_try = -math.inf
+        return stop
 
 
 @contextlib.contextmanager

@@ -34,12 +34,13 @@ MAY_IMPORT = {
         "torch", "tqdm", "pyarrow",
     },
     "speaker": {"speaker"},  # __main__
-    "experiments.context": {"speaker"},
+    "experiments.context": {"speaker", "tqdm"},
     "experiments.urls": {"sqlalchemy"},
     "experiments.tracking": {
         "experiments.context", "experiments.urls", "speaker",
         "mlflow", "sqlalchemy",
     },
+    "experiments.outages": {"experiments.tracking", "speaker", "tqdm"},
     "experiments.registry": {
         "experiments.tracking", "experiments.urls", "speaker",
         "mlflow", "torch", "numpy", "filelock",
@@ -54,7 +55,7 @@ MAY_IMPORT = {
         "matplotlib", "mlflow", "numpy",
     },
     "experiments.tracked_training": {
-        "experiments.context", "experiments.tracking", "speaker", "tqdm",
+        "experiments.context", "experiments.outages", "experiments.tracking", "speaker", "tqdm",
     },
     "experiments.promotion": {
         "experiments.analysis", "experiments.registry", "experiments.report",
@@ -65,7 +66,7 @@ MAY_IMPORT = {
         "experiments.tracking", "speaker", "mlflow", "tqdm",
     },
     "experiments.study": {
-        "experiments.context", "experiments.urls", "experiments.tracking",
+        "experiments.context", "experiments.outages", "experiments.urls", "experiments.tracking",
         "experiments.tracked_training", "experiments.proposals", "speaker",
         "optuna", "sqlalchemy", "filelock", "tqdm",
     },

@@ -32,6 +32,7 @@ def work(worker: StudyWorker, say: Callable[[Said], None]) -> None:
         uninterrupted(),
         WorkerBar(say, total=worker.spec.settings.base.steps) as bar,
     ):
+        worker.say_by(bar.write)
         for trial in worker.trials():
             if ended := run_trial(worker.shared, trial, bar):
                 config, result = ended

@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import sqlalchemy
@@ -23,15 +22,31 @@ from speaker.common.errors import UserError, first_line
 EXAMPLES = (
     "use sqlite:///FILE, or postgresql+psycopg://USER@HOST/NAME after pip install 'psycopg[binary]'"
 )
+# A machine that is gone without a word holds its locks for a minute, not for hours.
+NOTICE_THE_DEAD = {
+    "tcp_keepalives_idle": 30,
+    "tcp_keepalives_interval": 10,
+    "tcp_keepalives_count": 3,
+}
 
 
-@dataclass(frozen=True)
 class Lock:
-    """A lock that is held."""
+    """A lock that is held, until it is released or its process ends."""
 
-    release: Callable[[], None]
-    prove: Callable[[], None] = lambda: None
-    """Raises FencedError where the lock was lost: another worker may hold it now."""
+    def __init__(self, release: Callable[[], None]) -> None:
+        self._release = release
+
+    def release(self) -> None:
+        """Let others take it."""
+        self._release()
+
+    def prove(self) -> bool:
+        """Make sure that it is held; tell whether it was lost and had to be taken anew, so that
+        another worker may have held it meanwhile.
+
+        Raises FencedError where one does now, and a database's errors where that does not answer.
+        """
+        return False
 
 
 class Locks(ABC):
@@ -89,14 +104,8 @@ class PostgresLocks(Locks):
 
     def try_take(self, name: str) -> Lock | None:
         """Take a lock, or return None when another worker holds it."""
-        connection = self._connect()
-        taken = connection.execute(
-            sqlalchemy.text("SELECT pg_try_advisory_lock(:key)"), {"key": self._key(name)}
-        )
-        if taken.scalar():
-            return _held_by(connection)
-        connection.close()
-        return None
+        connection = self.try_connect(name)
+        return PostgresLock(self, name, connection) if connection else None
 
     def take(self, name: str) -> Lock:
         """Wait for a lock and take it."""
@@ -104,26 +113,53 @@ class PostgresLocks(Locks):
         connection.execute(
             sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": self._key(name)}
         )
-        return _held_by(connection)
+        return PostgresLock(self, name, connection)
+
+    def try_connect(self, name: str) -> sqlalchemy.Connection | None:
+        """Return a connection that holds a lock, or None when another one does."""
+        connection = self._connect()
+        taken = connection.execute(
+            sqlalchemy.text("SELECT pg_try_advisory_lock(:key)"), {"key": self._key(name)}
+        )
+        if taken.scalar():
+            return connection
+        connection.close()
+        return None
 
     def _connect(self) -> sqlalchemy.Connection:
-        return self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        for setting, value in NOTICE_THE_DEAD.items():
+            connection.execute(sqlalchemy.text(f"SET {setting} = {value}"))
+        return connection
 
     def _key(self, name: str) -> int:
         digest = hashlib.sha256(f"{self._study}/{name}".encode()).digest()
         return int.from_bytes(digest[:8], "big", signed=True)
 
 
-def _held_by(connection: sqlalchemy.Connection) -> Lock:
-    """Return a lock that a connection has taken: it is held as long as that answers."""
+class PostgresLock(Lock):
+    """A lock that a connection has taken: it is held as long as that answers."""
 
-    def prove() -> None:
+    def __init__(self, locks: PostgresLocks, name: str, connection: sqlalchemy.Connection) -> None:
+        super().__init__(self._close)
+        self._locks, self._name, self._connection = locks, name, connection
+
+    def prove(self) -> bool:
+        """Make sure that it is held: see Lock."""
         try:
-            connection.execute(sqlalchemy.text("SELECT 1"))
+            self._connection.execute(sqlalchemy.text("SELECT 1"))
         except SQLAlchemyError as error:
-            raise FencedError(first_line(error)) from error
+            connection = self._locks.try_connect(self._name)
+            if connection is None:
+                raise FencedError(first_line(error)) from error
+            self._close()
+            self._connection = connection
+            return True
+        return False
 
-    return Lock(connection.close, prove)
+    def _close(self) -> None:
+        with contextlib.suppress(SQLAlchemyError):  # of a connection that is gone already
+            self._connection.close()
 
 
 def open_locks(storage_url: str, study: str) -> Locks:

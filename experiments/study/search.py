@@ -20,6 +20,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from experiments.context import TrainingContext
+from experiments.outages import HOUR_S, Patience
 from experiments.proposals.attributes import (
     INDEX,
     OVERRIDES,
@@ -43,6 +44,7 @@ from experiments.tracked_training import explaining_failures
 from experiments.tracking import names
 from experiments.tracking.descriptions import ENDED, SEARCHING
 from experiments.tracking.pages import describe_search
+from experiments.tracking.run import FencedError
 from experiments.tracking.store import TrackingStore
 from experiments.urls import masked
 from speaker.common.errors import DeviceLostError, UserError
@@ -65,6 +67,7 @@ class WorkerSpec:
     tracking_uri: str
     expectations: Expectations | None = None  # what patience goes by; a worker can be sent it
     retain: Retain | None = None  # what removes weights that are not to be kept; it, too
+    store_patience: float = HOUR_S  # seconds that a store or disk may fail
 
     def open(self) -> "StudyWorker":
         """Open the stores and the study in them, or make them.
@@ -97,7 +100,7 @@ class StudyWorker:
         self._settings = spec.settings
         self._locks = open_locks(spec.storage_url, spec.settings.name)
         self._store = TrackingStore(spec.tracking_uri)
-        self._held: Lock | None = None  # of the trial that runs here
+        self._held: tuple[Lock, int] | None = None  # of the trial that runs here: its id
         expected = partial(self._expected, spec.expectations) if spec.expectations else None
         self._limits = Limits(spec.settings, expected)
         storage = open_storage(spec.storage_url)
@@ -113,6 +116,7 @@ class StudyWorker:
             parent,
             spec.settings.prune_presets,
             self._prove,
+            Patience(spec.store_patience, STORE_FAILURES),
         )
         self._close_ended_runs()
         self._log_best_so_far()
@@ -138,6 +142,15 @@ class StudyWorker:
         self.spec = replace(self.spec, context=context)
         self.shared = replace(self.shared, context=context)
         self._store.tag_run(self.shared.parent, context.tags())
+
+    @property
+    def patience(self) -> Patience:
+        """What this worker waits by for stores and disks that fail."""
+        return self.shared.patience
+
+    def say_by(self, say: Callable[[str], None]) -> None:
+        """Let what this worker waits for be said by `say` from now on."""
+        self.shared = replace(self.shared, patience=replace(self.patience, say=say))
 
     def finished(self) -> list[FrozenTrial]:
         """Return the trials that have ended, however they did."""
@@ -166,22 +179,23 @@ class StudyWorker:
         """
         deadline = time.monotonic() + self._settings.timeout if self._settings.timeout else None
         while deadline is None or time.monotonic() < deadline:
-            claimed = self._claim()
+            claimed = self.patience.insist(self._claim)
             if claimed is None:
-                if not self._running():
+                if not self.patience.insist(self._running):
                     return
                 with interruptible():
                     # Others still run theirs; should one die, its trial is taken over here.
                     time.sleep(POLL_S)
                 continue
-            trial, self._held = claimed
+            trial, lock = claimed
+            self._held = lock, trial._trial_id
             try:
                 yield trial
             finally:
-                self._held.release()
+                lock.release()
                 self._held = None
-            self._log_best_so_far()
-            self._remove_weights()
+            self.patience.insist(self._log_best_so_far)
+            self.patience.insist(self._remove_weights)
 
     @contextlib.contextmanager
     def closing(self) -> Iterator[None]:
@@ -199,12 +213,13 @@ class StudyWorker:
                 raise DeviceLostError(f"{error}; {RESUME}") from error
             raise
         except BaseException as error:
-            self.close()
+            with contextlib.suppress(*STORE_FAILURES):
+                self.close()
             if not isinstance(error, BrokenPipeError):  # then nobody would read this
-                count = len(self.finished())
-                print(f"{count} trial{'s' * (count != 1)} finished; {RESUME}.", file=sys.stderr)
+                print(f"{self._count_finished()}{RESUME}.", file=sys.stderr)
             raise
-        self.close(as_asked=True)
+        with explaining_failures(RESUME, STORE_FAILURES):
+            self.patience.insist(lambda: self.close(as_asked=True))
 
     def close(self, as_asked: bool = False) -> None:
         """End the parent run: complete when the planned trials are, or the search ended `as_asked`
@@ -223,10 +238,26 @@ class StudyWorker:
         if complete:
             describe_search(self._store, self.shared.parent, ENDED)
 
-    def _prove(self) -> None:
-        """Raise FencedError where the trial that runs here was lost to another worker."""
-        if self._held:
-            self._held.prove()
+    def _prove(self) -> bool:
+        """Make sure that the trial which runs here is this worker's; tell whether its lock was lost
+        for a while.
+
+        Raises FencedError where another worker has it, or has ended it.
+        """
+        if not self._held or not self._held[0].prove():
+            return False
+        state = self.study._storage.get_trial(self._held[1]).state
+        if state.is_finished():
+            raise FencedError("another worker has ended it")
+        return True
+
+    def _count_finished(self) -> str:
+        """Return how many trials have finished, if the store tells."""
+        try:
+            count = len(self.finished())
+        except STORE_FAILURES:
+            return ""
+        return f"{count} trial{'s' * (count != 1)} finished; "
 
     def _claim(self) -> tuple[optuna.trial.Trial, Lock] | None:
         """Take the next trial: one whose worker died, or else a new one, unless a limit is reached.

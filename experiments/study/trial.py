@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import optuna
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
@@ -10,6 +10,7 @@ from optuna.trial import TrialState
 from tqdm import tqdm
 
 from experiments.context import TrainingContext
+from experiments.outages import Patience
 from experiments.proposals.attributes import (
     BROKEN,
     CONSTRAINED,
@@ -52,9 +53,9 @@ class StudyContext:
     store: TrackingStore
     parent: str  # the study's run
     prune_presets: bool = False
-    prove: Callable[[], None] = lambda: (
-        None
-    )  # that the trial which runs here is still this worker's
+    # That the trial which runs here is still this worker's: see Lock.
+    prove: Callable[[], bool] = lambda: False
+    patience: Patience = field(default_factory=lambda: Patience(failures=STORE_FAILURES))
 
     def config(self, trial: optuna.trial.BaseTrial) -> TrialConfig:
         """Return a trial's point.
@@ -83,23 +84,25 @@ def run_trial(
     open leaves the trial running, to be resumed; the second time that it loses its device, it ends
     as failed.
     """
-    config = shared.config(trial)
-    run = _open_run(shared, trial, config, bar)
+    patience = replace(shared.patience, say=lambda text: bar.write(f"#{trial.number}: {text}"))
+    config = patience.insist(lambda: shared.config(trial))
     training = TrackedTraining(
         config,
         shared.context,
-        run,
+        patience.insist(lambda: _open_run(shared, trial, config, bar)),
         lambda result: _tell(shared, trial, result),
         shared.prove,
         lambda: _baseline(shared.study),
+        patience,
     )
     _drop_other_checkpoint(training, trial, bar)
+    listener = patience.insist(lambda: listen(trial, shared.prune_presets))
     # Before the bar is drawn anew: what it says is of one trial.
     bar.set_description_str(run_name(trial.number, config), refresh=False)
     bar.set_postfix_str("", refresh=False)
     bar.reset(config.steps)
     try:
-        return config, training.train(listen(trial, shared.prune_presets), bar, STORE_FAILURES)
+        return config, training.train(listener, bar)
     except FencedError as error:
         bar.write(
             f"#{trial.number}: this worker's lock on it was lost ({error}); it goes on from its "
@@ -185,8 +188,16 @@ def listen(trial: optuna.trial.Trial, prune_presets: bool = False) -> Report:
 
 
 def _tell(shared: StudyContext, trial: optuna.trial.Trial, result: TrialResult) -> None:
-    """Tell the study how a trial ended; a pruned one keeps the value of its last report."""
+    """Tell the study how a trial ended; a pruned one keeps the value of its last report.
+
+    Where it knows already, a call that failed had done its work.
+    """
     shared.prove()
+    state, known = OPTUNA_STATES[result.outcome], trial.storage.get_trial(trial._trial_id).state
+    if known.is_finished() and known != state:
+        raise FencedError("another worker has ended it")
+    if known == state:
+        return
     with _fenced():
         if result.outcome == Outcome.COMPLETE:
             shared.study.tell(trial, result.best[OBJECTIVE])
@@ -196,7 +207,7 @@ def _tell(shared: StudyContext, trial: optuna.trial.Trial, result: TrialResult) 
         trial.set_user_attr(STEPS, result.steps)
         if result.outcome in CONSTRAINED and result.outcome not in trial.constraints:
             trial.set_constraint(result.outcome, BROKEN)
-        shared.study.tell(trial, state=OPTUNA_STATES[result.outcome])
+        shared.study.tell(trial, state=state)
 
 
 @contextlib.contextmanager

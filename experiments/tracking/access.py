@@ -1,10 +1,12 @@
 """Where runs and models are kept, who decided that, and why a store lets nobody in."""
 
+import errno
 import os
 import re
 
 import mlflow
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError, TimeoutError
 
 from experiments.urls import masked, shown
 from speaker.common.errors import first_line
@@ -12,6 +14,26 @@ from speaker.common.errors import first_line
 TRACKING, REGISTRY = "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"
 USERNAME, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 TOKEN = "MLFLOW_TRACKING_TOKEN"  # noqa: S105  # a name
+# Answers of MLflow to what is wrong with a request, not with the store.
+LASTING = (
+    "INVALID_PARAMETER_VALUE",
+    "RESOURCE_DOES_NOT_EXIST",
+    "RESOURCE_ALREADY_EXISTS",
+    "INVALID_STATE",
+    "ENDPOINT_NOT_FOUND",
+    "NOT_IMPLEMENTED",
+)
+PASSING = (OperationalError, InterfaceError, TimeoutError)  # of databases
+LASTING_ERRNOS = (
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.EPIPE,
+)
 UNAUTHENTICATED, FORBIDDEN = 401, 403  # as HTTP says it
 
 
@@ -51,8 +73,21 @@ def explain_opening(uri: str, decided_by: str, error: BaseException) -> str:
     return f"{store} does not answer ({_safe(first_line(error))}); check {check}"
 
 
+def will_pass(error: BaseException) -> bool:
+    """Tell whether a failure of a store or disk may pass without anybody changing what was asked:
+    one that is away, locked, overloaded or full, or lets nobody in for the time being.
+    """
+    error = _told_by_store(error)
+    if isinstance(error, MlflowException):
+        return error.error_code not in LASTING
+    if isinstance(error, SQLAlchemyError):
+        return isinstance(error, PASSING)
+    return isinstance(error, OSError) and error.errno not in LASTING_ERRNOS
+
+
 def explain_failure(error: BaseException) -> str:
     """Return in a line what a store or disk said, when it failed in the middle of something."""
+    error = _told_by_store(error)
     is_models = re.search("registered-models|model-versions", str(error))
     uri = mlflow.get_registry_uri() if is_models else mlflow.get_tracking_uri()
     place = registry_shown(mlflow.get_tracking_uri()) if is_models else masked(uri)
@@ -61,6 +96,12 @@ def explain_failure(error: BaseException) -> str:
     if isinstance(error, MlflowException) and uri.startswith("http") and _is_unreachable(error):
         return f"{place} does not answer: there is no server"
     return _safe(first_line(error))
+
+
+def _told_by_store(error: BaseException) -> BaseException:
+    """Return what a store itself said: Optuna wraps that in words about invalid data."""
+    cause = error.__cause__
+    return cause if isinstance(cause, SQLAlchemyError | OSError) else error
 
 
 def _refusal(uri: str, error: BaseException) -> str:

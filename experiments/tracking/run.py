@@ -10,6 +10,7 @@ from typing import Any
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # A server that is down answers in seconds, not minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow  # after the settings it reads at import
@@ -63,9 +64,11 @@ class TrackedRun:
         self._name = name
         self._clock = clock
         self.run_id = run_id
-        # A trial that starts over measures again what the killed one had logged; those rows stay as
-        # they are.
-        self._logged = {key: self._last_step(key) for key in (OBJECTIVE, names.SECONDS)}
+        self._logged: dict[str, int] = {}  # the last step of a key, where that is known
+
+    def forget(self) -> None:
+        """Ask the store again for what it holds: another worker may have written to it."""
+        self._logged.clear()
 
     def log_setup(self, config: TrialConfig, context: TrainingContext) -> None:
         """Log the point, field by field and whole, and the corpus."""
@@ -124,23 +127,19 @@ class TrackedRun:
         self._log_once(names.SECONDS, summary, result.steps)
 
     @contextlib.contextmanager
-    def guarded(self) -> Iterator[None]:
+    def guarded(self, failures: tuple[type[Exception], ...] = STORE_ERRORS) -> Iterator[None]:
         """Close the run when what happens inside is interrupted or raises, unless it is another
         worker's now, and let that pass through.
+
+        After `failures`, which are those of stores and disks, it has not ended: it is interrupted.
         """
         try:
             yield
         except FencedError:  # it is open in another worker's hands
             raise
-        except STORE_ERRORS as error:
-            with contextlib.suppress(*STORE_ERRORS):
-                self.close("interrupted", describe_error(error))
-            raise
-        except KeyboardInterrupt:
-            self.close("interrupted", "stopped by the user")
-            raise
-        except DeviceLostError as error:
-            self.close("interrupted", str(error))
+        except (*failures, KeyboardInterrupt, DeviceLostError) as error:
+            with contextlib.suppress(*failures):
+                self.close("interrupted", _interruption(error))
             raise
         except Exception as error:
             self.close("failed", describe_error(error))
@@ -159,11 +158,16 @@ class TrackedRun:
         self._client.set_terminated(self.run_id, STATUS[state])
 
     def _log_once(self, key: str, metrics: Metrics, step: int) -> None:
-        """Log a row, known by one of its keys, unless that key has this step or a later one."""
-        if step > self._logged[key]:
+        """Log a row, known by one of its keys, unless that key has this step or a later one: a
+        trial that starts over measures again what the killed one had logged, and a call that failed
+        may have done its work.
+        """
+        last = self._logged.pop(key) if key in self._logged else self._last_step(key)
+        if step > last:
             now = int(self._clock() * 1000)
             rows = [Metric(name, value, now, step) for name, value in metrics.items()]
             self._client.log_batch(self.run_id, metrics=rows)
+        self._logged[key] = max(step, last)
 
     def _last_step(self, key: str) -> int:
         return max(
@@ -171,7 +175,13 @@ class TrackedRun:
         )
 
 
-def describe_error(error: Exception) -> str:
+def _interruption(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped by the user"
+    return str(error) if isinstance(error, DeviceLostError) else describe_error(error)
+
+
+def describe_error(error: BaseException) -> str:
     """Return an error as a run's reason."""
     return f"{type(error).__name__}: {error}"
 
