@@ -143,9 +143,10 @@ def open_run(
     """
     if arguments.resume:
         stack.enter_context(only_process(arguments.resume))
-        # Refuses one of another training.
+        # Both refuse what cannot be resumed before anything is written.
+        store.validate_resumable(arguments.resume, config, context)
         found = context.checkpoint(arguments.resume, config).load()
-        run = store.reopen_run(arguments.resume, config, context)
+        run = store.open_run(config.label(), {}, run_id=arguments.resume)
         if not found:
             print("It has no checkpoint yet, so it starts over.")
         return run

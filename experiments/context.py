@@ -21,6 +21,7 @@ from speaker.sources.demo import build_demo
 from speaker.training import lookahead
 from speaker.training.checkpoint import Checkpoint, identity
 from speaker.training.lookahead import Cost
+from speaker.training.saved_state import Expected
 from speaker.training.train import validate_batch_size
 
 PACKAGES = ("torch", "optuna", "mlflow", "numpy", "sqlalchemy")  # whose versions a run keeps
@@ -90,7 +91,9 @@ class TrainingContext:
         when that cannot be written.
         """
         which = identity(config, self.pack, self.protocol, self.compute.precision)
-        return Checkpoint(self.checkpoints / f"{run_id}.checkpoint", which, say)
+        expected = Expected(config, self.pack, self.protocol, self.compute.precision)
+        path = self.checkpoints / f"{run_id}.checkpoint"
+        return Checkpoint(path, which, expected=expected, say=say)
 
 
 def load_context(

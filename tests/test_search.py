@@ -237,10 +237,9 @@ def test_a_killed_training_goes_on_to_the_same_end(home: Path) -> None:
     (checkpoint,) = (home / "mlruns" / "checkpoints").iterdir()
     other = run_warm(home, *words, "--resume", run_id, "--lr", "0.5")
     assert other.returncode == 2
-    assert (
-        "must be of this training, but is of another: config.lr is 0.001 there and 0.5 here"
-        in other.stderr
-    )
+    assert "is of another training: lr is 0.001 there and 0.5 here; give the flags" in other.stderr
+    larger = run_warm(home, *words, "--resume", run_id, "--d-model", "16")
+    assert "is of another training: d_model is 80 there and 16 here" in larger.stderr
     other_precision = (
         "bf16" if find_precision("auto", torch.device("cpu")) == torch.float32 else "fp32"
     )

@@ -140,11 +140,11 @@ class TrackingStore:
         self.client.set_tag(run_id, names.STATE, names.RUNNING)
         return TrackedRun(self.client, run_id, name, self._clock)
 
-    def reopen_run(self, run_id: str, config: TrialConfig, context: TrainingContext) -> TrackedRun:
-        """Open a run that was stopped, to resume it.
-
-        Raises UserError for one that ended, and for one of another point, corpus, protocol or
-        precision.
+    def validate_resumable(
+        self, run_id: str, config: TrialConfig, context: TrainingContext
+    ) -> None:
+        """Raise UserError unless a run was stopped, and is of this point, corpus, protocol and
+        precision. Nothing is written.
         """
         try:
             run = self.client.get_run(run_id)
@@ -182,7 +182,6 @@ class TrackingStore:
             raise UserError(
                 f"run {run_id} is of another training: {changes}; give the flags it began with"
             )
-        return self.open_run(config.label(), {}, run_id=run_id)
 
     def find_run(self, study: str, number: int) -> str | None:
         """Return the id of a trial's run: a worker may have died before the trial knew of it."""

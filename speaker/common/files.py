@@ -142,11 +142,12 @@ def recognize_file(path: Path) -> tuple[str, str] | None:
         return recognize(stream.read(HEAD))
 
 
-def read_bounded(path: Path, most: int) -> bytes:
+def read_bounded(path: Path, most: int, again: str = "fetch it again") -> bytes:
     """Return the bytes of an untrusted file: a regular one, of at most `most` bytes,
     no link to another folder.
 
-    Raises UserError, which says what it is instead. A pipe is not waited for.
+    Raises UserError, which says what it is instead, and what to do `again`. A pipe is not waited
+    for.
     """
     _check_link(path)
     try:
@@ -158,12 +159,16 @@ def read_bounded(path: Path, most: int) -> bytes:
                 )
             if about.st_size > most:
                 raise UserError(
-                    f"{path}: must have at most {most:,} bytes, but has {about.st_size:,}; fetch "
-                    "it again"
+                    f"{path}: must have at most {most:,} bytes, but has {about.st_size:,}; {again}"
                 )
             return stream.read(about.st_size)
     except FileNotFoundError:
-        raise UserError(f"{path} is missing; fetch it again") from None
+        raise UserError(f"{path} is missing; {again}") from None
+    except MemoryError:
+        raise UserError(
+            f"{path}: must fit into memory, but its {about.st_size:,} bytes do not; free some, or "
+            f"{again}"
+        ) from None
     except OSError as error:
         raise UserError(
             f"{path}: must be a file that can be read, but cannot be ({error.strerror}); give "

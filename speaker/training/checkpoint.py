@@ -4,6 +4,7 @@ so that it resumes after any kill and reaches the same end, bit for bit.
 
 import dataclasses
 import hashlib
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,19 +16,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from speaker.common.errors import UserError, describe_differences
-from speaker.common.files import canonical_json, parse_json, read_bounded, write_atomically
+from speaker.common.errors import UserError, describe_differences, first_line
+from speaker.common.files import canonical_json, read_bounded, write_atomically
+from speaker.common.records import parse_record
 from speaker.config import TrialConfig
 from speaker.data.pack import Pack
 from speaker.data.protocol import Protocol
 from speaker.training.metrics import OBJECTIVE, Metrics, hex_of
+from speaker.training.saved_state import Expected
 
 MIN_INTERVAL_S = 1.0  # between two checkpoints
 MAX_TIME_FRACTION = 0.02  # of a training's time that writing them may take
 PACKAGE = Path(__file__).parents[1]
 # Files and folders.
 DECIDING = ("config.py", "common/devices.py", "common/seeding.py", "data", "model", "training")
-MAX_BYTES = 16 << 30
+MAX_BYTES = 16 << 30  # where it is not known what the training can have
+OVER = "delete it to start over"
 ABOUT = "about"  # the tensor that holds what is not a tensor, as JSON
 
 
@@ -36,8 +40,8 @@ class OtherTrainingError(UserError):
 
 
 @dataclass
-class TrainingState:
-    """How far a training has come, apart from its learner."""
+class Progress:
+    """How far a training has come, apart from tensors."""
 
     step: int = 0  # steps done
     last: int = 0  # step of the last evaluation
@@ -47,6 +51,12 @@ class TrainingState:
     told: list[int] = field(default_factory=list, repr=False)  # at best_step: labels
     is_blown_up: bool = False  # whether the loss was, at the last look: see collapse.py
     rows: list[tuple[int, Metrics]] = field(default_factory=list)  # of all evaluations
+
+
+@dataclass
+class TrainingState(Progress):
+    """How far a training has come, apart from its learner."""
+
     weights: dict[str, Tensor] = field(default_factory=dict, repr=False)  # at best_step, on the CPU
 
     @property
@@ -74,20 +84,33 @@ class TrainingState:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it but the weights."""
-        names = (field.name for field in dataclasses.fields(self) if field.name != "weights")
+        names = (field.name for field in dataclasses.fields(Progress))
         return {name: getattr(self, name) for name in names}
 
 
+@dataclass(frozen=True)
+class _About:
+    """What ABOUT holds."""
+
+    identity: dict[str, str]
+    state: Progress
+
+
 class Checkpoint:
-    """One training's checkpoint file. With no path nothing is kept."""
+    """One training's checkpoint file. With no path nothing is kept.
+
+    Where it is `expected` what the training can have, anything else is taken for damage.
+    """
 
     def __init__(
         self,
         path: Path | None = None,
         identity: dict[str, str] | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        expected: Expected | None = None,
     ) -> None:
         self._path, self._identity, self._clock = path, identity or {}, clock
+        self._expected = expected
         self._due_at = clock() + MIN_INTERVAL_S
 
     def due(self) -> bool:
@@ -119,22 +142,25 @@ class Checkpoint:
 
         Raises UserError for a damaged file, and OtherTrainingError for one of another training.
         """
-        if self._path is None or not self._path.exists():
+        if self._path is None or not os.path.lexists(self._path):
             return None
-        damaged = UserError(
-            f"{self._path} must be a whole checkpoint, but is damaged; delete it to start over"
-        )
         try:
-            about, tensors = _read(self._path)
-            if changes := describe_differences(about["identity"], self._identity):
+            about, tensors = _read(self._path, self._expected)
+            if changes := describe_differences(about.identity, self._identity):
                 raise OtherTrainingError(
-                    f"{self._path} must be of this training, but is of another: {changes}"
+                    f"{self._path} must be of this training, but is of another: {changes}; go on "
+                    "with what it began with, or delete it to start over"
                 )
-            state = TrainingState(**about["state"], weights=_under("best/", tensors))
-            state.rows = [(step, metrics) for step, metrics in state.rows]
-        except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise damaged from error
-        return state, _under("learner/", tensors)
+            state = TrainingState(**vars(about.state), weights=_under("best/", tensors))
+            learner = _under("learner/", tensors)
+            if fault := self._expected.fault(state, learner) if self._expected else "":
+                raise _DamageError(fault)
+        except (SafetensorError, KeyError, ValueError, _DamageError) as error:
+            raise UserError(
+                f"{self._path} must be a whole checkpoint, but is damaged ({first_line(error)}); "
+                f"{OVER}"
+            ) from error
+        return state, learner
 
     def remove(self) -> None:
         """Remove the file of a training that has ended, and what kills left of it."""
@@ -177,17 +203,27 @@ def deciding_files() -> list[Path]:
     return found
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+class _DamageError(Exception):
+    """Why a checkpoint is not as it was written."""
+
+
+def _read(path: Path, expected: Expected | None) -> tuple[_About, dict[str, Tensor]]:
     """Return what a checkpoint holds: its JSON, and its tensors by name.
 
-    Raises ValueError for a damaged one.
+    Raises an error of several types for a damaged one. No more is read than there can be.
     """
-    data = read_bounded(path, MAX_BYTES)
+    data = read_bounded(path, expected.max_bytes() if expected else MAX_BYTES, OVER)
     digest, data = data[:32], data[32:]
     if hashlib.sha256(data).digest() != digest:
-        raise ValueError("another sha256")
+        raise _DamageError("its sha256 is another")
     tensors = load(data)
-    return parse_json(bytes(tensors[ABOUT].numpy()), path), tensors
+    text = tensors[ABOUT]
+    if text.dtype != torch.uint8:
+        raise _DamageError(f"{ABOUT} is no text")
+    try:
+        return parse_record(_About, bytes(text.numpy()), Path(ABOUT), ""), tensors
+    except UserError as error:
+        raise _DamageError(str(error)) from error
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -186,12 +186,18 @@ def _slots(shapes: Iterable[torch.Size]) -> Iterator[slice]:
         start += -(-shape.numel() // ALIGNMENT) * ALIGNMENT
 
 
+def flat_size(module: nn.Module) -> int:
+    """Return how many numbers a module's parameters take in one flat tensor."""
+    *_, last = _slots(value.shape for value in module.parameters())
+    return -(-int(last.stop) // ALIGNMENT) * ALIGNMENT
+
+
 def _flatten(module: nn.Module) -> Tensor:
     """Return a module's parameters in one float32 tensor;
     the gaps between them hold zeros and stay so.
     """
-    slots = list(_slots(value.shape for value in module.parameters()))
-    flat = torch.zeros(-(-slots[-1].stop // ALIGNMENT) * ALIGNMENT)
+    slots = _slots(value.shape for value in module.parameters())
+    flat = torch.zeros(flat_size(module))
     for slot, value in zip(slots, module.parameters(), strict=True):
         flat[slot] = value.detach().flatten()
     return flat

@@ -1,17 +1,23 @@
+import hashlib
+import json
 import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load, save
+from torch import Tensor
 
 from speaker.common.devices import Compute
 from speaker.common.errors import UserError
 from speaker.data.pack import Pack
 from speaker.data.protocol import Protocol
 from speaker.training.checkpoint import (
+    ABOUT,
     MAX_TIME_FRACTION,
     MIN_INTERVAL_S,
     Checkpoint,
@@ -20,6 +26,7 @@ from speaker.training.checkpoint import (
     identity,
 )
 from speaker.training.metrics import Metrics
+from speaker.training.saved_state import Expected
 from speaker.training.train import TrialResult, train
 from tests.helpers import TINY
 
@@ -197,9 +204,108 @@ def test_damaged_it_is_refused(written: Path, pack: Pack) -> None:
     ):
         written.write_bytes(broken)
         with pytest.raises(
-            UserError, match="must be a whole checkpoint, but is damaged; delete it to start over"
+            UserError,
+            match="must be a whole checkpoint, but is damaged .its sha256 .*; delete it to start over",
         ):
             open_checkpoint(written, pack).load()
+
+
+@pytest.fixture
+def expected(pack: Pack) -> Expected:
+    return Expected(LONG, pack, Protocol(), torch.float32)
+
+
+def rewritten(path: Path, edit: Callable[[dict[str, Any], dict[str, Tensor]], object]) -> None:
+    """Change what a checkpoint holds, its JSON or its tensors, and its digest with it."""
+    tensors = load(path.read_bytes()[32:])
+    about = json.loads(bytes(tensors.pop(ABOUT).numpy()))
+    edit(about["state"], tensors)
+    text = json.dumps(about).encode()
+    data = save({ABOUT: torch.frombuffer(bytearray(text), dtype=torch.uint8), **tensors})
+    path.write_bytes(hashlib.sha256(data).digest() + data)
+
+
+@pytest.mark.parametrize(
+    ("edit", "named"),
+    [
+        (lambda _, tensors: tensors.pop("learner/weights"), "state lack 'weights'"),
+        (lambda _, tensors: tensors.pop("best/project.bias"), "lack 'project.bias'"),
+        (lambda _, tensors: put(tensors, "learner/more", torch.ones(3)), "must not have 'more'"),
+        (lambda _, tensors: put(tensors, "learner/totals", torch.ones(3)), "totals in .* is .*3"),
+        (
+            lambda _, tensors: put(tensors, "learner/totals", torch.ones(2).double()),
+            "totals in .* is torch.float64",
+        ),
+        (lambda _, tensors: put(tensors, "learner/count", torch.ones(2)), "count is none"),
+        (lambda _, tensors: put(tensors, "learner/scale", torch.tensor(-1.0)), "scale is none"),
+        (
+            lambda _, tensors: put(tensors, "learner/random.cpu", torch.zeros(3).byte()),
+            "random.cpu holds no random numbers",
+        ),
+        (
+            lambda _, tensors: put(tensors, "learner/random.cuda", torch.ones(16).byte()),
+            "random.cuda holds no random numbers",
+        ),
+        (lambda state, _: state.update(step=-1), "step -1 is none of its 30"),
+        (lambda state, _: state.update(step=31), "step 31 is none of its 30"),
+        (lambda state, _: state.update(step="6"), "state.step is wrong"),
+        (lambda state, _: state.update(step=True), "state.step is wrong"),
+        (lambda state, _: state.update(step=9), "evaluations are not those up to step 9"),
+        (lambda state, _: state.update(last=3), "last evaluation"),
+        (lambda state, _: state.update(seconds=-1.0), "it took -1.0 s"),
+        (lambda state, _: state.update(seconds=float("nan")), "NaN is not a number"),
+        (lambda state, _: state.update(seconds=None), "state.seconds is wrong"),
+        (lambda state, _: state.update(best_step=2), "best evaluation is not that of step 2"),
+        (lambda state, _: state.update(hits="zz"), "hits cannot be read"),
+        (lambda state, _: state["told"].pop(), "one label for each"),
+        (lambda state, _: put(state["told"], 0, -1), "labels is no speaker's"),
+        (lambda state, _: state.update(rows=[[4, []]]), "is wrong"),
+        (lambda state, _: state.update(rows=[[4, {}]]), "has no accuracy/whole"),
+        (lambda state, _: state.update(rows=3), "is wrong"),
+    ],
+)
+def test_a_state_that_no_training_has_is_refused_as_damaged(
+    written: Path,
+    pack: Pack,
+    expected: Expected,
+    edit: Callable[[dict[str, Any], dict[str, Tensor]], object],
+    named: str,
+) -> None:
+    which = identity(LONG, pack, Protocol(), torch.float32)
+    whole = Checkpoint(written, which, expected=expected).load()
+    assert whole is not None
+    assert whole[0].step == 5
+    rewritten(written, edit)
+    with pytest.raises(UserError, match=f"but is damaged .*{named}.*; delete it to start over"):
+        Checkpoint(written, which, expected=expected).load()
+
+
+def test_what_a_gpu_keeps_besides_is_taken(written: Path, expected: Expected, pack: Pack) -> None:
+    def add(_state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        tensors["learner/count"] = torch.tensor(5.0)
+        tensors["learner/scale"] = torch.tensor(65_536.0)
+        tensors["learner/streak"] = torch.tensor(3, dtype=torch.int32)
+        tensors["learner/random.cuda"] = torch.tensor([7] * 8 + [4] + [0] * 7, dtype=torch.uint8)
+        tensors["learner/random.cpu"] = torch.get_rng_state()
+
+    rewritten(written, add)
+    which = identity(LONG, pack, Protocol(), torch.float32)
+    assert Checkpoint(written, which, expected=expected).load() is not None
+
+
+def test_more_than_the_training_can_have_is_not_read(
+    written: Path, pack: Pack, expected: Expected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert written.stat().st_size < expected.max_bytes() < 2 << 20
+    os.truncate(written, 3 << 30)  # most of it was never written
+    which = identity(LONG, pack, Protocol(), torch.float32)
+    monkeypatch.setattr("hashlib.sha256", None)  # nothing is looked at
+    with pytest.raises(UserError, match="must have at most .* but has 3,221,225,472; delete it"):
+        Checkpoint(written, which, expected=expected).load()
+
+
+def put(container: Any, key: Any, value: object) -> None:
+    container[key] = value
 
 
 def test_a_full_disk_leaves_the_last_one(
