@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from speaker.common.errors import UserError, first_line
+from speaker.common.zips import StrangersZip
 from speaker.model.saved_model import CARD, CONFIG, MAX_BYTES, WEIGHTS
 
 SUMS = "SHA256SUMS"  # as the program sha256sum writes them: all other members
@@ -60,7 +61,7 @@ class Archive:
         """Open and check an archive. Raises UserError for what is none, or is damaged."""
         self._path = path
         try:
-            self._zip = zipfile.ZipFile(path)
+            self._zip = StrangersZip(path, MAX_MEMBERS, AGAIN)
             self._check()
         except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
             raise UserError(
@@ -94,8 +95,8 @@ class Archive:
 
     def _check(self) -> None:
         members = self._zip.namelist()
-        if len(members) > MAX_MEMBERS or len(members) != len(set(members)):
-            raise self._damaged("it has too many members, or two of one name")
+        if len(members) != len(set(members)):
+            raise self._damaged("it has two members of one name")
         if SUMS not in members or STUDIES not in members:
             raise UserError(
                 f"{self._path} must be a file that python -m experiments export has written, but "

@@ -36,7 +36,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and end with exit code 2."""
-        self.exit(BAD_INPUT, f"error: {message}; see {self.prog} --help\n")
+        self.exit(BAD_INPUT, f"error: {printable(message)}; see {self.prog} --help\n")
 
 
 def add_storage(flags: argparse._ActionsContainer) -> None:
@@ -163,6 +163,13 @@ def run_cli(main: Callable[[], None]) -> NoReturn:
     except Interrupted as stop:
         print(f"Stopped by {signal.Signals(stop.signum).name}.", file=sys.stderr)
         sys.exit(128 + stop.signum)
+    except MemoryError:
+        print(
+            "error: what this takes must fit into memory, but does not; end other programs and run "
+            "the same command again",
+            file=sys.stderr,
+        )
+        sys.exit(BAD_INPUT)
     except BrokenPipeError:
         # Whoever read our output is gone, and Python would complain about it at exit.
         sys.stderr.close()

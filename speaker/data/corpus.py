@@ -28,6 +28,7 @@ from speaker.common.files import (
     recognize,
     what_is_at,
 )
+from speaker.common.zips import MEMBER
 
 T = TypeVar("T")
 Listing = Iterable[tuple[str, int]]  # feature_path and mel_len of utterances
@@ -43,8 +44,7 @@ MAX_MANIFEST_BYTES = 256 << 20
 # Of a file: its tensor may be a slice of a larger one, which is saved whole.
 MAX_FEATURE_BYTES = 256 << 20
 FEW_MEMBERS = 1 << 20  # bytes of a file that cannot list many of them
-# Of a file of torch.save, which has six; how each is listed.
-MAX_MEMBERS, MEMBER = 100, b"PK\x01\x02"
+MAX_MEMBERS = 100  # of a file of torch.save, which has six
 MAX_PICKLE_BYTES, MAX_OPCODES = 4_096, 500  # of a tensor, which takes about 200 and 60
 TENSOR_GLOBALS = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch \w+Storage"

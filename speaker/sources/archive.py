@@ -18,24 +18,26 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from tqdm import tqdm
 
 from speaker.common.errors import UserError
 from speaker.common.files import recognize_file
+from speaker.common.zips import StrangersZip
 from speaker.data.corpus import MANIFESTS
 
 BLOCK = 512
 CHUNK = 1 << 20
 MAX_MEMBERS = 200_000  # the homework's has 64,671, or twice that with a Mac's shadow files
+# Members may be this many, and one for so many packed bytes: a feature file has more of its own.
+FREE_MEMBERS, MEMBER_BYTES = 20_000, 100
 MAX_BYTES = 256 << 30  # unpacked
 # Unpacked bytes may be this many, and this many for each packed one.
 FREE_BYTES, MAX_RATIO = 64 << 20, 50
 MAX_FILE_BYTES = 256 << 20  # twice the features of an hour and more
 MAX_MANIFEST_BYTES = 64 << 20
 MAX_PAX_BYTES = 8 << 10
-MAX_ZIP_LIST_BYTES = 24 << 20  # bytes of a zip's list of members; the homework's would have 9 MB
 ZEROS = 4 << 20  # bytes of zeros at the end of a part that are more than padding
 FOLDERS = r"(?:[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}/){0,3}"
 CORPUS_FILE = re.compile(
@@ -213,6 +215,12 @@ class _Stream:
             f"{self._joined.part}: the archive must {rule}, but goes beyond that here; {AGAIN}"
         )
 
+    def check_count(self, members: int) -> None:
+        """Raise UserError where there are more members than what is packed can be worth."""
+        if members > FREE_MEMBERS + self._joined.count // MEMBER_BYTES:
+            rule = f"have at most {FREE_MEMBERS:,} members and one for each {MEMBER_BYTES} bytes"
+            raise self.too_large(rule)
+
     def read(self, size: int) -> bytes:
         """Return `size` bytes."""
         data = self._read(size)
@@ -249,7 +257,8 @@ class _Stream:
 
 def _unpack_members(stream: _Stream, folder: Path, names: _Names) -> None:
     """Write the members' files up to the archive's end."""
-    for _ in range(MAX_MEMBERS):
+    for count in range(MAX_MEMBERS):
+        stream.check_count(count)
         member = _read_header(stream)
         if member is None:
             return
@@ -337,7 +346,7 @@ def _unpack_zip(paths: Sequence[Path], folder: Path) -> None:
             f"{path}: a zip must be one file, but this is in parts; cat {names} > {whole}"
         )
     try:
-        with path.open("rb") as stream, zipfile.ZipFile(_ShortReads(stream, path)) as archive:
+        with StrangersZip(path, MAX_MEMBERS, AGAIN) as archive:
             members = _zip_corpus(archive, path)
             total = sum(member.file_size for member in members)
             with tqdm(
@@ -360,27 +369,6 @@ def _unpack_zip(paths: Sequence[Path], folder: Path) -> None:
             f"{path}: the zip cannot be read ({str(error)[:200]}); it is cut or damaged: fetch it "
             "again"
         ) from error
-
-
-class _ShortReads:
-    """A file that is read in pieces of at most MAX_ZIP_LIST_BYTES bytes.
-
-    `zipfile` reads the list of members whole, and makes an object of each, before any is counted.
-    """
-
-    def __init__(self, stream: BinaryIO, path: Path) -> None:
-        self._stream, self._path = stream, path
-        self.seek, self.tell, self.seekable = stream.seek, stream.tell, stream.seekable
-
-    def read(self, size: int = -1) -> bytes:
-        """Read at most `size` bytes, or all that follow."""
-        data = self._stream.read(
-            MAX_ZIP_LIST_BYTES + 1 if size < 0 else min(size, MAX_ZIP_LIST_BYTES + 1)
-        )
-        if len(data) > MAX_ZIP_LIST_BYTES:
-            rule = f"a zip must list its members in at most {MAX_ZIP_LIST_BYTES:,} bytes"
-            raise UserError(f"{self._path}: {rule}, but this list is longer; {AGAIN}")
-        return data
 
 
 def _zip_corpus(archive: zipfile.ZipFile, path: Path) -> list[zipfile.ZipInfo]:
@@ -410,9 +398,8 @@ def _zip_corpus(archive: zipfile.ZipFile, path: Path) -> list[zipfile.ZipInfo]:
 
 def _check_zip_size(members: Sequence[zipfile.ZipInfo], path: Path) -> None:
     """Raise UserError for a zip that would fill the disk."""
-    count, size = len(members), sum(member.file_size for member in members)
+    size = sum(member.file_size for member in members)
     limits = (
-        (count >= MAX_MEMBERS, f"have fewer than {MAX_MEMBERS:,} members, but has {count:,}"),
         (size > MAX_BYTES, f"unpack to at most {MAX_BYTES:,} bytes, but has {size:,}"),
         (
             size > FREE_BYTES + MAX_RATIO * path.stat().st_size,

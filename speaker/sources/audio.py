@@ -55,10 +55,14 @@ FOREIGN = {  # what else bears a recording's name: how it begins, and what to do
 CUT = "be whole, but this {} file is cut off; fetch it again, or remove it"
 NO_SAMPLE = "hold sound, but holds no sample; remove it"
 UNKNOWN = (0x7FFF, 0x8000, 0xFFFF, 2**48 - 1)  # the upper bits of a size that stands for none
-MAX_CHUNKS = 1_000  # that are looked at before the data
+MAX_CHUNKS = 1_000  # that are looked at
+LAST_CHUNK = {"wav": b"data", "aiff": b"SSND", "caf": b""}  # that FFmpeg looks at; of CAF all
 HEAD = 4096  # bytes that are looked at
 MAX_SECONDS = 600  # seconds of one recording: bounds time and memory
 MAX_CHANNELS = 64
+# MiB of one recording, more than MAX_SECONDS can take: FFmpeg seeks sound through all that there is
+MAX_MIB = {"mp3": 128, "aac": 128, "amr": 128, "ogg": 128, "flac": 256, "matroska": 512}
+MAX_MIB_PLAIN = 1_024  # in any other format
 CANCELLED = 0.02  # of the power that unrelated channels leave in their mean
 MISSING = 0.02  # seconds that a decoder may owe to the header: codecs skip their own delay
 MISSING_MATROSKA = 0.1  # there the header counts whole packets, and the delay
@@ -179,9 +183,12 @@ def _find_source(path: Path) -> Source:
             shown = "mp3"  # in the clothes of a wav, but its name is right
         if not shown:
             _refuse_foreign(head, path)
+        _check_size(stream, shown or named, path)
         if not shown and not named:
             fault = _fault(Source(path, "", False, head, False), ValueError())
             raise _refusal(path, f"be decodable, but {fault}")
+        if shown in LAST_CHUNK and not tagged:
+            _check_chunks(stream, shown, path)
         streamed = shown in ("wav", "caf") and not tagged and _is_streamed(stream, shown, path)
     return Source(path, shown or named, bool(shown), head, streamed)
 
@@ -210,6 +217,21 @@ def _fault(source: Source, error: Exception) -> str:
         return f"begins with {begin!r}, as no format read here does; {CONVERT}, or remove it"
     fault = f"this {FORMATS[source.demuxer][0]} file is damaged or cut off ({reason})"
     return f"{fault}; fetch it again, or, if it plays to its end, {CONVERT}"
+
+
+def _check_size(stream: BinaryIO, demuxer: str, path: Path) -> None:
+    most, size = MAX_MIB.get(demuxer, MAX_MIB_PLAIN), os.fstat(stream.fileno()).st_size
+    if size > most << 20:
+        rule = f"have at most {most:,} MiB, but has {size:,} bytes"
+        raise _refusal(path, f"{rule}; split it, or save its sound alone")
+
+
+def _check_chunks(stream: BinaryIO, demuxer: str, path: Path) -> None:
+    """Raise UserError for a file of more chunks than any has: FFmpeg would look at each of them."""
+    kinds = [kind for kind, *_ in _chunks(stream, demuxer, os.fstat(stream.fileno()).st_size)]
+    if len(kinds) == MAX_CHUNKS and LAST_CHUNK[demuxer] not in kinds:
+        fault = f"but this {FORMATS[demuxer][0]} file has more than {MAX_CHUNKS:,} chunks"
+        raise _refusal(path, f"be whole, {fault}; fetch it again, or remove it")
 
 
 def _is_streamed(stream: BinaryIO, demuxer: str, path: Path) -> bool:
@@ -249,9 +271,9 @@ def _chunks(
     total: int,
     position: int = 0,
 ) -> Iterator[tuple[bytes, int, int]]:
-    """Yield (kind, size, start) of the chunks of a WAV or CAF file, from a position on."""
+    """Yield (kind, size, start) of the chunks of a WAV, AIFF or CAF file, from a position on."""
     stream.seek(0)
-    big = stream.read(4) in (b"RIFX", b"caff")
+    big = stream.read(4) in (b"RIFX", b"FORM", b"caff")
     position = position or (8 if demuxer == "caf" else 12)
     layout = struct.Struct(">4sq" if demuxer == "caf" else ">4sI" if big else "<4sI")
     for _ in range(MAX_CHUNKS):
@@ -260,7 +282,9 @@ def _chunks(
         stream.seek(position)
         kind, size = layout.unpack(stream.read(layout.size))
         yield kind, size, position + layout.size
-        position += layout.size + max(size, 0) + (size % 2 if demuxer == "wav" else 0)
+        if size < 0:  # to the file's end
+            return
+        position += layout.size + size + (size % 2 if demuxer != "caf" else 0)
 
 
 def _read(source: Source) -> tuple[np.ndarray, int]:
@@ -287,6 +311,10 @@ def _resampled(source: Source, heard: Heard, channel: int | None = None) -> Iter
             fault = "but holds none"
             raise _refusal(path, f"hold sound of a known codec, {fault}; {CONVERT}, or remove it")
         track.codec_context.options = STRICT
+        if (declared := _declared(container, track, source)) > MAX_SECONDS + 1:
+            raise _refusal(
+                path, f"last at most {MAX_SECONDS} s, but declares {declared:,.0f}; split it"
+            )
         resampler, count, rate = None, 0, 0
         for samples, now in _decoded(container, track, source):
             if rate not in (0, now):

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from speaker.common import signals
-from speaker.common.cli import printable
+from speaker.common.cli import Parser, printable, run_cli
+from speaker.common.errors import UserError
 from speaker.common.signals import (
     STOPPING,
     Interrupted,
@@ -121,6 +122,41 @@ def send_both() -> None:
             signal.pthread_kill(threading.get_ident(), signum)
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (UserError("a\nb is no file"), r"error: a\nb is no file"),
+        (
+            FileNotFoundError(2, "No such file", "a\nb"),
+            r"error: [Errno 2] No such file: 'a\nb'; fix that and run the same command again",
+        ),
+        (
+            MemoryError(),
+            "error: what this takes must fit into memory, but does not; end other programs and "
+            "run the same command again",
+        ),
+    ],
+)
+def test_an_error_is_one_line_whatever_it_quotes(
+    error: Exception, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run_cli(fail)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"{line}\n"
+
+
+def test_a_wrong_flag_is_one_line_whatever_it_quotes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        Parser(prog="x").parse_args(["--a\nb"])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said == "error: unrecognized arguments: --a\\nb; see x --help\n"
 
 
 def test_no_terminal_obeys_an_error() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from speaker.common import zips
 from speaker.common.errors import UserError
 from speaker.sources import archive
 from speaker.sources.archive import unpack
@@ -347,7 +348,7 @@ def test_the_members_of_a_zip_are_counted(
         patch.setattr(archive, "MAX_MEMBERS", 20)
         assert "fewer than 20 members, but has 28" in refused(tmp_path, {"x.zip": data})
     shutil.rmtree(tmp_path / "parts")
-    monkeypatch.setattr(archive, "MAX_ZIP_LIST_BYTES", 1_000)
+    monkeypatch.setattr(zips, "MAX_LIST_BYTES", 1_000)
     assert "must list its members in at most 1,000 bytes" in refused(tmp_path, {"x.zip": data})
 
 
@@ -620,6 +621,27 @@ def test_members_are_counted(
     assert "fewer than 20 members" in refused(
         tmp_path, split(gzip.compress(tar([*headers, *whole(dataset)])), 1)
     )
+
+
+def test_more_small_members_than_their_bytes_are_worth_are_refused(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """200,000 of them, in 3 MB, took 24 seconds."""
+    monkeypatch.setattr(archive, "FREE_MEMBERS", 40)
+    shadows = [member(f"D/._{number}") for number in range(400)]
+    data = gzip.compress(tar([*whole(dataset), *shadows]))
+    assert len(data) > 100 * 40
+    text = refused(tmp_path, split(data, 1))
+    assert "have at most 40 members and one for each 100 bytes, but goes beyond that" in text
+
+
+def test_a_long_list_is_refused_before_an_object_is_made_of_each_member(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = zipped([*in_zip(dataset), *[(f"{number}", b"") for number in range(20)]])
+    monkeypatch.setattr(archive, "MAX_MEMBERS", 20)
+    monkeypatch.setattr("zipfile.ZipInfo", None)
+    assert "fewer than 20 members, but has 28" in refused(tmp_path, {"x.zip": data})
 
 
 def test_bytes_are_counted(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import soxr
 import torch
 
 from speaker.common.errors import UserError
+from speaker.sources import audio
 from speaker.sources.audio import DEMUXERS, FORMATS, MAX_SECONDS, read_audio, read_sound
 from speaker.sources.demo import draw_voice, synthesize
 
@@ -215,7 +216,7 @@ def special(value: float) -> Callable[[Path], object]:
         ("a.wav", lambda path: path.write_text("no sound\n" * 999), "decodable"),
         ("a.m4a", lambda path: path.write_text("no sound\n" * 999), "decodable"),
         ("a.mp3", lambda path: path.write_bytes(bytes(99_999)), "decodable"),
-        ("a.flac", lambda path: path.write_bytes(bytes(99_999)), "hold sound|decodable"),
+        ("a.flac", lambda path: path.write_bytes(bytes(99_999)), "has more than 1,000 chunks"),
         ("a.ogg", lambda path: path.write_bytes(b"OggS" * 999), "whole|decodable"),
         (
             "a.wav",
@@ -417,7 +418,7 @@ def test_an_mp3_of_changing_bit_rate_without_a_length_is_read(tmp_path: Path) ->
         (wav(100_000_000, 0, SAMPLES), "whole, but this WAV file is cut off"),
         (wav(0), "holds no sample; remove it"),
         (wav(0, 0, NOTE), "holds no sample; remove it"),
-        (wav(0, 0, before=bytes(8) * 200_000), "hold sound|decodable"),
+        (wav(0, 0, before=bytes(8) * 200_000), "has more than 1,000 chunks"),
     ],
 )
 def test_a_wav_that_is_cut_or_empty_is_refused(tmp_path: Path, data: bytes, rule: str) -> None:
@@ -523,3 +524,40 @@ def test_channels_that_do_not_cancel_are_mixed(tmp_path: Path, rate: int) -> Non
     many[:, 7] = noise[0]
     soundfile.write(tmp_path / "b.wav", many, 16_000, subtype="FLOAT")
     assert np.allclose(read_audio(tmp_path / "b.wav"), noise[0] / 64, atol=1e-6)
+
+
+@pytest.mark.parametrize("ending", [".wav", ".aiff"])
+def test_zeros_in_the_place_of_chunks_are_not_sought_through(tmp_path: Path, ending: str) -> None:
+    """As a download leaves them that reserved its space: at 3 GB FFmpeg took minutes."""
+    path = write(tmp_path / f"a{ending}")
+    head = path.read_bytes()[:12]
+    path.write_bytes(head)
+    os.truncate(path, 1 << 30)
+    with pytest.raises(UserError, match="file has more than 1,000 chunks; fetch it again"):
+        read_audio(path)
+
+
+def test_zeros_behind_a_caf_are_not_sought_through(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.caf")
+    os.truncate(path, 1 << 30)
+    with pytest.raises(UserError, match="CAF file has more than 1,000 chunks"):
+        read_audio(path)
+
+
+@pytest.mark.parametrize(("ending", "most"), [(".mp3", 128), (".flac", 256), (".wav", 1_024)])
+def test_more_than_ten_minutes_can_take_is_not_read(tmp_path: Path, ending: str, most: int) -> None:
+    path = write(tmp_path / f"a{ending}")
+    os.truncate(path, (most << 20) + 1)
+    with pytest.raises(UserError, match=f"have at most {most:,} MiB, but has {(most << 20) + 1:,}"):
+        read_audio(path)
+
+
+def test_a_declared_length_beyond_the_limit_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.wav", rate=1)
+    os.truncate(path, 1_500)
+    path.write_bytes(path.read_bytes()[:40] + struct.pack("<I", 1_456) + path.read_bytes()[44:])
+    monkeypatch.setattr(audio, "_decoded", None)
+    with pytest.raises(UserError, match="last at most 600 s, but declares 728; split it"):
+        read_audio(path)
