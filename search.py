@@ -15,6 +15,7 @@ from speaker.common.cli import (
     add_device,
     add_precision,
     add_storage,
+    add_store_patience,
     add_tracking_uri,
     byte_size,
     natural,
@@ -47,8 +48,12 @@ def parser() -> Parser:
     _add_search(flags.add_argument_group("how the best is found"))
     _add_end(flags.add_argument_group("when the search ends"))
     machine = flags.add_argument_group("where it runs and is kept")
-    for add in (add_device, add_precision, add_engine, add_storage, add_tracking_uri):
-        add(machine)
+    add_device(machine)
+    add_precision(machine)
+    add_engine(machine)
+    add_storage(machine)
+    add_tracking_uri(machine)
+    add_store_patience(machine)
     _add_retention(machine)
     return flags
 
@@ -279,6 +284,7 @@ def make_spec(arguments: argparse.Namespace) -> "WorkerSpec":
         tracking_uri=arguments.tracking_uri or default_tracking_uri(STATE),
         expectations=expectations if arguments.patience else None,
         retain=retain,
+        store_patience=arguments.store_patience,
     )
 
 

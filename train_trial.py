@@ -16,6 +16,7 @@ from speaker.common.cli import (
     Parser,
     add_device,
     add_precision,
+    add_store_patience,
     add_tracking_uri,
     plain_name,
     run_cli,
@@ -51,6 +52,7 @@ def parser() -> Parser:
         help="resume a run that was stopped, to the same end",
     )
     add_tracking_uri(flags)
+    add_store_patience(flags)
     point = flags.add_argument_group(
         "the point", "fields of TrialConfig; where not given, the preset's or the homework's"
     )
@@ -117,7 +119,7 @@ def main() -> None:
             f"On {context.provenance['device']}. {describe([config], costs, 1, context.compute)}",
             flush=True,
         )
-        result = train_tracked(config, context, run)
+        result = train_tracked(config, context, run, arguments.store_patience)
     whole, crops = map(format_accuracy, result.scores())
     reason = f" ({result.reason})" if result.reason else ""
     print(
@@ -157,18 +159,20 @@ def open_run(
 
 
 def train_tracked(
-    config: TrialConfig, context: "TrainingContext", run: "TrackedRun"
+    config: TrialConfig, context: "TrainingContext", run: "TrackedRun", store_patience: float
 ) -> "TrialResult":
     """Train the point, tracked as a trial of a study is."""
     from tqdm import tqdm
 
+    from experiments.outages import Patience
     from experiments.tracked_training import TrackedTraining
     from experiments.tracking.run import STORE_ERRORS
 
-    training = TrackedTraining(config, context, run, tell=lambda _result: None)
+    patience = Patience(store_patience, STORE_ERRORS)
+    training = TrackedTraining(config, context, run, tell=lambda _result: None, patience=patience)
     bar = tqdm(total=config.steps, desc=config.label(), unit="step", disable=None)
     with bar, uninterrupted():
-        return training.train(homework_lines(), bar, STORE_ERRORS)
+        return training.train(homework_lines(), bar)
 
 
 def homework_lines() -> "Report":

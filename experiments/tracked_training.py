@@ -13,7 +13,6 @@ from experiments.outages import Patience
 from experiments.tracking.access import explain_failure, will_pass
 from experiments.tracking.run import STORE_ERRORS, FencedError, TrackedRun, describe_error
 from speaker.common.errors import DeviceLostError, UserError
-from speaker.common.signals import interruptible, uninterrupted
 from speaker.config import TrialConfig
 from speaker.training.metrics import Metrics
 from speaker.training.outcome import Outcome
@@ -42,9 +41,10 @@ class TrackedTraining:
 
         While a store or disk fails the training goes on, and what could not be written is written
         later. What is no fault of the point leaves the trial open and its checkpoint in place, to
-        be resumed: an interruption, a lost device (DeviceLostError), and a store or disk that fails
-        beyond patience. After FencedError nothing is written: another worker may have it. After
-        any other exception, which is a bug, the trial has failed. All of them pass through.
+        be resumed: an interruption, which is to be deferred (see signals.py), a lost device
+        (DeviceLostError), and a store or disk that fails beyond patience. After FencedError nothing
+        is written: another worker may have it. After any other exception, which is a bug, the
+        trial has failed. All of them pass through.
         """
         failures, insist = self.patience.failures, self.patience.insist
         rows = Rows(lambda step, metrics: self._log(step, metrics, listen), self.patience)
@@ -52,16 +52,15 @@ class TrackedTraining:
         try:
             with self.run.guarded(failures):
                 insist(lambda: self.run.log_setup(self.config, self.context))
-                with interruptible():
-                    result = train(
-                        self.config,
-                        self.context.pack,
-                        self.context.protocol,
-                        rows.add,
-                        self.context.compute,
-                        checkpoint,
-                        bar,
-                    )
+                result = train(
+                    self.config,
+                    self.context.pack,
+                    self.context.protocol,
+                    rows.add,
+                    self.context.compute,
+                    checkpoint,
+                    bar,
+                )
                 insist(rows.write)
                 insist(lambda: self._log_result(result))
         except (DeviceLostError, FencedError):
@@ -115,18 +114,17 @@ class Rows:
         began = self._patience.clock()
         if began < self._next_try:
             return False
-        with uninterrupted():
-            try:
-                return self.write()
-            except self._patience.failures as error:
-                if not will_pass(error):
-                    raise
-                if self._next_try == -math.inf:
-                    self._patience.say(f"training goes on, its rows wait: {explain_failure(error)}")
-                # A store that takes long to fail must not take the training's time.
-                now = self._patience.clock()
-                self._next_try = now + (now - began) / MAX_TIME_FRACTION
-                return False
+        try:
+            return self.write()
+        except self._patience.failures as error:
+            if not will_pass(error):
+                raise
+            if self._next_try == -math.inf:
+                self._patience.say(f"training goes on, its rows wait: {explain_failure(error)}")
+            # A store that takes long to fail must not take the training's time.
+            now = self._patience.clock()
+            self._next_try = now + (now - began) / MAX_TIME_FRACTION
+            return False
 
     def write(self) -> bool:
         """Write all that waits; tell whether the training is to stop.

@@ -19,7 +19,6 @@ from experiments.replay import (
 )
 from experiments.tracked_training import TrackedTraining
 from experiments.tracking import names
-from experiments.tracking.run import STORE_ERRORS
 from experiments.tracking.store import TrackingStore
 from speaker.training.metrics import Metrics
 from tests.helpers import STUDY, TINY, refused
@@ -45,7 +44,7 @@ def trained(store: TrackingStore, context: TrainingContext, stop_at: int = 0, **
 
     run = store.open_run(TINY.label(), tags)
     training = TrackedTraining(TINY, context, run, tell=lambda _result: None)
-    training.train(listen, tqdm(disable=True), STORE_ERRORS)
+    training.train(listen, tqdm(disable=True))
     return run.run_id
 
 

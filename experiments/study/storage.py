@@ -16,7 +16,7 @@ from experiments.urls import masked
 from speaker.common.errors import UserError, first_line
 from speaker.common.files import create_once
 
-BUSY_TIMEOUT_S = 60
+BUSY_TIMEOUT_S = 15
 UPGRADE = "optuna storage upgrade"  # Optuna names it where a database is of an older release
 
 

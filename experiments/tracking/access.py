@@ -6,7 +6,8 @@ import re
 
 import mlflow
 from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError, TimeoutError
+from sqlalchemy import exc
+from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.urls import masked, shown
 from speaker.common.errors import first_line
@@ -20,10 +21,11 @@ LASTING = (
     "RESOURCE_DOES_NOT_EXIST",
     "RESOURCE_ALREADY_EXISTS",
     "INVALID_STATE",
+    "BAD_REQUEST",
     "ENDPOINT_NOT_FOUND",
     "NOT_IMPLEMENTED",
 )
-PASSING = (OperationalError, InterfaceError, TimeoutError)  # of databases
+PASSING = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError)  # of databases
 LASTING_ERRNOS = (
     errno.ENOENT,
     errno.EACCES,

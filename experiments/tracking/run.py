@@ -137,12 +137,10 @@ class TrackedRun:
             yield
         except FencedError:  # it is open in another worker's hands
             raise
-        except (*failures, KeyboardInterrupt, DeviceLostError) as error:
+        except (KeyboardInterrupt, Exception) as error:
+            lasts = not isinstance(error, (KeyboardInterrupt, DeviceLostError, *failures))
             with contextlib.suppress(*failures):
-                self.close("interrupted", _interruption(error))
-            raise
-        except Exception as error:
-            self.close("failed", describe_error(error))
+                self.close("failed" if lasts else "interrupted", _reason(error))
             raise
 
     def close(self, state: str, reason: str = "") -> None:
@@ -175,7 +173,7 @@ class TrackedRun:
         )
 
 
-def _interruption(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "stopped by the user"
     return str(error) if isinstance(error, DeviceLostError) else describe_error(error)

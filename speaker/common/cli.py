@@ -48,6 +48,17 @@ def add_storage(flags: argparse._ActionsContainer) -> None:
     )
 
 
+def add_store_patience(flags: argparse._ActionsContainer) -> None:
+    """Add the flag that says how long a failing store is waited for."""
+    flags.add_argument(
+        "--store-patience",
+        type=positive_float,
+        default=3600,
+        metavar="SECONDS",
+        help="how long a store or disk that fails in the middle of it is waited for",
+    )
+
+
 def add_tracking_uri(flags: argparse._ActionsContainer) -> None:
     """Add the flag that says where MLflow keeps its runs."""
     flags.add_argument(

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
+from tqdm import tqdm
 
 from speaker.common.errors import UserError, describe_differences, first_line
 from speaker.common.files import canonical_json, read_bounded, write_atomically
@@ -108,9 +109,11 @@ class Checkpoint:
         identity: dict[str, str] | None = None,
         clock: Callable[[], float] = time.perf_counter,
         expected: Expected | None = None,
+        say: Callable[[str], None] = tqdm.write,
     ) -> None:
         self._path, self._identity, self._clock = path, identity or {}, clock
-        self._expected = expected
+        self._expected, self._say = expected, say
+        self._failed = False  # whether the last save did
         self._due_at = clock() + MIN_INTERVAL_S
 
     def due(self) -> bool:
@@ -120,10 +123,24 @@ class Checkpoint:
         return self._path is not None and self._clock() >= self._due_at
 
     def save(self, state: TrainingState, learner: dict[str, Tensor]) -> None:
-        """Write the state in place of the last one, whole or not at all."""
+        """Write the state in place of the last one, whole or not at all.
+
+        A disk that is full does not stop a training: the last one stays, and that is said.
+        """
         if self._path is None:
             return
         began = self._clock()
+        try:
+            self._write(self._path, state, learner)
+            self._failed = False
+        except OSError as error:
+            if not self._failed:
+                self._say(f"training goes on, though its checkpoint cannot be written: {error}")
+            self._failed = True
+        now = self._clock()
+        self._due_at = now + max(MIN_INTERVAL_S, (now - began) / MAX_TIME_FRACTION)
+
+    def _write(self, path: Path, state: TrainingState, learner: dict[str, Tensor]) -> None:
         about = canonical_json({"identity": self._identity, "state": state.to_dict()}).encode()
         data = save(
             {
@@ -132,10 +149,8 @@ class Checkpoint:
                 **{f"best/{name}": tensor for name, tensor in state.weights.items()},
             }
         )
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self._path, hashlib.sha256(data).digest() + data)
-        now = self._clock()
-        self._due_at = now + max(MIN_INTERVAL_S, (now - began) / MAX_TIME_FRACTION)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, hashlib.sha256(data).digest() + data)
 
     def load(self) -> tuple[TrainingState, dict[str, Tensor]] | None:
         """Return what was saved last, or None where nothing was.

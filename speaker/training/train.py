@@ -3,9 +3,10 @@
 It knows nothing of studies and runs.
 """
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from speaker.common import cuda
 from speaker.common.devices import Compute, ThreadPool
 from speaker.common.errors import UserError, first_line
+from speaker.common.signals import Interrupted, interruptible
 from speaker.config import TrialConfig
 from speaker.data.pack import Pack
 from speaker.data.protocol import Protocol
@@ -97,7 +99,9 @@ def train(
     the same to the last bit. `bar` counts steps.
 
     Raises UserError for a pack that is too small and for a checkpoint of another training, and
-    DeviceLostError when a GPU no longer answers; any other exception passes through.
+    DeviceLostError when a GPU no longer answers; any other exception passes through. A signal that
+    is to end it is let through between two steps, or in an evaluation, after the checkpoint is
+    saved (see signals.py).
     """
     validate_batch_size(config, pack, protocol)
     bar = tqdm(disable=True) if bar is None else bar
@@ -133,54 +137,129 @@ def _train(
         ThreadPool(compute.shards) as pool,
         open_learner(config, pack, rows, compute, pool) as learner,
     ):
-        evaluate = Evaluator(pack, protocol, pool, clock)
+        evaluator = Evaluator(pack, protocol, pool, clock)
         detector = CollapseDetector(config, pack, rows)
-        state = _resume(checkpoint, learner)
-        bar.update(state.step)
-        began = clock() - state.seconds
-        since, first = clock(), state.step  # of the steps whose speed is measured
-        answers = [report(step, metrics) for step, metrics in state.rows]
-        stopped = bool(answers and answers[-1])
-        collapse = ""
+        return _Loop(config, learner, evaluator, detector, report, checkpoint, bar, clock).run()
 
-        while state.step < config.steps and not stopped:
-            learner.step(state.step)
-            state.step += 1
-            # True a few times a second: the only wait for a device between evaluations.
-            if bar.update():
-                _show(bar, state, learner)
-            evaluated = state.step % config.valid_every == 0 or state.step == config.steps
-            if evaluated:
-                metrics = _summarise(config, state, learner)
-                metrics[STEPS_PER_S] = (state.step - first) / max(clock() - since, 1e-9)
-            if evaluated or detector.is_due(state.step):
-                collapse, state.is_blown_up = detector.find(learner, state.is_blown_up)
-                if collapse:
-                    break
-            if evaluated:
-                metrics |= evaluate(learner.model, learner.loss)
-                if not _is_finite(metrics):
-                    collapse = DIVERGED
-                    break
-                state.add(metrics, evaluate.hits, evaluate.told, learner.model_state)
-            if checkpoint.due():
-                state.seconds = clock() - began
-                checkpoint.save(state, learner.state())
-            if evaluated:
-                stopped = report(state.step, metrics)
-                since, first = clock(), state.step
 
+@dataclass
+class _Loop:
+    """The loop of a training: steps, and evaluations of what they have come to."""
+
+    config: TrialConfig
+    learner: Learner
+    evaluator: Evaluator
+    detector: CollapseDetector
+    report: Report
+    checkpoint: Checkpoint
+    bar: "tqdm[int]"
+    clock: Callable[[], float]
+    stopped: bool = False  # by the search
+    collapse: str = ""
+
+    def __post_init__(self) -> None:
+        self.state = _resume(self.checkpoint, self.learner)
+        self.bar.update(self.state.step)
+        self.began = self.clock() - self.state.seconds
+        self.since, self.first = self.clock(), self.state.step  # of the steps that are timed
+
+    def run(self) -> TrialResult:
+        """Train to the end of the budget, or until the search stops it or it has collapsed."""
+        answers = [self.report(step, metrics) for step, metrics in self.state.rows]
+        self.stopped = bool(answers and answers[-1])
+        while not (self.stopped or self.collapse):
+            if self.is_to_evaluate():
+                self.evaluate()
+            elif self.state.step < self.config.steps:
+                self.step()
+            else:
+                break
+        return self.result()
+
+    def is_to_evaluate(self) -> bool:
+        """Tell whether an evaluation is due of what the last step has come to."""
+        step = self.state.step
+        is_due = step % self.config.valid_every == 0 or step == self.config.steps
+        return is_due and step > self.state.last
+
+    def step(self) -> None:
+        """Do a training step."""
+        with self.interruptible():
+            pass
+        self.learner.step(self.state.step)
+        self.state.step += 1
+        # True a few times a second: the only wait for a device between evaluations.
+        if self.bar.update():
+            _show(self.bar, self.state, self.learner)
+        if self.is_to_evaluate():
+            return
+        if self.detector.is_due(self.state.step):
+            self.collapse, self.state.is_blown_up = self.look()
+        self.save_if_due()
+
+    def evaluate(self) -> None:
+        """Evaluate the model, and report that."""
+        speed = (self.state.step - self.first) / max(self.clock() - self.since, 1e-9)
+        with self.interruptible():  # all that is kept is changed below
+            collapse, is_blown_up = self.look()
+            scores = {} if collapse else self.evaluator(self.learner.model, self.learner.loss)
+        self.collapse, self.state.is_blown_up = collapse, is_blown_up
+        if collapse:
+            return
+        metrics = {
+            **_summarise(self.config, self.state, self.learner),
+            STEPS_PER_S: speed,
+            **scores,
+        }
+        if not _is_finite(metrics):
+            self.collapse = DIVERGED
+            return
+        seen = self.evaluator
+        self.state.add(metrics, seen.hits, seen.told, self.learner.model_state)
+        self.save_if_due()
+        self.stopped = self.report(self.state.step, metrics)
+        self.since, self.first = self.clock(), self.state.step
+
+    def look(self) -> tuple[str, bool]:
+        """Return how the training has collapsed, if it has, and whether its loss is blown up."""
+        return self.detector.find(self.learner, self.state.is_blown_up)
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Let through in a `with` block what is to interrupt the training, after all of it is
+        saved: the machine may be taken away in a few seconds.
+        """
+        try:
+            with interruptible():
+                yield
+        except Interrupted:
+            self.save()
+            raise
+
+    def save_if_due(self) -> None:
+        """Save the checkpoint, if it is time to."""
+        if self.checkpoint.due():
+            self.save()
+
+    def save(self) -> None:
+        """Save the checkpoint."""
+        self.state.seconds = self.clock() - self.began
+        self.checkpoint.save(self.state, self.learner.state())
+
+    def result(self) -> TrialResult:
+        """Return how it ended."""
+        state = self.state
         return TrialResult(
-            *_end(config, state.step, collapse, stopped),
+            *_end(self.config, state.step, self.collapse, self.stopped),
             steps=state.step,
             best_step=state.best_step,
             best=state.best,
             weights=state.weights,
             hits=state.hits,
             told=state.told,
-            parameters=count_parameters(learner.model),
-            seconds=clock() - began,
-            fallback=learner.fallback,
+            parameters=count_parameters(self.learner.model),
+            seconds=self.clock() - self.began,
+            fallback=self.learner.fallback,
         )
 
 
