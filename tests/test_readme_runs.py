@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ import soundfile
 
 from speaker.sources.demo import draw_voice, synthesize
 from tests.helpers import ROOT, environment, write_corpus
+from tests.servers import free_port
 from tests.test_readme import BLOCKS, COMMANDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -83,12 +83,6 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     path = os.pathsep.join((str(tools), str(Path(sys.executable).parent), os.environ["PATH"]))
     kept = {key: value for key, value in environment().items() if key != "PYTHONPATH"}
     return {**kept, "PATH": path}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def shorter(text: str) -> str:

@@ -11,9 +11,7 @@ import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -26,6 +24,7 @@ from experiments.tracking.store import TrackingStore
 from speaker.common.devices import find_precision
 from speaker.model.saved_model import WEIGHTS
 from tests.helpers import KILLS, STUDY, assert_whole, environment, program, run, start, write_corpus
+from tests.servers import answers, free_port, serve, stop
 from tests.warm import run_warm
 
 pytestmark = pytest.mark.slow
@@ -423,12 +422,6 @@ def test_the_ui_serves_on_loopback_until_it_is_stopped(home: Path) -> None:
     assert not answers(port, within=0), "a process of the server outlived it"
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 def status_of_root(port: int, host: str) -> int:
     """Ask a server on loopback for its page under a name it may not be meant by."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
@@ -436,18 +429,6 @@ def status_of_root(port: int, host: str) -> int:
     status = connection.getresponse().status
     connection.close()
     return status
-
-
-def answers(port: int, within: float) -> bool:
-    """Tell whether a server answers on a port, or comes to within some seconds."""
-    deadline = time.monotonic() + within
-    while True:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return True
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(0.2)
 
 
 def test_a_server_that_goes_away_costs_no_trial(home: Path) -> None:
@@ -458,7 +439,7 @@ def test_a_server_that_goes_away_costs_no_trial(home: Path) -> None:
     uri = f"http://127.0.0.1:{port}"
     search = (*SEARCH, 4, "--tracking-uri", uri)
     server = serve(home, port)
-    process = start(home, *search)
+    process = start(home, *search, "--store-patience", 1)
     for line in process.stdout or ():
         if line.startswith("#0"):
             break
@@ -505,7 +486,7 @@ def test_a_training_whose_server_goes_away_ends_in_one_line_and_resumes(home: Pa
         f"http://127.0.0.1:{port}",
     )
     server = serve(home, port)
-    process = start(home, *words)
+    process = start(home, *words, "--store-patience", 1)
     assert process.stdout is not None
     assert process.stdout.readline().startswith("Runs are kept in http://127.0.0.1:")
     run_id = process.stdout.readline().split()[1].rstrip(".")
@@ -541,41 +522,6 @@ def test_a_corpus_without_test_utterances_is_not_to_be_predicted(home: Path) -> 
     assert done.stdout.partition("Next:\n")[2].splitlines() == [
         "  python -m experiments promote --study homework-untested", "  python -m experiments ui",
     ]  # fmt: skip
-
-
-def serve(home: Path, port: int) -> "subprocess.Popen[bytes]":
-    """Start a real MLflow server whose state lies in a folder, and wait until it answers."""
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--backend-store-uri",
-        f"sqlite:///{home}/server.db",
-    ]
-    command += [
-        "--artifacts-destination",
-        str(home / "served"),
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
-    settings = {**environment(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    server = subprocess.Popen(
-        command,
-        env=settings,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    assert answers(port, within=90)
-    return server
-
-
-def stop(server: "subprocess.Popen[bytes]") -> None:
-    os.killpg(server.pid, signal.SIGKILL)
-    server.wait()
 
 
 def test_help_names_every_flag() -> None:

@@ -45,14 +45,19 @@ def test_one_holder_at_a_time(url: str) -> None:
         assert second.try_take("a") is None
 
 
-def test_a_lock_whose_connection_was_cut_is_not_proved(postgres: str) -> None:
+def test_a_lock_whose_connection_was_cut_is_taken_anew_unless_another_has_it(postgres: str) -> None:
     lock = open_locks(postgres, "cut").take("a")
-    lock.prove()
+    assert not lock.prove()
     cut_locks(postgres)
-    with pytest.raises(FencedError):
-        lock.prove()
+    assert lock.prove(), "another worker may have held it"
+    assert not lock.prove()
+    assert open_locks(postgres, "cut").try_take("a") is None
+    cut_locks(postgres)
     with open_locks(postgres, "cut").holding("a"):
+        with pytest.raises(FencedError):
+            lock.prove()
         lock.release()  # takes nothing from who holds it now
+        assert open_locks(postgres, "cut").try_take("a") is None
 
 
 def test_a_lock_dies_with_its_process(url: str) -> None:

@@ -1,0 +1,306 @@
+"""Stores that are away, locked or full in the middle of a search: it waits, and loses nothing."""
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import subprocess
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import pgserver
+import pytest
+
+from experiments.context import TrainingContext
+from experiments.engines.engine import Ended, Noted, Said
+from experiments.engines.worker import work
+from experiments.outages import Patience
+from experiments.proposals.attributes import RUN_ID
+from experiments.study import storage
+from experiments.study import trial as trial_module
+from experiments.study.search import StudyWorker, WorkerSpec
+from experiments.study.trial import listen
+from speaker.common.errors import UserError
+from speaker.training.metrics import OBJECTIVE, Metrics
+from speaker.training.outcome import Outcome
+from speaker.training.train import Report
+from tests.helpers import PLAN
+from tests.servers import free_port, serve, stop
+
+STEPS = [2, 4]  # of the evaluations of each trial
+
+
+class Outage(ABC):
+    """Something that a search needs, and that goes away and comes back."""
+
+    says: str  # the cause, in the words of who fails
+
+    def __init__(self, state: Path) -> None:
+        self.state = state
+        self.storage = f"sqlite:///{state}/optuna.db"
+        self.tracking = f"sqlite:///{state}/mlflow.db"
+
+    @abstractmethod
+    def begin(self) -> None: ...
+
+    @abstractmethod
+    def end(self) -> None: ...
+
+    def clean_up(self) -> None: ...
+
+
+class Locked(Outage):
+    """A database that another process writes to and does not let go."""
+
+    says = "database is locked"
+    name = "optuna.db"
+
+    def begin(self) -> None:
+        self.connection = sqlite3.connect(self.state / self.name, isolation_level=None)
+        self.connection.execute("BEGIN EXCLUSIVE")
+
+    def end(self) -> None:
+        self.connection.execute("ROLLBACK")
+        self.connection.close()
+
+
+class RunsLocked(Locked):
+    name = "mlflow.db"
+
+
+class ServerAway(Outage):
+    """An MLflow server that is killed, and started again."""
+
+    says = "does not answer: there is no server"
+
+    def __init__(self, state: Path) -> None:
+        super().__init__(state)
+        self.port = free_port()
+        self.tracking = f"http://127.0.0.1:{self.port}"
+        self.server = serve(state, self.port)
+
+    def begin(self) -> None:
+        stop(self.server)
+
+    def end(self) -> None:
+        self.server = serve(self.state, self.port)
+
+    def clean_up(self) -> None:
+        stop(self.server)
+
+
+class PostgresAway(Outage):
+    """A PostgreSQL server that is stopped at once, as by a crash, and started again: all locks are
+    gone with it.
+    """
+
+    says = "connection failed"
+
+    def __init__(self, state: Path) -> None:
+        super().__init__(state)
+        self.server = pgserver.get_server(state / "postgres")
+        self.storage = self.server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+
+    def control(self, *words: str) -> None:
+        control = shutil.which("pg_ctl", path=str(Path(pgserver.__file__).parent / "pginstall/bin"))
+        owner = (self.state / "postgres").stat().st_uid
+        subprocess.run(
+            [str(control), "-D", str(self.state / "postgres"), "-w", *words],
+            user=owner,
+            check=True,
+            capture_output=True,
+        )
+
+    def begin(self) -> None:
+        options = (self.state / "postgres" / "postmaster.opts").read_text()
+        self.options = options.partition('"-k"')[2].split('"')[1]
+        self.control("stop", "-m", "immediate")
+
+    def end(self) -> None:
+        self.control(
+            "-l", str(self.state / "postgres" / "log"), "-o", f'-k "{self.options}" -h ""', "start"
+        )
+
+    def clean_up(self) -> None:
+        self.server.cleanup()
+
+
+class DiskFull(Outage):
+    """A disk that something else has filled: a small one in memory, with all state on it."""
+
+    says = "full"
+
+    def __init__(self, state: Path) -> None:
+        if os.geteuid() != 0:
+            pytest.skip("only root can mount a small disk")
+        self.disk = state / "disk"
+        self.disk.mkdir()
+        mounted = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(self.disk)]
+        if subprocess.run(mounted, check=False, capture_output=True).returncode:
+            pytest.skip("no small disk can be mounted here")
+        super().__init__(self.disk)
+
+    def begin(self) -> None:
+        with contextlib.suppress(OSError), (self.disk / "others").open("wb", 0) as others:
+            while True:
+                others.write(bytes(1 << 16))
+        with contextlib.suppress(OSError), (self.disk / "rest").open("wb", 0) as rest:
+            while True:
+                rest.write(b"0")
+
+    def end(self) -> None:
+        (self.disk / "others").unlink()
+
+    def clean_up(self) -> None:
+        subprocess.run(["umount", "-l", str(self.disk)], check=True)
+
+
+@pytest.fixture(params=[Locked, RunsLocked, ServerAway, PostgresAway, DiskFull])
+def outage(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Outage]:
+    monkeypatch.setattr(storage, "BUSY_TIMEOUT_S", 0.2)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    made: Outage = request.param(tmp_path)
+    yield made
+    made.clean_up()
+
+
+def fail_in_trial(monkeypatch: pytest.MonkeyPatch, number: int, fail: Callable[[], None]) -> None:
+    """Let something fail just before a trial's first evaluation is heard."""
+    failures: list[int] = []
+
+    def failing(trial: optuna.trial.Trial, prune_presets: bool) -> Report:
+        report = listen(trial, prune_presets)
+
+        def reported(step: int, metrics: Metrics) -> bool:
+            if trial.number == number and not failures:
+                failures.append(step)
+                fail()
+            return report(step, metrics)
+
+        return reported
+
+    monkeypatch.setattr(trial_module, "listen", failing)
+
+
+def rows_of(worker: StudyWorker) -> list[tuple[int, str, list[tuple[int, float]]]]:
+    """Return what both stores hold of each trial, which must be the same, each row once."""
+    found = []
+    for trial in worker.study.get_trials():
+        run = worker.shared.store.client.get_run(trial.user_attrs[RUN_ID])
+        rows = worker.shared.store.client.get_metric_history(run.info.run_id, OBJECTIVE)
+        assert [row.step for row in rows] == STEPS
+        assert {row.step: row.value for row in rows} == trial.intermediate_values
+        assert (run.info.status, trial.state.name) == ("FINISHED", "COMPLETE")
+        found.append(
+            (trial.number, run.data.tags["sha256"], sorted(trial.intermediate_values.items()))
+        )
+    assert len(worker.shared.store.trial_runs("s")) == len(found)
+    return found
+
+
+@pytest.mark.slow
+def test_an_outage_costs_no_trial_and_no_row(
+    outage: Outage,
+    context: TrainingContext,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    context = replace(context, checkpoints=outage.state / "checkpoints")
+    spec = WorkerSpec(PLAN, context, outage.storage, outage.tracking)
+    worker, notes, ended = spec.open(), [""], []
+
+    def hear(said: Said) -> None:
+        if isinstance(said, Noted):
+            notes.append(said.text)
+            if "waiting, for up to 1 h" in said.text:
+                outage.end()
+        elif isinstance(said, Ended):
+            ended.append((said.number, said.result.outcome))
+
+    fail_in_trial(monkeypatch, 1, outage.begin)
+    work(worker, hear)
+    worker.close(as_asked=True)
+    assert ended == [(number, Outcome.COMPLETE) for number in range(4)]
+    told = "\n".join(notes)
+    assert "#1: training goes on, its rows wait: " in told
+    assert outage.says in told
+    assert "#1: it answers again after" in told
+    found = rows_of(worker)
+    worker.study._storage.remove_session()
+
+    undisturbed = WorkerSpec(
+        PLAN, context, f"sqlite:///{tmp_path}/other.db", f"sqlite:///{tmp_path}/others.db"
+    ).open()
+    work(undisturbed, lambda _said: None)
+    assert found == rows_of(undisturbed)
+
+
+def test_beyond_patience_the_worker_stops_and_its_trial_is_resumed(
+    state: Path, context: TrainingContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "BUSY_TIMEOUT_S", 0.1)
+    locked = Locked(state)
+    spec = WorkerSpec(PLAN, context, locked.storage, locked.tracking, store_patience=0.3)
+    worker = spec.open()
+    fail_in_trial(monkeypatch, 1, locked.begin)
+    with pytest.raises(
+        UserError, match=r"^a store or disk failed \(.*database is locked\); fix that, and run the same command to resume$"
+    ):  # fmt: skip
+        work(worker, lambda _said: None)
+    run_id = worker.shared.store.trial_runs("s", "tags.trial = '1'")[0].info.run_id
+    assert worker.shared.store.client.get_run(run_id).info.status == "KILLED"
+    locked.end()
+    work(spec.open(), lambda _said: None)
+    assert [number for number, _, _ in rows_of(worker)] == [0, 1, 2, 3]
+
+
+class Clock:
+    """Seconds that pass while somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_patience_tries_again_ever_more_seldom_and_says_so_once() -> None:
+    clock, notes, tries = Clock(), [], []
+
+    def call() -> str:
+        tries.append(clock.now)
+        if clock.now < 40:
+            raise OSError(28, "No space left on device")
+        return "done"
+
+    patience = Patience(60, (OSError,), notes.append, clock, clock.sleep)
+    assert patience.insist(call) == "done"
+    assert tries == [0, 0.5, 1.5, 3.5, 7.5, 15.5, 30.5, 45.5]
+    assert notes == [
+        "waiting, for up to 1 min: [Errno 28] No space left on device",
+        "it answers again after 46 s",
+    ]
+
+
+def test_patience_ends_to_the_second_and_does_not_wait_for_what_lasts() -> None:
+    clock, notes = Clock(), list[str]()
+    patience = Patience(10, (OSError,), notes.append, clock, clock.sleep)
+
+    def refuse(number: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(OSError, match="No space"):
+        patience.insist(lambda: refuse(28))
+    assert clock.now == 10
+    with pytest.raises(FileNotFoundError):
+        patience.insist(lambda: refuse(2))
+    assert clock.now == 10
+    assert len(notes) == 1
