@@ -10,7 +10,7 @@ from experiments.tracking import histories
 from experiments.tracking.histories import MAX_RUNS, read_histories
 from experiments.tracking.store import TrackingStore
 from speaker.training.metrics import OBJECTIVE
-from tests.test_search import serve, stop
+from tests.servers import serve, stop
 
 pytestmark = pytest.mark.slow
 

@@ -18,7 +18,7 @@ from experiments.tracking.store import TrackingStore
 from experiments.verbs.ui import answers, links, serving
 from speaker.config import TrialConfig
 from tests.browser import needs_chromium, seen
-from tests.test_search import free_port
+from tests.servers import free_port
 
 BEST_FIRST = ["#1 d80", "#3 d80", "#0 d80", "#2 pruned d80"]
 SPACE = {"space.d_model": "one of 80, 512", "space.lr": "from 1e-4 to 1e-2, log"}
