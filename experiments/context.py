@@ -19,7 +19,7 @@ from speaker.data.pack import Pack, open_pack
 from speaker.data.protocol import Protocol
 from speaker.sources.demo import build_demo
 from speaker.training import lookahead
-from speaker.training.checkpoint import Checkpoint, identity
+from speaker.training.checkpoint import Checkpoint, Copies, identity
 from speaker.training.lookahead import Cost
 from speaker.training.saved_state import Expected
 from speaker.training.train import validate_batch_size
@@ -85,15 +85,19 @@ class TrainingContext:
         return config
 
     def checkpoint(
-        self, run_id: str, config: TrialConfig, say: Callable[[str], None] = tqdm.write
+        self,
+        run_id: str,
+        config: TrialConfig,
+        say: Callable[[str], None] = tqdm.write,
+        copies: Copies | None = None,
     ) -> Checkpoint:
-        """Return where a run's training keeps what it needs to resume after a kill; `say` hears
-        when that cannot be written.
+        """Return where a run's training keeps what it needs to resume after a kill, with copies for
+        other machines; `say` hears when that cannot be written.
         """
         which = identity(config, self.pack, self.protocol, self.compute.precision)
         expected = Expected(config, self.pack, self.protocol, self.compute.precision)
         path = self.checkpoints / f"{run_id}.checkpoint"
-        return Checkpoint(path, which, expected=expected, say=say)
+        return Checkpoint(path, which, expected=expected, say=say, copies=copies)
 
 
 def load_context(

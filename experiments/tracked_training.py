@@ -5,15 +5,18 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from tqdm import tqdm
 
 from experiments.context import TrainingContext
 from experiments.outages import Patience
 from experiments.tracking.access import explain_failure, will_pass
+from experiments.tracking.checkpoint_copies import copies_of
 from experiments.tracking.run import STORE_ERRORS, FencedError, TrackedRun, describe_error
 from speaker.common.errors import DeviceLostError, UserError
 from speaker.config import TrialConfig
+from speaker.training.checkpoint import Checkpoint
 from speaker.training.metrics import Metrics
 from speaker.training.outcome import Outcome
 from speaker.training.train import Report, TrialResult, train
@@ -36,6 +39,12 @@ class TrackedTraining:
     baseline: Callable[[], float | None] = lambda: None
     patience: Patience = field(default_factory=lambda: Patience(failures=STORE_ERRORS))
 
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """What the training resumes from, here or on another machine."""
+        run = self.run
+        return self.context.checkpoint(run.run_id, self.config, self.patience.say, copies_of(run))
+
     def train(self, listen: Report, bar: "tqdm[int]") -> TrialResult:
         """Train the point, log all of it, and end the trial; `listen` hears of each evaluation.
 
@@ -48,7 +57,6 @@ class TrackedTraining:
         """
         failures, insist = self.patience.failures, self.patience.insist
         rows = Rows(lambda step, metrics: self._log(step, metrics, listen), self.patience)
-        checkpoint = self.context.checkpoint(self.run.run_id, self.config, self.patience.say)
         try:
             with self.run.guarded(failures):
                 insist(lambda: self.run.log_setup(self.config, self.context))
@@ -58,7 +66,7 @@ class TrackedTraining:
                     self.context.protocol,
                     rows.add,
                     self.context.compute,
-                    checkpoint,
+                    insist(lambda: self.checkpoint),
                     bar,
                 )
                 insist(rows.write)
@@ -69,7 +77,7 @@ class TrackedTraining:
             raise
         except Exception as error:
             self.tell(TrialResult(Outcome.FAILED, describe_error(error)))
-            checkpoint.remove()
+            self.checkpoint.remove()
             raise
         self.end(result)
         return result
@@ -79,9 +87,10 @@ class TrackedTraining:
 
         A kill between two of these writes is made good when the trial is opened again.
         """
-        self.patience.insist(lambda: self.tell(result))
-        self.patience.insist(lambda: self.run.close(result.outcome, result.reason))
-        self.context.checkpoint(self.run.run_id, self.config).remove()
+        insist = self.patience.insist
+        insist(lambda: self.tell(result))
+        insist(lambda: self.checkpoint.remove())
+        insist(lambda: self.run.close(result.outcome, result.reason))
 
     def _log(self, step: int, metrics: Metrics, listen: Report) -> bool:
         self._prove()

@@ -1,6 +1,8 @@
 """Fixtures: a tiny corpus and its pack, made once."""
 
 import shutil
+import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +12,9 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from experiments.context import TrainingContext
 from experiments.tracking import store
+from speaker.common import signals
 from speaker.common.devices import Compute
+from speaker.common.signals import STOPPING, install_signal_handlers
 from speaker.data.corpus import Corpus, read_corpus
 from speaker.data.pack import Pack, open_pack
 from speaker.data.protocol import Protocol
@@ -100,3 +104,17 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server = pgserver.get_server(tmp_path_factory.mktemp("postgres"))
     yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
     server.cleanup()
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Install the program's handlers, as run_cli does, and put the others back."""
+    before = {signum: signal.getsignal(signum) for signum in (*STOPPING, signal.SIGALRM)}
+    hook = sys.unraisablehook
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the tests are started otherwise
+    install_signal_handlers()
+    yield
+    sys.unraisablehook = hook
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+    signals._signals.seen, signals._signals.pending = False, None

@@ -42,6 +42,7 @@ from experiments.study.storage import open_storage
 from experiments.study.trial import STORE_FAILURES, StudyContext
 from experiments.tracked_training import explaining_failures
 from experiments.tracking import names
+from experiments.tracking.checkpoint_copies import copies_of
 from experiments.tracking.descriptions import ENDED, SEARCHING
 from experiments.tracking.pages import describe_search
 from experiments.tracking.run import FencedError
@@ -323,6 +324,8 @@ class StudyWorker:
         ended = {trial.user_attrs.get(RUN_ID): trial for trial in self.finished()}
         for run in self._store.left_open(self._settings.name):
             if trial := ended.get(run.run_id):
+                if copies := copies_of(run):
+                    copies.remove()
                 run.close(outcome_of(trial), trial.user_attrs.get("reason", ""))
 
     def _remove_left_checkpoints(self) -> None:

@@ -95,7 +95,7 @@ def run_trial(
         lambda: _baseline(shared.study),
         patience,
     )
-    _drop_other_checkpoint(training, trial, bar)
+    patience.insist(lambda: _find_checkpoint(training, trial, bar))
     listener = patience.insist(lambda: listen(trial, shared.prune_presets))
     # Before the bar is drawn anew: what it says is of one trial.
     bar.set_description_str(run_name(trial.number, config), refresh=False)
@@ -155,18 +155,23 @@ def _baseline(study: optuna.Study) -> float | None:
     return next(values, None)
 
 
-def _drop_other_checkpoint(
+def _find_checkpoint(
     training: TrackedTraining, trial: optuna.trial.Trial, bar: "tqdm[int]"
 ) -> None:
-    """Remove a checkpoint that cannot be resumed, one of other code say:
-    it must not stop the search.
+    """Say where a trial that had begun starts over, and remove a checkpoint that cannot be resumed,
+    one of other code say: it must not stop the search.
     """
-    checkpoint = training.context.checkpoint(training.run.run_id, training.config)
+    why = ""
     try:
-        checkpoint.load()
+        has_begun = bool(trial.storage.get_trial(trial._trial_id).intermediate_values)
+        if not training.checkpoint.load() and has_begun:
+            why = "no checkpoint of it is found here"
     except UserError as error:
-        bar.write(f"#{trial.number} starts over: {error}")
-        checkpoint.remove()
+        why = str(error)
+        training.checkpoint.remove()
+    if why:
+        bar.write(f"#{trial.number} starts over: {why}")
+        training.run.tag(names.STARTED_OVER, why)
 
 
 def listen(trial: optuna.trial.Trial, prune_presets: bool = False) -> Report:

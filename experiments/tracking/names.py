@@ -27,6 +27,7 @@ ACCURACY, CONFIRMED = "accuracy", "confirmed"  # of a version, in words
 FALLBACKS, SHA256, HITS = "device.fallbacks", "weights.sha256", "valid.hits"
 # Of a run that was trained again: the verdict, what came of it, and what was not as before.
 REPLAY, REPLAY_WORDS, REPLAY_DIFFERS = "replay", "replay.words", "replay.differs"
+STARTED_OVER = "started_over"  # of a run: why its training began anew
 REMOVED = "weights.removed"  # of a run: when and why, and what they were
 AGAIN = "weights.again"  # the command that makes them again
 UTTERANCES = "valid.utterances"  # how many an accuracy is measured on

@@ -70,6 +70,14 @@ class TrackedRun:
         """Ask the store again for what it holds: another worker may have written to it."""
         self._logged.clear()
 
+    def artifact_uri(self) -> str:
+        """Return where its artifacts lie."""
+        return str(self._client.get_run(self.run_id).info.artifact_uri)
+
+    def tag(self, name: str, value: str) -> None:
+        """Set a tag."""
+        self._client.log_batch(self.run_id, tags=as_tags({name: value[:MAX_TAG]}))
+
     def log_setup(self, config: TrialConfig, context: TrainingContext) -> None:
         """Log the point, field by field and whole, and the corpus."""
         params = [Param(name, str(value)) for name, value in config.to_dict().items()]

@@ -5,7 +5,9 @@ so that it resumes after any kill and reaches the same end, bit for bit.
 import dataclasses
 import hashlib
 import os
+import shutil
 import time
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,10 +99,32 @@ class _About:
     state: Progress
 
 
+class Copies(typing.Protocol):
+    """Copies of a checkpoint where other machines can read them."""
+
+    seconds: float  # that the last one took to be sent
+
+    def is_sending(self) -> bool:
+        """Tell whether a copy is on its way."""
+
+    def send(self, path: Path, step: int) -> None:
+        """Begin to send a checkpoint of a training that has come to a step."""
+
+    def flush(self, path: Path, step: int) -> None:
+        """Send a checkpoint now, and wait for it, but not for long."""
+
+    def fetch(self, path: Path, step: int) -> None:
+        """Bring the last copy to `path`, if it is of a later step than this."""
+
+    def remove(self) -> None:
+        """Remove all copies."""
+
+
 class Checkpoint:
     """One training's checkpoint file. With no path nothing is kept.
 
-    Where it is `expected` what the training can have, anything else is taken for damage.
+    Where it is `expected` what the training can have, anything else is taken for damage. With
+    `copies` the training can be resumed on another machine.
     """
 
     def __init__(
@@ -110,17 +134,23 @@ class Checkpoint:
         clock: Callable[[], float] = time.perf_counter,
         expected: Expected | None = None,
         say: Callable[[str], None] = tqdm.write,
+        copies: Copies | None = None,
     ) -> None:
         self._path, self._identity, self._clock = path, identity or {}, clock
-        self._expected, self._say = expected, say
+        self._expected, self._say, self._copies = expected, say, copies
         self._failed = False  # whether the last save did
-        self._due_at = clock() + MIN_INTERVAL_S
+        self._is_fetched = False  # whether a later copy was looked for
+        self._saved_at = clock()
+        self._due_at = self._saved_at + MIN_INTERVAL_S
 
     def due(self) -> bool:
         """Tell whether it is time to save: so seldom that writing takes MAX_TIME_FRACTION
-        of the time at most.
+        of the time at most, and sending copies as well.
         """
-        return self._path is not None and self._clock() >= self._due_at
+        if self._path is None or (self._copies and self._copies.is_sending()):
+            return False
+        sending = self._copies.seconds / MAX_TIME_FRACTION if self._copies else 0.0
+        return self._clock() >= max(self._due_at, self._saved_at + sending)
 
     def save(self, state: TrainingState, learner: dict[str, Tensor]) -> None:
         """Write the state in place of the last one, whole or not at all.
@@ -133,12 +163,20 @@ class Checkpoint:
         try:
             self._write(self._path, state, learner)
             self._failed = False
+            if self._copies:
+                self._copies.send(self._path, state.step)
         except OSError as error:
             if not self._failed:
                 self._say(f"training goes on, though its checkpoint cannot be written: {error}")
             self._failed = True
-        now = self._clock()
+        now = self._saved_at = self._clock()
         self._due_at = now + max(MIN_INTERVAL_S, (now - began) / MAX_TIME_FRACTION)
+
+    def save_at_last(self, state: TrainingState, learner: dict[str, Tensor]) -> None:
+        """Write the state because the training is interrupted, and see that a copy is sent."""
+        self.save(state, learner)
+        if self._path and self._copies and not self._failed:
+            self._copies.flush(self._path, state.step)
 
     def _write(self, path: Path, state: TrainingState, learner: dict[str, Tensor]) -> None:
         about = canonical_json({"identity": self._identity, "state": state.to_dict()}).encode()
@@ -157,13 +195,29 @@ class Checkpoint:
 
         Raises UserError for a damaged file, and OtherTrainingError for one of another training.
         """
-        if self._path is None or not os.path.lexists(self._path):
+        if self._path is None:
+            return None
+        if self._copies and not self._is_fetched:
+            self._copies.fetch(self._path, self._step_here())
+            self._is_fetched = True
+        return self._load(self._path)
+
+    def _step_here(self) -> int:
+        """Return the step of the file on this machine; 0 where none can be used."""
+        try:
+            found = self._load(self._path) if self._path else None
+        except UserError:
+            return 0
+        return found[0].step if found else 0
+
+    def _load(self, path: Path) -> tuple[TrainingState, dict[str, Tensor]] | None:
+        if not os.path.lexists(path):
             return None
         try:
-            about, tensors = _read(self._path, self._expected)
+            about, tensors = _read(path, self._expected)
             if changes := describe_differences(about.identity, self._identity):
                 raise OtherTrainingError(
-                    f"{self._path} must be of this training, but is of another: {changes}; go on "
+                    f"{path} must be of this training, but is of another: {changes}; go on "
                     "with what it began with, or delete it to start over"
                 )
             state = TrainingState(**vars(about.state), weights=_under("best/", tensors))
@@ -172,17 +226,22 @@ class Checkpoint:
                 raise _DamageError(fault)
         except (SafetensorError, KeyError, ValueError, _DamageError) as error:
             raise UserError(
-                f"{self._path} must be a whole checkpoint, but is damaged ({first_line(error)}); "
-                f"{OVER}"
+                f"{path} must be a whole checkpoint, but is damaged ({first_line(error)}); {OVER}"
             ) from error
         return state, learner
 
     def remove(self) -> None:
-        """Remove the file of a training that has ended, and what kills left of it."""
+        """Remove the file of a training that has ended, what kills left of it, and its copies."""
         if self._path is None:
             return
-        for path in (self._path, *self._path.parent.glob(f".{self._path.name}.*.partial")):
-            path.unlink(missing_ok=True)
+        if self._copies:
+            self._copies.remove()
+        self._path.unlink(missing_ok=True)
+        for left in self._path.parent.glob(f".{self._path.name}.*.partial"):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 def identity(

@@ -233,18 +233,15 @@ class _Loop:
             with interruptible():
                 yield
         except Interrupted:
-            self.save()
+            self.state.seconds = self.clock() - self.began
+            self.checkpoint.save_at_last(self.state, self.learner.state())
             raise
 
     def save_if_due(self) -> None:
         """Save the checkpoint, if it is time to."""
         if self.checkpoint.due():
-            self.save()
-
-    def save(self) -> None:
-        """Save the checkpoint."""
-        self.state.seconds = self.clock() - self.began
-        self.checkpoint.save(self.state, self.learner.state())
+            self.state.seconds = self.clock() - self.began
+            self.checkpoint.save(self.state, self.learner.state())
 
     def result(self) -> TrialResult:
         """Return how it ended."""

@@ -1,36 +1,20 @@
 import os
 import signal
-import sys
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 
-from speaker.common import signals
 from speaker.common.cli import Parser, printable, run_cli
 from speaker.common.errors import UserError
 from speaker.common.signals import (
-    STOPPING,
     Interrupted,
     install_signal_handlers,
     interruptible,
     uninterrupted,
 )
 
-
-@pytest.fixture(autouse=True)
-def handlers() -> Iterator[None]:
-    """Install the program's handlers, as run_cli does, and put the others back."""
-    before = {signum: signal.getsignal(signum) for signum in (*STOPPING, signal.SIGALRM)}
-    hook = sys.unraisablehook
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the tests are started otherwise
-    install_signal_handlers()
-    yield
-    sys.unraisablehook = hook
-    for signum, handler in before.items():
-        signal.signal(signum, handler)
-    signals._signals.seen, signals._signals.pending = False, None
+pytestmark = pytest.mark.usefixtures("handlers")
 
 
 def send(signum: signal.Signals) -> None:
