@@ -143,7 +143,7 @@ def test_a_trial_goes_on_on_another_machine(
     assert (names.STARTED_OVER in run.data.tags) == (not copied)
     assert run.info.status == "FINISHED"
     assert not copies._steps(), "copies go with the end of the trial"
-    assert not [*(tmp_path / "there").iterdir()]
+    assert not [*(tmp_path / "there").glob("*")]
 
     alone = WorkerSpec(
         SEARCH, context, f"sqlite:///{tmp_path}/o.db", f"sqlite:///{tmp_path}/m.db"
