@@ -6,9 +6,11 @@ workers anywhere. Those die with their connection, too: who writes proves first 
 """
 
 import contextlib
+import fcntl
 import hashlib
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import sqlalchemy
@@ -19,6 +21,7 @@ from experiments.tracking.run import FencedError
 from experiments.urls import masked
 from speaker.common.errors import UserError, first_line
 
+ALIVE = "alive"  # which all searches of a study share: while nobody holds it, none goes on
 EXAMPLES = (
     "use sqlite:///FILE, or postgresql+psycopg://USER@HOST/NAME after pip install 'psycopg[binary]'"
 )
@@ -60,21 +63,33 @@ class Locks(ABC):
     def take(self, name: str) -> Lock:
         """Wait for a lock and take it."""
 
+    @abstractmethod
+    def share(self, name: str) -> Lock:
+        """Wait until nobody holds a lock alone, and hold it together with others."""
+
+    @abstractmethod
+    def held(self, names: Iterable[str]) -> set[str]:
+        """Return which of these locks somebody holds, and leave no trace of having looked."""
+
     @contextlib.contextmanager
     def holding(self, name: str) -> Iterator[None]:
         """Hold a lock for a `with` block."""
-        lock = self.take(name)
-        try:
+        with _released(self.take(name)):
             yield
-        finally:
-            lock.release()
+
+    @contextlib.contextmanager
+    def sharing(self, name: str) -> Iterator[None]:
+        """Hold a lock together with others for a `with` block."""
+        with _released(self.share(name)):
+            yield
 
 
 class FileLocks(Locks):
-    """Locks as files in a folder."""
+    """Locks as files in a folder, which is made unless it is only to be looked into."""
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: Path, only_look: bool = False) -> None:
+        if not only_look:
+            folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
 
     def try_take(self, name: str) -> Lock | None:
@@ -91,6 +106,16 @@ class FileLocks(Locks):
         lock = FileLock(self._folder / f"{name}.lock")
         lock.acquire()
         return Lock(lock.release)
+
+    def share(self, name: str) -> Lock:
+        """Wait until nobody holds a lock alone, and hold it together with others."""
+        handle = os.open(self._folder / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        return Lock(lambda: os.close(handle))
+
+    def held(self, names: Iterable[str]) -> set[str]:
+        """Return which of these locks somebody holds, and leave no trace of having looked."""
+        return {name for name in names if is_held(self._folder / f"{name}.lock")}
 
 
 class PostgresLocks(Locks):
@@ -125,6 +150,23 @@ class PostgresLocks(Locks):
             return connection
         connection.close()
         return None
+
+    def share(self, name: str) -> Lock:
+        """Wait until nobody holds a lock alone, and hold it together with others."""
+        connection = self._connect()
+        connection.execute(
+            sqlalchemy.text("SELECT pg_advisory_lock_shared(:key)"), {"key": self._key(name)}
+        )
+        return PostgresLock(self, name, connection)
+
+    def held(self, names: Iterable[str]) -> set[str]:
+        """Return which of these locks somebody holds, by one look at the server's own table."""
+        key = "(classid::bigint << 32) | objid::bigint"  # as two halves of 32 bits
+        here = "database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        query = f"SELECT {key} FROM pg_locks WHERE locktype = 'advisory' AND granted AND {here}"  # noqa: S608  # our own words
+        with self._connect() as connection:
+            taken = {row[0] for row in connection.execute(sqlalchemy.text(query))}
+        return {name for name in names if self._key(name) in taken}
 
     def _connect(self) -> sqlalchemy.Connection:
         connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
@@ -162,8 +204,32 @@ class PostgresLock(Lock):
             self._connection.close()
 
 
-def open_locks(storage_url: str, study: str) -> Locks:
-    """Return the locks that go with a study's storage.
+@contextlib.contextmanager
+def _released(lock: Lock) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_held(path: Path) -> bool:
+    """Tell whether somebody holds the lock that a file is; one that is not there is nobody's."""
+    try:
+        handle = os.open(path, os.O_RDWR)  # what may be locked alone, over a network, too
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+def open_locks(storage_url: str, study: str, only_look: bool = False) -> Locks:
+    """Return the locks that go with a study's storage; those that are `only_look`ed at leave no
+    trace.
 
     Raises UserError for what is no database of SQLite or PostgreSQL, or cannot be reached.
     """
@@ -173,7 +239,7 @@ def open_locks(storage_url: str, study: str) -> Locks:
             return PostgresLocks(storage_url, study)
         if url.get_backend_name() == "sqlite" and url.database and url.database != ":memory:":
             path = Path(url.database).resolve()
-            return FileLocks(path.parent / "locks" / path.stem / study)
+            return FileLocks(path.parent / "locks" / path.stem / study, only_look)
     except (SQLAlchemyError, ImportError, OSError, ValueError) as error:
         reason = first_line(error)
         raise UserError(

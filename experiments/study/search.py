@@ -35,7 +35,7 @@ from experiments.proposals.rescue import changes_of, next_to_rescue, split_chang
 from experiments.proposals.samplers import make_sampler
 from experiments.study.best_so_far import log_best_so_far
 from experiments.study.contract import CONTRACT, IDENTITY, PARENT, contract_of, open_study
-from experiments.study.locks import Lock, open_locks
+from experiments.study.locks import ALIVE, Lock, open_locks
 from experiments.study.settings import SearchSettings
 from experiments.study.stopping import Expectations, Limit, Limits, presets_left, steps_of
 from experiments.study.storage import open_storage
@@ -200,10 +200,17 @@ class StudyWorker:
 
     @contextlib.contextmanager
     def closing(self) -> Iterator[None]:
-        """End the parent run after a `with` block, however that ends; what ended it passes through.
+        """Be at work on the study for a `with` block, as others can see, and end the parent run
+        after it, however it ends; what ended it passes through.
 
         Raises UserError for a store or disk that failed.
         """
+        failures = explaining_failures(RESUME, STORE_FAILURES)
+        with failures, self._locks.sharing(ALIVE), self._closed():
+            yield
+
+    @contextlib.contextmanager
+    def _closed(self) -> Iterator[None]:
         try:
             with explaining_failures(RESUME, STORE_FAILURES):
                 yield

@@ -45,6 +45,28 @@ def test_one_holder_at_a_time(url: str) -> None:
         assert second.try_take("a") is None
 
 
+def test_a_shared_lock_keeps_out_who_wants_it_alone(url: str) -> None:
+    first, second = open_locks(url, "shared"), open_locks(url, "shared")
+    with first.sharing("alive"), second.sharing("alive"):
+        assert first.try_take("alive") is None
+    alone = first.try_take("alive")
+    assert alone is not None
+    alone.release()
+
+
+def test_who_holds_what_is_seen_without_a_trace(url: str, tmp_path: Path) -> None:
+    names = ["alive", "trial-0", "trial-1", "never"]
+    assert open_locks(url, "looked-at", only_look=True).held(names) == set()
+    assert not list(tmp_path.rglob("looked-at"))
+    locks = open_locks(url, "looked-at")
+    with locks.sharing("alive"), locks.holding("trial-1"):
+        before = {path: path.stat() for path in tmp_path.rglob("*")}
+        assert open_locks(url, "looked-at", only_look=True).held(names) == {"alive", "trial-1"}
+        assert open_locks(url, "another", only_look=True).held(names) == set()
+        assert {path: path.stat() for path in tmp_path.rglob("*")} == before
+    assert locks.held(names) == set()
+
+
 def test_a_lock_whose_connection_was_cut_is_taken_anew_unless_another_has_it(postgres: str) -> None:
     lock = open_locks(postgres, "cut").take("a")
     assert not lock.prove()
