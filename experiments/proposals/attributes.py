@@ -15,6 +15,7 @@ RUN_ID, PRESET, REPLICATE, LOSSES = "mlflow.run_id", "preset", "replicate", "dev
 INDEX = "preset.index"  # among the study's presets
 OUTCOME, STEPS = "outcome", "steps"  # older trials lack these
 RESCUE_OF, OVERRIDES = "rescue.of", "overrides"  # see rescue.py
+REPEATS, SEEDED_AS = "repeats", "seeded.as"  # of a failed trial's repetition: see rescue.py
 OPTUNA_STATES = {
     Outcome.COMPLETE: TrialState.COMPLETE,
     Outcome.PRUNED: TrialState.PRUNED,

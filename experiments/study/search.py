@@ -31,7 +31,7 @@ from experiments.proposals.attributes import (
     outcome_of,
 )
 from experiments.proposals.pruners import PRUNERS
-from experiments.proposals.rescue import changes_of, next_to_rescue, split_changes
+from experiments.proposals.rescue import changes_of, counted, next_to_rescue, split_changes
 from experiments.proposals.samplers import make_sampler
 from experiments.study.best_so_far import log_best_so_far
 from experiments.study.contract import CONTRACT, IDENTITY, PARENT, contract_of, open_study
@@ -154,12 +154,12 @@ class StudyWorker:
         self.shared = replace(self.shared, patience=replace(self.patience, say=say))
 
     def finished(self) -> list[FrozenTrial]:
-        """Return the trials that have ended, however they did."""
-        return [trial for trial in self._trials() if trial.state.is_finished()]
+        """Return the trials that have ended, however they did, and count: no others repeat them."""
+        return [trial for trial in counted(self._trials()) if trial.state.is_finished()]
 
     def steps(self) -> int:
         """Return the training steps of the trials that have ended."""
-        return steps_of(self._settings, self.finished())
+        return steps_of(self._settings, self._ended())
 
     def planned(self) -> int:
         """Return how many trials the study is to have."""
@@ -236,7 +236,7 @@ class StudyWorker:
         self._close_ended_runs()
         self._remove_left_checkpoints()
         self._log_best_so_far()
-        complete = len(self.finished()) >= self.planned()
+        complete = self._limits.is_complete(self._trials())
         complete = complete or (as_asked and not self._running())
         self._store.close_study(
             self.shared.parent, Outcome.COMPLETE if complete else Outcome.INTERRUPTED
@@ -297,6 +297,9 @@ class StudyWorker:
     def _trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
 
+    def _ended(self) -> list[FrozenTrial]:
+        return [trial for trial in self._trials() if trial.state.is_finished()]
+
     def _running(self) -> bool:
         return any(trial.state == TrialState.RUNNING for trial in self._trials())
 
@@ -328,7 +331,7 @@ class StudyWorker:
         """Close the runs of trials whose worker died after it told the study
         and before it closed the run.
         """
-        ended = {trial.user_attrs.get(RUN_ID): trial for trial in self.finished()}
+        ended = {trial.user_attrs.get(RUN_ID): trial for trial in self._ended()}
         for run in self._store.left_open(self._settings.name):
             if trial := ended.get(run.run_id):
                 if copies := copies_of(run):
@@ -339,7 +342,7 @@ class StudyWorker:
         """Remove the checkpoints of trials that have ended: a kill may have come before that."""
         context = self.shared.context
         left = {path.stem for path in context.checkpoints.glob("*.checkpoint")}
-        for trial in self.finished():
+        for trial in self._ended():
             if (run_id := trial.user_attrs.get(RUN_ID)) in left:
                 context.checkpoint(run_id, self._settings.base).remove()
 
@@ -350,7 +353,7 @@ class StudyWorker:
 
     def _log_best_so_far(self) -> None:
         with self._locks.holding("best"):
-            log_best_so_far(self._store, self.shared.parent, self.finished(), time.time)
+            log_best_so_far(self._store, self.shared.parent, self._ended(), time.time)
 
 
 def _lock_name(number: int) -> str:

@@ -5,9 +5,10 @@ from enum import StrEnum
 
 from optuna.trial import FrozenTrial, TrialState
 
-from experiments.proposals.attributes import STEPS
+from experiments.proposals.attributes import REPEATS, STEPS
 from experiments.proposals.finalists import still_to_train
 from experiments.proposals.presets import Preset
+from experiments.proposals.rescue import counted
 from experiments.study.settings import SearchSettings
 from experiments.tracking.store import TrackingStore
 
@@ -46,7 +47,7 @@ class Limits:
         points that may still win.
         """
         if self._settings.is_race:
-            return len(trials) + len(presets_left(self._settings, trials))
+            return len(counted(trials)) + len(presets_left(self._settings, trials))
         return self._settings.trials
 
     def missing(self, trials: Sequence[FrozenTrial]) -> int:
@@ -57,16 +58,21 @@ class Limits:
         if self.reached(trials):
             return running
         ended = _ended(trials)
-        missing = self.planned(trials) - len(ended)
+        missing = self.planned(trials) - len(_ended(counted(trials)))
         if self._settings.budget is not None:
             left = self._settings.budget - steps_of(self._settings, ended)
             missing = min(missing, max(running, -(-left // self._settings.base.steps)))
         return missing
 
+    def is_complete(self, trials: Sequence[FrozenTrial]) -> bool:
+        """Tell whether a study of these trials has all that it is to have."""
+        return len(_ended(counted(trials))) >= self.planned(trials)
+
     def reached(self, trials: Sequence[FrozenTrial]) -> Limit | None:
         """Return what keeps a study of these trials from a new one, if anything does."""
         budget, ended = self._settings.budget, _ended(trials)
-        if sum(trial.state != TrialState.WAITING for trial in trials) >= self.planned(trials):
+        begun = sum(trial.state != TrialState.WAITING for trial in counted(trials))
+        if begun >= self.planned(trials):
             return Limit.TRIALS
         if budget is not None and steps_of(self._settings, ended) >= budget:
             return Limit.BUDGET
@@ -74,7 +80,7 @@ class Limits:
 
     def ended_by(self, trials: Sequence[FrozenTrial]) -> Limit:
         """Return what ended a search that was not interrupted."""
-        if len(_ended(trials)) >= self.planned(trials):
+        if self.is_complete(trials):
             return Limit.TRIALS
         limit = self.reached(trials)
         return limit if limit in (Limit.BUDGET, Limit.PATIENCE) else Limit.TIMEOUT
@@ -95,7 +101,7 @@ def presets_left(settings: SearchSettings, trials: Sequence[FrozenTrial]) -> Seq
     """Return the points given to a study that no trial has begun, the next one first."""
     if settings.is_race:
         return still_to_train(settings.presets, trials)
-    return settings.presets[len(trials) :]
+    return settings.presets[sum(REPEATS not in trial.user_attrs for trial in trials) :]
 
 
 def steps_of(settings: SearchSettings, ended: Sequence[FrozenTrial]) -> int:

@@ -19,9 +19,11 @@ from experiments.proposals.attributes import (
     OUTCOME,
     OVERRIDES,
     PRESET,
+    REPEATS,
     REPLICATE,
     RESCUE_OF,
     RUN_ID,
+    SEEDED_AS,
     STEPS,
 )
 from experiments.proposals.space import Space
@@ -62,10 +64,12 @@ class StudyContext:
 
         Its seed is addressed by the study's and the trial's number, or by that of the replicate:
         points of one replicate share their seed, so that they differ in nothing else. A rescue's is
-        addressed by its parent's number, since its own depends on who was faster.
+        addressed by its parent's number, since its own depends on who was faster; a repetition's is
+        that of the trial that failed.
         """
         replicate = trial.user_attrs.get(REPLICATE)
-        seed = derive_seed(self.seed, trial.number, "train")
+        number = trial.user_attrs.get(SEEDED_AS, trial.number)
+        seed = derive_seed(self.seed, number, "train")
         if replicate is not None:
             seed = derive_seed(self.seed, replicate, "replicate")
         if (parent := trial.user_attrs.get(RESCUE_OF)) is not None:
@@ -139,6 +143,8 @@ def _open_run(
         tags[names.REPLICATE] = str(replicate)
     if (parent := trial.user_attrs.get(RESCUE_OF)) is not None:
         tags[names.RESCUE_OF] = str(parent)
+    if (failed := trial.user_attrs.get(REPEATS)) is not None:
+        tags[names.REPEATS] = str(failed)
     run = shared.store.open_run(run_name(trial.number, config), tags, shared.parent, run_id)
     trial.set_user_attr(RUN_ID, run.run_id)
     return run

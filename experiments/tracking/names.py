@@ -19,6 +19,7 @@ IMPORTED = "imported"  # of a study's run: that its import came to its end
 CONFIRMS = "confirms"  # of a study's run: the study whose best points it trains again
 PARENT = "mlflow.parentRunId"
 PRESET, REPLICATE, RESCUE_OF = "preset", "replicate", "rescue.of"
+REPEATS = "repeats"  # of a trial's run: the trial that failed and that it repeats
 STATE, REASON, RUNNING = "state", "state.reason", "running"
 POINT, FINGERPRINT = "point", "config.fingerprint"
 FILES = "files.sha256"  # of a logged model: of all its files together
