@@ -5,6 +5,7 @@ from experiments.verbs import (
     compare,
     confirm,
     demote,
+    doctor,
     effects,
     fetch,
     gc,
@@ -38,6 +39,7 @@ def parser() -> Parser:
         demote,
         fetch,
         transfer,
+        doctor,
         gc,
     ):
         verb.add(verbs, tracking)

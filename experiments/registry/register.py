@@ -99,7 +99,7 @@ def remove_leftovers(store: TrackingStore, run_id: str) -> None:
     """
     with registering(store) as alone:
         used = {logged_model_of(version) for version in versions_of(store)}
-        for logged in _pending(store):
+        for logged in pending(store):
             is_mine = alone or logged.source_run_id == run_id
             if is_mine and logged.model_id not in used:
                 place = logged.artifact_location
@@ -122,6 +122,23 @@ def settle(store: TrackingStore, alias: str) -> Change | None:
     """Write what the last change of an alias says of its versions, and return it, if a kill left
     that out.
     """
+    if not (untold := find_untold(store, alias)):
+        return None
+    last, found, told = untold
+    run = find_run(store, found.run_id)
+    if FORCED in told and run and run.info.lifecycle_stage == "active":
+        store.tag_run(found.run_id, {FORCED: f"{alias}: {told[FORCED]}"})
+    for key, text in told.items():
+        store.client.set_model_version_tag(MODEL, found.version, key, text)
+    return last
+
+
+def find_untold(
+    store: TrackingStore, alias: str
+) -> tuple[Change, ModelVersion, dict[str, str]] | None:
+    """Return the last change of an alias, and the version whose tags lack what it says of it, with
+    these; None where a version says it all.
+    """
     kept, _ = history(store, alias)
     if not kept:
         return None
@@ -134,14 +151,7 @@ def settle(store: TrackingStore, alias: str) -> Change | None:
         if last.why.startswith(BY_FORCE):
             told[FORCED] = f"{last.when}, {last.why.removeprefix(BY_FORCE)}"
         found = find_version(store, last.version)
-    if found is None or told.items() <= found.tags.items():
-        return None
-    run = find_run(store, found.run_id)
-    if FORCED in told and run and run.info.lifecycle_stage == "active":
-        store.tag_run(found.run_id, {FORCED: f"{alias}: {told[FORCED]}"})
-    for key, text in told.items():
-        store.client.set_model_version_tag(MODEL, found.version, key, text)
-    return last
+    return None if found is None or told.items() <= found.tags.items() else (last, found, told)
 
 
 def history(store: TrackingStore, alias: str) -> tuple[list[Change], str]:
@@ -205,7 +215,7 @@ def _carried(run: Run) -> dict[str, str]:
     return tags | {key: f"{run.data.metrics[key]:.4f}" for key in (BEST_WHOLE, BEST_CROPS)}
 
 
-def _pending(store: TrackingStore) -> list[LoggedModel]:
+def pending(store: TrackingStore) -> list[LoggedModel]:
     """Return the logged models of this program that were never finished."""
     found: list[LoggedModel] = []
     token: str | None = None

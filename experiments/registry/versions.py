@@ -111,8 +111,7 @@ def fetch_run(store: TrackingStore, run: Run, folder: Path) -> Path:
 
     Raises UserError where it is lost, or not what the run made.
     """
-    place = f"{run.info.artifact_uri}/{MODEL_FOLDER}"
-    fault, source = _checked(store, place, "", run.data.tags.get(SHA256, ""), folder)
+    fault, source = check_run(store, run, folder)
     if fault and names.REMOVED in run.data.tags:
         raise UserError(
             f"the weights of run {run.info.run_id} were removed ({run.data.tags[names.REMOVED]}); "
@@ -121,6 +120,14 @@ def fetch_run(store: TrackingStore, run: Run, folder: Path) -> Path:
     if fault:
         raise UserError(f"{fault.words}; bring them back, or use another run")
     return source
+
+
+def check_run(store: TrackingStore, run: Run, folder: Path) -> tuple[Fault | None, Path]:
+    """Copy a run's model below `folder`; return what is wrong with it, or None, and where it
+    lies.
+    """
+    place = f"{run.info.artifact_uri}/{MODEL_FOLDER}"
+    return _checked(store, place, "", run.data.tags.get(SHA256, ""), folder)
 
 
 def check_version(

@@ -185,7 +185,7 @@ def _study_locks(
     for folder in sorted((path.parent / "locks" / path.stem).glob("*")):
         if folder.is_dir() and folder.name not in there:
             for lock in sorted(folder.glob("*.lock"), key=lambda each: each.name == "study.lock"):
-                yield Leftover("locks", lock.name, size_of(lock), partial(_remove_lock, lock))
+                yield Leftover("locks", lock.name, size_of(lock), partial(remove_lock, lock))
 
 
 def _run_locks(state: Path, books: Books) -> Iterator[Leftover]:
@@ -194,10 +194,10 @@ def _run_locks(state: Path, books: Books) -> Iterator[Leftover]:
     for lock in sorted((state / "locks" / "runs").glob("*.lock")):
         run = books.runs.get(lock.stem)
         if run and (lock.stem in deleted or run.data.tags.get(names.STATE) in ENDED):
-            yield Leftover("locks", lock.name, size_of(lock), partial(_remove_lock, lock))
+            yield Leftover("locks", lock.name, size_of(lock), partial(remove_lock, lock))
 
 
-def _remove_lock(lock: Path) -> None:
+def remove_lock(lock: Path) -> None:
     """Remove a lock file that nobody holds, and its folder after the last one."""
     if held := FileLocks(lock.parent).try_take(lock.stem):
         lock.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ run that a version is made again from, and with a deleted experiment the champio
 import contextlib
 import re
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -74,7 +74,7 @@ def read_books(store: TrackingStore) -> Books:
     """Return what a store says of its runs. Raises UserError for a server's, which deletes nothing
     for good.
     """
-    if not hasattr(_backend(store), "_hard_delete_run"):
+    if not hasattr(backend_of(store), "_hard_delete_run"):
         raise UserError(
             f"only a store that is a database can be cleaned up, but {store.shown} is a server's; "
             "run this on its machine, with its database as --tracking-uri"
@@ -127,8 +127,10 @@ def other_stores(store: TrackingStore) -> list[str]:
     return found
 
 
-def file_leftovers(store: TrackingStore) -> Iterator[Leftover]:
-    """Yield the folders of artifacts whose run or model is no longer in the store's file."""
+def file_leftovers(store: TrackingStore, known: Container[str] = ()) -> Iterator[Leftover]:
+    """Yield the folders of artifacts whose run or model is no longer in the store's file; the runs
+    that are `known` are there.
+    """
     path = sqlite_path(store.uri)
     root = _local(store.client.get_experiment(store.experiment_id).artifact_location)
     if path is None or root is None or root.parent != path.parent or not root.is_dir():
@@ -138,6 +140,8 @@ def file_leftovers(store: TrackingStore) -> Iterator[Leftover]:
     for folder in sorted(folders):
         is_run = re.fullmatch("[0-9a-f]{32}", folder.name) and folder.parent == root
         is_model = re.fullmatch("m-[0-9a-f]{32}", folder.name) and folder.parent != root
+        if folder.name in known:
+            continue
         if (is_run and find_run(store, folder.name) is None) or (
             is_model and _find_model(store, folder.name) is None
         ):
@@ -173,7 +177,7 @@ def _remove_run(store: TrackingStore, run: Run) -> None:
     get_artifact_repository(run.info.artifact_uri, tracking_uri=store.uri).delete_artifacts()
     if (folder := _local(run.info.artifact_uri)) and folder.parent.is_dir():
         remove_tree(folder.parent)
-    _backend(store)._hard_delete_run(run.info.run_id)
+    backend_of(store)._hard_delete_run(run.info.run_id)
 
 
 def _remove_model(store: TrackingStore, model: LoggedModel) -> None:
@@ -185,7 +189,7 @@ def _remove_model(store: TrackingStore, model: LoggedModel) -> None:
         get_artifact_repository(place, tracking_uri=store.uri).delete_artifacts()
         if (folder := _local(place)) and folder.parent.is_dir():
             remove_tree(folder.parent)
-        _backend(store)._hard_delete_logged_model(model.model_id)
+        backend_of(store)._hard_delete_logged_model(model.model_id)
 
 
 def _logged_models(store: TrackingStore) -> Iterator[LoggedModel]:
@@ -197,7 +201,7 @@ def _logged_models(store: TrackingStore) -> Iterator[LoggedModel]:
         )
         yield from page
         token = page.token or ""
-    for model_id in _backend(store)._get_deleted_logged_models():
+    for model_id in backend_of(store)._get_deleted_logged_models():
         model = _find_model(store, model_id)
         if model and model.name == names.MODEL and model.experiment_id == store.experiment_id:
             yield model
@@ -205,14 +209,14 @@ def _logged_models(store: TrackingStore) -> Iterator[LoggedModel]:
 
 def _find_model(store: TrackingStore, model_id: str) -> LoggedModel | None:
     try:
-        return _backend(store).get_logged_model(model_id, allow_deleted=True)
+        return backend_of(store).get_logged_model(model_id, allow_deleted=True)
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return None
         raise
 
 
-def _backend(store: TrackingStore) -> Any:
+def backend_of(store: TrackingStore) -> Any:
     """Return MLflow's own store, whose calls `mlflow gc` uses: the client has none of these."""
     return store.client._tracking_client.store
 

@@ -250,8 +250,31 @@ def check_pack(corpus: Corpus, store: Path) -> Path:
     return folder
 
 
+def check_folder(folder: Path) -> str:
+    """Read all of a pack again, and return what is wrong with it; nothing of one that is whole, or
+    of an older program's, whose frames have no checksum.
+    """
+    try:
+        _open(folder)
+    except UserError as error:
+        return str(error)
+    expected = _read_about(folder).frames_sha256
+    is_whole = not expected or expected == sha256_file(folder / FRAMES)
+    return "" if is_whole else f"the frames of {folder} have changed since they were packed"
+
+
+def digest_of(folder: Path) -> str:
+    """Return the digest of a pack that can be opened."""
+    return _read_about(folder).digest
+
+
+def pack_name(corpus: Corpus) -> str:
+    """Return what a corpus's pack is called."""
+    return f"{corpus.name}-{corpus.key[:12]}"
+
+
 def _place(corpus: Corpus, store: Path) -> Path:
-    return store / f"{corpus.name}-{corpus.key[:12]}"
+    return store / pack_name(corpus)
 
 
 def _read_about(folder: Path) -> _About:

@@ -244,6 +244,15 @@ class Checkpoint:
                 left.unlink(missing_ok=True)
 
 
+def is_whole(path: Path) -> bool:
+    """Tell whether a checkpoint is as it was written; one that is gone by now was none."""
+    try:
+        _read(path, None)
+    except (SafetensorError, UserError, KeyError, ValueError, _DamageError):
+        return not path.exists()
+    return True
+
+
 def identity(
     config: TrialConfig, pack: Pack, protocol: Protocol, precision: torch.dtype
 ) -> dict[str, str]:

@@ -1,0 +1,1 @@
+"""What is missing, doubled, stranded, damaged or left over in both stores and beside them."""
