@@ -209,6 +209,7 @@ def run(arguments: argparse.Namespace) -> None:
     from experiments.report.publish import publish
     from experiments.tracking.access import describe_places
     from experiments.tracking.pages import served_at
+    from experiments.upkeep.doctor.checks import sweep
     from experiments.upkeep.retention import Retention
     from experiments.urls import masked
 
@@ -217,6 +218,8 @@ def run(arguments: argparse.Namespace) -> None:
     worker = spec.open()
     name, store = spec.settings.name, worker.shared.store
     print(describe_places(store.uri, store.decided_by), flush=True)
+    for line in sweep(store, spec.storage_url, STATE, worker.study):
+        print(line, flush=True)
     try:
         run_search(worker, engine)
     except KeyboardInterrupt:

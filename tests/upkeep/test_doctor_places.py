@@ -17,7 +17,7 @@ from experiments.tracking import names
 from experiments.tracking.store import TrackingStore
 from experiments.upkeep.doctor.checks import examine, mend
 from experiments.upkeep.doctor.survey import Place
-from tests.test_search import serve, stop
+from tests.servers import serve, stop
 from tests.transfer.places import SETTINGS
 from tests.upkeep.damages import Scene
 from tests.upkeep.test_cleanup import at
