@@ -14,7 +14,7 @@ import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -142,32 +142,40 @@ def recognize_file(path: Path) -> tuple[str, str] | None:
         return recognize(stream.read(HEAD))
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading, if it is a regular one. A pipe is not waited for.
+
+    Raises UserError for what is none.
+    """
+    how = os.O_RDONLY | os.O_NONBLOCK
+    stream = open(path, "rb", opener=lambda name, _: os.open(name, how))  # noqa: SIM115
+    if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        return stream
+    stream.close()
+    raise UserError(f"{path}: must be a regular file, but it {what_is_at(path)}; put a file there")
+
+
 def read_bounded(path: Path, most: int, again: str = "fetch it again") -> bytes:
     """Return the bytes of an untrusted file: a regular one, of at most `most` bytes,
     no link to another folder.
 
-    Raises UserError, which says what it is instead, and what to do `again`. A pipe is not waited
-    for.
+    Raises UserError, which says what it is instead, and what to do `again`.
     """
     _check_link(path)
+    size = 0
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
-            about = os.fstat(stream.fileno())
-            if not stat.S_ISREG(about.st_mode):
+        with open_regular(path) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size > most:
                 raise UserError(
-                    f"{path}: must be a regular file, but it {what_is_at(path)}; put a file there"
+                    f"{path}: must have at most {most:,} bytes, but has {size:,}; {again}"
                 )
-            if about.st_size > most:
-                raise UserError(
-                    f"{path}: must have at most {most:,} bytes, but has {about.st_size:,}; {again}"
-                )
-            return stream.read(about.st_size)
+            return stream.read(size)
     except FileNotFoundError:
         raise UserError(f"{path} is missing; {again}") from None
     except MemoryError:
         raise UserError(
-            f"{path}: must fit into memory, but its {about.st_size:,} bytes do not; free some, or "
-            f"{again}"
+            f"{path}: must fit into memory, but its {size:,} bytes do not; free some, or {again}"
         ) from None
     except OSError as error:
         raise UserError(

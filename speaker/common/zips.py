@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from speaker.common.errors import UserError
+from speaker.common.files import open_regular
 
 MEMBER = b"PK\x01\x02"  # how each member is listed
 MAX_LIST_BYTES = 24 << 20  # the homework's list would have 9 MB
@@ -17,7 +18,7 @@ class StrangersZip(zipfile.ZipFile):
 
     def __init__(self, path: Path, most: int, again: str) -> None:
         """Open the zip at a path, which must have fewer than `most` members."""
-        self._source = path.open("rb")
+        self._source = open_regular(path)
         super().__init__(_Counted(self._source, path, most, again))
 
     def close(self) -> None:

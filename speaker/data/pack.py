@@ -17,12 +17,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from speaker.common.errors import UserError
-from speaker.common.files import create_once, sha256_file
+from speaker.common.files import create_once, read_bounded, sha256_file
 from speaker.common.records import Sealed, parse_record
 from speaker.data.corpus import Corpus, read_mels
 
 FORMAT = 1
 ABOUT, INDEX, FRAMES = "pack.json", "index.safetensors", "frames.f16"
+MAX_ABOUT_BYTES, MAX_INDEX_BYTES = (
+    64 << 20,
+    1 << 30,
+)  # of a million speakers, 60 million utterances
 FRAMES_AT_ONCE = 1 << 20  # that are sent to a device
 PADDING = -20.0  # the homework's padding value; masked wherever the model could see it
 
@@ -202,7 +206,7 @@ def _open(folder: Path) -> Pack:
     path = folder / FRAMES
     try:
         about = _read_about(folder)
-        data = (folder / INDEX).read_bytes()
+        data = read_bounded(folder / INDEX, MAX_INDEX_BYTES)
         index = load(data)
         lengths, labels, n_mels = index["lengths"], index["labels"], about.n_mels
         ends = lengths.cumsum(0)
@@ -278,7 +282,7 @@ def _place(corpus: Corpus, store: Path) -> Path:
 
 
 def _read_about(folder: Path) -> _About:
-    return parse_record(_About, (folder / ABOUT).read_bytes(), folder / ABOUT, "")
+    return parse_record(_About, read_bounded(folder / ABOUT, MAX_ABOUT_BYTES), folder / ABOUT, "")
 
 
 def _open_on(folder: Path, device: torch.device, precision: torch.dtype) -> Pack:

@@ -23,7 +23,7 @@ from speaker.model.classifier import SpeakerClassifier
 T = TypeVar("T")
 
 FORMAT = 2
-MAX_BYTES = 1 << 30
+MAX_BYTES, MAX_TEXT_BYTES = 1 << 30, 64 << 20  # of weights; of the JSON beside them
 WEIGHTS, CONFIG, CARD = "weights.safetensors", "config.json", "model.json"
 SOURCE = "source.json"  # beside them in a fetched model: the run and version it came from
 
@@ -171,7 +171,7 @@ def _build(
 
 def _read(path: Path) -> bytes:
     try:
-        return read_bounded(path, MAX_BYTES)
+        return read_bounded(path, MAX_TEXT_BYTES)
     except UserError as error:
         raise UserError(
             f"{error}; a model is a folder with {WEIGHTS}, {CONFIG} and {CARD}"

@@ -418,6 +418,8 @@ def _zip_fault(member: zipfile.ZipInfo) -> str:
         return f"must be a regular file or a folder, but is of mode {mode:o}"
     if not PLAIN_PATH.fullmatch(member.filename) or member.filename != member.orig_filename:
         return "must have a path that stays in its folder, with / between names, but has not"
+    if member.header_offset < 0:
+        return "must lie in the archive, but does not"
     if member.flag_bits & 0x1:
         return "must not be encrypted, but is"
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):

@@ -1,9 +1,11 @@
 """Audio files to waveforms: decoded, mixed to one channel, resampled. Files come from strangers."""
 
 import contextlib
+import hashlib
 import os
 import re
 import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +68,7 @@ MAX_MIB_PLAIN = 1_024  # in any other format
 CANCELLED = 0.02  # of the power that unrelated channels leave in their mean
 MISSING = 0.02  # seconds that a decoder may owe to the header: codecs skip their own delay
 MISSING_MATROSKA = 0.1  # there the header counts whole packets, and the delay
-LAST_PAGE = 65_307  # bytes of the longest Ogg page
+MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))  # each byte's bits
 FULL_SCALE = {"s16": 2**15, "s16p": 2**15, "s32": 2**31, "s32p": 2**31, "flt": 1, "fltp": 1}
 MP3_RATES = {0: 44_100, 1: 48_000, 2: 32_000}  # of MPEG 1; half of it in MPEG 2, a quarter in 2.5
 MP3_KILOBITS = (  # a second, by the header's index: MPEG 2 and 2.5, MPEG 1
@@ -74,8 +76,8 @@ MP3_KILOBITS = (  # a second, by the header's index: MPEG 2 and 2.5, MPEG 1
     (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 0),
 )
 MP3_COUNT = re.compile(rb"(Xing|Info)\0{3}[\x01\x03\x05\x07\x09\x0b\x0d\x0f](?!\0{4})|VBRI")
-PROBING = {"probesize": "4096"}  # of a wav: FFmpeg would read half of it to guess
 STRICT = {"err_detect": "crccheck+explode"}
+OPENING = {"wav": {"probesize": "4096"}}  # FFmpeg would read half of it to guess
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,7 @@ def _check_chunks(stream: BinaryIO, demuxer: str, path: Path) -> None:
     kinds = [kind for kind, *_ in _chunks(stream, demuxer, os.fstat(stream.fileno()).st_size)]
     if len(kinds) == MAX_CHUNKS and LAST_CHUNK[demuxer] not in kinds:
         fault = f"but this {FORMATS[demuxer][0]} file has more than {MAX_CHUNKS:,} chunks"
-        raise _refusal(path, f"be whole, {fault}; fetch it again, or remove it")
+        raise _refusal(path, f"be whole, {fault}; export it again, or remove it")
 
 
 def _is_streamed(stream: BinaryIO, demuxer: str, path: Path) -> bool:
@@ -289,9 +291,9 @@ def _chunks(
 
 def _read(source: Source) -> tuple[np.ndarray, int]:
     """Return a recording at 16 kHz, and the rate that it had."""
-    if source.demuxer == "ogg" and not _ogg_ends(source.path):
+    if fault := _ogg_fault(source.path) if source.demuxer == "ogg" else "":
         advice = f"fetch it again, or, if it plays to its end, {CONVERT}"
-        raise _refusal(source.path, f"be whole, but its last page is missing; {advice}")
+        raise _refusal(source.path, f"be whole, but {fault}; {advice}")
     heard = Heard()
     waveform = np.concatenate([*_resampled(source, heard)])
     if heard.cancel():
@@ -302,7 +304,7 @@ def _read(source: Source) -> tuple[np.ndarray, int]:
 
 def _resampled(source: Source, heard: Heard, channel: int | None = None) -> Iterator[np.ndarray]:
     """Yield the mean of the channels, or one of them, at 16 kHz, piece by piece."""
-    path, options = source.path, PROBING if source.demuxer == "wav" else {}
+    path, options = source.path, OPENING.get(source.demuxer, {})
     if source.demuxer == "wav" and source.streamed:
         options = {**options, "ignore_length": "1"}
     with av.open(f"file:{path}", "r", format=source.demuxer, options=options) as container:
@@ -370,9 +372,10 @@ def _decoded(
     source: Source,
 ) -> Iterator[tuple[np.ndarray, int]]:
     """Yield (float (samples,) or (samples, channels), sampling rate) as it is decoded."""
-    converter = None
+    converter, total = None, _FlacSum(track, source)
     for packet in container.demux(track):
         for frame in _frames(packet, track, source):
+            total.add(frame)
             channels = frame.layout.nb_channels
             if channels > MAX_CHANNELS:
                 rule = f"have at most {MAX_CHANNELS} channels"
@@ -384,6 +387,8 @@ def _decoded(
             converter = converter or av.AudioResampler(format="flt")  # the number format alone
             for converted in converter.resample(frame):
                 yield converted.to_ndarray().reshape(-1, channels), converted.sample_rate
+    if total.is_wrong():
+        raise _refusal(source.path, "be whole, but its MD5 is another; fetch it again")
 
 
 def _frames(
@@ -420,13 +425,51 @@ def _mp3_is_cut(packet: bytes) -> bool:
     return len(packet) < slots + (packet[2] >> 1 & 1)
 
 
-def _ogg_ends(path: Path) -> bool:
-    """Return whether an Ogg file holds its last page, the one that is marked so, to its end."""
+def _ogg_fault(path: Path) -> str:
+    """Return why an Ogg file is not whole, or nothing: each page carries a checksum, and the last
+    one a mark. FFmpeg passes over a page whose checksum is wrong.
+    """
+    is_last = False
     with path.open("rb") as stream:
-        stream.seek(max(0, path.stat().st_size - LAST_PAGE))
-        tail = stream.read()
-    page = tail.rfind(b"OggS")
-    if page < 0 or len(tail) < page + 27 or not tail[page + 5] & 4:
-        return False
-    segments = tail[page + 27 : page + 27 + tail[page + 26]]
-    return len(tail) >= page + 27 + len(segments) + sum(segments)
+        while (head := stream.read(27))[:4] == b"OggS":
+            lengths = stream.read(head[26] if len(head) == 27 else 0)
+            page = head + lengths + stream.read(sum(lengths))
+            if len(head) < 27 or len(page) < 27 + head[26] + sum(lengths):
+                return "its last page is cut off"
+            if _ogg_sum(page[:22] + bytes(4) + page[26:]) != int.from_bytes(page[22:26], "little"):
+                return "the checksum of a page is wrong"
+            is_last = bool(page[5] & 4)
+    return "" if is_last else "its last page is missing"
+
+
+def _ogg_sum(page: bytes) -> int:
+    """Return an Ogg page's checksum: zlib's, but bits the other way, from 0, not inverted."""
+    mirrored = zlib.crc32(page.translate(MIRRORED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int(f"{mirrored:032b}"[::-1], 2)
+
+
+class _FlacSum:
+    """The MD5 over all samples that a FLAC file declares; nothing where it declares none."""
+
+    def __init__(self, track: av.AudioStream, source: Source) -> None:
+        head = track.codec_context.extradata or b""
+        is_flac = source.demuxer == "flac" and len(head) >= 34
+        self._declared = head[18:34] if is_flac else bytes(16)
+        self._bits = (head[12] & 1) * 16 + (head[13] >> 4) + 1 if is_flac else 0
+        self._found = hashlib.md5(usedforsecurity=False)
+
+    def add(self, frame: av.AudioFrame) -> None:
+        """Add the samples of a frame, of `bits` bits each, as they are stored."""
+        if not any(self._declared):
+            return
+        samples: np.ndarray = frame.to_ndarray()
+        if frame.format.is_planar:
+            samples = samples.T
+        size = samples.dtype.itemsize
+        shifted = np.right_shift(np.ascontiguousarray(samples), 8 * size - self._bits)
+        stored = shifted.view(np.uint8).reshape(-1, size)[:, : -(-self._bits // 8)]
+        self._found.update(np.ascontiguousarray(stored).data)
+
+    def is_wrong(self) -> bool:
+        """Tell whether other samples were decoded than were encoded."""
+        return any(self._declared) and self._found.digest() != self._declared

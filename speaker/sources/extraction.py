@@ -17,13 +17,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from speaker.common.errors import UserError, first_line
+from speaker.common.files import read_bounded
 from speaker.common.processes import exit_with_parent, shielded_from_interrupts
 from speaker.common.records import parse_record
+from speaker.data.corpus import MAX_FEATURE_BYTES
 from speaker.data.features import log_mel, normalize_peak, trim_silence
 from speaker.sources.audio import Sound, read_sound
 from speaker.sources.recordings import Recording
 
 JOURNAL = "prepared.jsonl"
+MAX_LINE = 1 << 16  # bytes
 AT_ONCE = 8  # recordings that a process takes at a time
 CLIPPED_AT, CLIPPED_SHARE = 0.999, 0.01  # of full scale; of a recording's samples
 
@@ -170,7 +173,7 @@ def _read_journal(folder: Path, recordings: list[Recording]) -> dict[Recording, 
     wanted = set(recordings)
     done: dict[Recording, Extraction] = {}
     path = folder / JOURNAL
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
+    for line in _lines(path):
         with contextlib.suppress(UserError):  # a line cut off or damaged: it is extracted again
             entry = parse_record(_Entry, line, path, "")
             done[entry.recording] = entry.outcome
@@ -181,5 +184,16 @@ def _read_journal(folder: Path, recordings: list[Recording]) -> dict[Recording, 
     }
 
 
+def _lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a journal, up to one that is too long to be an entry."""
+    if path.is_file():
+        with path.open("rb") as stream:
+            while (line := stream.readline(MAX_LINE)) and len(line) < MAX_LINE:
+                yield line
+
+
 def _crc(path: Path) -> int | None:
-    return zlib.crc32(path.read_bytes()) if path.is_file() else None
+    try:
+        return zlib.crc32(read_bounded(path, MAX_FEATURE_BYTES))
+    except UserError:
+        return None

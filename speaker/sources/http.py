@@ -21,7 +21,13 @@ from tqdm import tqdm
 from urllib3.exceptions import HTTPError
 
 from speaker.common.errors import UserError
-from speaker.common.files import recognize_file, sha256_file, sync_folder, write_atomically
+from speaker.common.files import (
+    read_bounded,
+    recognize_file,
+    sha256_file,
+    sync_folder,
+    write_atomically,
+)
 from speaker.common.records import parse_record
 from speaker.sources.parts import MAX_PART_BYTES, NOT_A_PART, Part, validate_url
 
@@ -32,6 +38,7 @@ LOOK_UP_S = 0.5  # seconds
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
 MAX_PAUSE = 30.0  # seconds, whatever a server asks for
 MAX_REDIRECTS = 5
+MAX_SOURCE_BYTES = 1 << 16  # of what says where a part's bytes came from
 PASSING = {408, 429, 500, 502, 503, 504}  # statuses that a later attempt may not meet
 STRONG_ETAG = re.compile(r'"[!#-~]*"')
 DATE = re.compile(r"[A-Za-z0-9,: +-]{1,40}")
@@ -379,8 +386,9 @@ class _Fetch:
     def _read_source(self) -> _Source | None:
         """Return what the sidecar says, if it is of the same URL."""
         try:
-            source = parse_record(_Source, self._sidecar.read_bytes(), self._sidecar, "")
-        except (FileNotFoundError, UserError):
+            data = read_bounded(self._sidecar, MAX_SOURCE_BYTES)
+            source = parse_record(_Source, data, self._sidecar, "")
+        except UserError:  # missing or damaged: the part is fetched from its beginning
             return None
         return source if source.url == self._part.url else None
 
