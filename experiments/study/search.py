@@ -275,10 +275,8 @@ class StudyWorker:
         """
         with self._locks.holding("study"):
             trials = self._trials()
-            for trial in trials:
-                if trial.state == TrialState.RUNNING and (
-                    lock := self._locks.try_take(_lock_name(trial.number))
-                ):
+            for trial in self._unheld(trials):
+                if lock := self._locks.try_take(_lock_name(trial.number)):
                     if self._trials()[trial.number].state == TrialState.RUNNING:
                         self._seed_sampler(trial.number)
                         return optuna.trial.Trial(self.study, trial._trial_id), lock
@@ -293,6 +291,12 @@ class StudyWorker:
             # Here, where no other worker proposes at the same time: no point is tried twice.
             self._settings.space.sample(new, self._settings.base)
             return new, self._locks.take(_lock_name(new.number))
+
+    def _unheld(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
+        """Return the running trials whose workers seem to be dead, by one look at all locks."""
+        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+        held = self._locks.held([_lock_name(trial.number) for trial in running])
+        return [trial for trial in running if _lock_name(trial.number) not in held]
 
     def _trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
