@@ -58,7 +58,8 @@ CUT = "be whole, but this {} file is cut off; fetch it again, or remove it"
 NO_SAMPLE = "hold sound, but holds no sample; remove it"
 UNKNOWN = (0x7FFF, 0x8000, 0xFFFF, 2**48 - 1)  # the upper bits of a size that stands for none
 MAX_CHUNKS = 1_000  # that are looked at
-LAST_CHUNK = {"wav": b"data", "aiff": b"SSND", "caf": b""}  # that FFmpeg looks at; of CAF all
+SOUND_CHUNK = {"wav": b"data", "aiff": b"SSND", "caf": b"data"}
+PADDING_BYTES = 16 << 20  # behind the sound: FFmpeg looks for chunks in it
 HEAD = 4096  # bytes that are looked at
 MAX_SECONDS = 600  # seconds of one recording: bounds time and memory
 MAX_CHANNELS = 64
@@ -189,7 +190,7 @@ def _find_source(path: Path) -> Source:
         if not shown and not named:
             fault = _fault(Source(path, "", False, head, False), ValueError())
             raise _refusal(path, f"be decodable, but {fault}")
-        if shown in LAST_CHUNK and not tagged:
+        if shown in SOUND_CHUNK and not tagged:
             _check_chunks(stream, shown, path)
         streamed = shown in ("wav", "caf") and not tagged and _is_streamed(stream, shown, path)
     return Source(path, shown or named, bool(shown), head, streamed)
@@ -230,8 +231,13 @@ def _check_size(stream: BinaryIO, demuxer: str, path: Path) -> None:
 
 def _check_chunks(stream: BinaryIO, demuxer: str, path: Path) -> None:
     """Raise UserError for a file of more chunks than any has: FFmpeg would look at each of them."""
-    kinds = [kind for kind, *_ in _chunks(stream, demuxer, os.fstat(stream.fileno()).st_size)]
-    if len(kinds) == MAX_CHUNKS and LAST_CHUNK[demuxer] not in kinds:
+    total = os.fstat(stream.fileno()).st_size
+    chunks = [*_chunks(stream, demuxer, total)]
+    if len(chunks) < MAX_CHUNKS:
+        return
+    _, size, start = chunks[-1]
+    is_padded = any(kind == SOUND_CHUNK[demuxer] for kind, *_ in chunks)
+    if not is_padded or total - start - size > PADDING_BYTES:
         fault = f"but this {FORMATS[demuxer][0]} file has more than {MAX_CHUNKS:,} chunks"
         raise _refusal(path, f"be whole, {fault}; export it again, or remove it")
 
