@@ -1,0 +1,1 @@
+"""Searches that are killed between any two of their writes, and what they have lost by it."""
