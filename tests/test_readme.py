@@ -28,7 +28,7 @@ PARSERS = {
 
 def listed() -> set[str]:
     """Return the files and folders in the README's tree: after a folder's sentence its modules,
-    without their endings.
+    without their endings, or its other files.
     """
     (tree,) = (block for kind, block in BLOCKS if not kind)
     paths = set()
@@ -40,6 +40,8 @@ def listed() -> set[str]:
             paths |= {
                 f"{name}{module.strip()}.py" for module in modules.split(",") if module.strip()
             }
+        if name == "cluster/":
+            paths |= {f"{name}{file.strip()}" for file in words.partition(":")[2].split(",")}
     return paths
 
 
