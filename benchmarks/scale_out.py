@@ -94,7 +94,9 @@ def measure(url: str, folder: Path, context: TrainingContext, count: int) -> dic
     )
     _fill(url, settings, context, count)
     began = time.perf_counter()
-    worker = WorkerSpec(settings, context, url, f"sqlite:///{folder}/{url.partition(':')[0]}.db").open()
+    worker = WorkerSpec(
+        settings, context, url, f"sqlite:///{folder}/{url.partition(':')[0]}.db"
+    ).open()
     join = time.perf_counter() - began
     claims, held = zip(*(_claim(worker) for _ in range(CLAIMS)), strict=True)
     return {
