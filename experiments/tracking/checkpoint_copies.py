@@ -81,6 +81,10 @@ class CheckpointCopies:
                 found = self._repository.download_artifacts(steps[last], folder)
                 Path(found).replace(path)
 
+    def are_there(self) -> bool:
+        """Tell whether there is any."""
+        return bool(self._steps())
+
     def remove(self) -> None:
         """Remove all copies."""
         if self._thread:

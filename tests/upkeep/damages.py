@@ -255,6 +255,7 @@ DAMAGES = (
     Damage("checkpoint-damaged", ("checkpoint damaged",), lambda s: flip(s.checkpoint)),
     Damage("checkpoint-cut", ("checkpoint damaged",), lambda s: write(s.checkpoint, s.checkpoint.read_bytes()[:99])),
     Damage("checkpoint-half", ("half a checkpoint",), lambda s: write(s.checkpoint.with_name(f".{s.checkpoint.name}.7.partial"))),
+    Damage("copy-half", ("half a checkpoint",), lambda s: write(s.checkpoint.with_name(f".{s.checkpoint.name}.x_1.partial") / "step-4.checkpoint", b"half") and s.checkpoint.name),
     Damage("checkpoint-of-nobody", ("checkpoint of no run",), lambda s: copy(s.checkpoint, NOBODY), False),
     Damage("model-lost", ("model missing",), lambda s: lose(s.files(s.run(), "model")), False),
     Damage("weights-lost", ("model missing",), lambda s: lose(s.files(s.run(), "model", "weights.safetensors")), False),

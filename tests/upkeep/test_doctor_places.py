@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import optuna
 import pytest
 from tqdm import tqdm
 
@@ -75,6 +74,7 @@ def test_postgresql_and_a_server(
     for trial in worker.trials():
         run_trial(worker.shared, trial, tqdm(disable=True))
     worker.close()
+    worker.study._storage._backend.engine.dispose()  # type: ignore[attr-defined]
     store = TrackingStore(server)
     place = Place(store, postgres, state)
     assert examine(place, "doctor") == []
@@ -87,7 +87,14 @@ def test_postgresql_and_a_server(
     checkpoint = state / "checkpoints" / f"{second}.checkpoint"
     checkpoint.parent.mkdir(exist_ok=True)
     checkpoint.touch()
-    kinds = {"run left open", "run misplaced", "study run deleted", "checkpoint left"}
+    store.client.log_text(first, "a copy", "checkpoint/step-2.checkpoint")
+    kinds = {
+        "run left open",
+        "run misplaced",
+        "study run deleted",
+        "checkpoint left",
+        "checkpoint's copy left",
+    }
     for held in (ALIVE, "trial-1"):
         with open_locks(postgres, "doctor").sharing(held):
             assert [each.kind for each in examine(place, "doctor")] == ["running"]
@@ -97,4 +104,3 @@ def test_postgresql_and_a_server(
     assert {each.kind for each in mended} == kinds
     assert left == []
     assert not checkpoint.exists()
-    assert optuna.load_study(study_name="doctor", storage=postgres).user_attrs

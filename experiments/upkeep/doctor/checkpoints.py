@@ -10,13 +10,15 @@ from mlflow.entities import Run
 from experiments.analysis.leaderboard import ENDED
 from experiments.study.locks import is_held
 from experiments.tracking import names
+from experiments.tracking.checkpoint_copies import CheckpointCopies
 from experiments.upkeep.doctor.findings import Finding, note
-from experiments.upkeep.doctor.survey import OPENED, Survey
+from experiments.upkeep.doctor.survey import OPENED, Survey, is_active
 from experiments.upkeep.doctor.trials import INTERRUPTED
+from experiments.upkeep.leftovers import remove_tree
 from experiments.urls import sqlite_path
 from speaker.training.checkpoint import is_whole
 
-NAME = re.compile(r"\.?([0-9a-f]{32})\.checkpoint(\.\d+\.partial)?")
+NAME = re.compile(r"\.?([0-9a-f]{32})\.checkpoint(\.[^.]+\.partial)?")
 
 
 def left_checkpoints(found: Survey) -> Iterator[Finding]:
@@ -32,7 +34,7 @@ def left_checkpoints(found: Survey) -> Iterator[Finding]:
         else:
             continue
         kind = "half a checkpoint" if is_half else "checkpoint left"
-        remove = partial(path.unlink, missing_ok=True)
+        remove = partial(_remove, path)
         yield Finding(kind, path.name, words, "removes it", remove, study=_study(found, run_id))
 
 
@@ -66,10 +68,33 @@ def lost_trainings(found: Survey) -> Iterator[Finding]:
             yield Finding("stranded", f"run {run_id}", "its process was lost", remedy, close)
 
 
+def left_copies(found: Survey) -> Iterator[Finding]:
+    """Yield the runs of a server that have ended and still keep copies of their checkpoint."""
+    if not found.store.uri.startswith("http"):
+        return
+    for run_id, run in found.runs.items():
+        owner = found.owners.get(run_id)
+        is_asked_for = found.is_whole or owner is not None
+        if is_asked_for and is_active(run) and _has_ended(found, run_id):
+            copies = CheckpointCopies(run.info.artifact_uri, found.store.uri)
+            if copies.are_there():
+                where = owner[0].where(owner[1].number) if owner else f"run {run_id}"
+                words, study = "its training has ended", _study(found, run_id)
+                yield Finding(
+                    "checkpoint's copy left", where, words, "removes it", copies.remove, study=study
+                )
+
+
 def is_alone(run: Run) -> bool:
     """Tell whether a run is one of train_trial.py."""
     tags = run.data.tags
     return tags.get(names.KIND) == names.KIND_TRIAL and names.STUDY not in tags
+
+
+def runs_with_files(state: Path) -> set[str]:
+    """Return the runs of which there are checkpoints, or halves of some."""
+    found = (NAME.fullmatch(path.name) for path in (state / "checkpoints").glob("*"))
+    return {match[1] for match in found if match}
 
 
 def _files(found: Survey) -> Iterator[tuple[Path, str, bool]]:
@@ -78,6 +103,14 @@ def _files(found: Survey) -> Iterator[tuple[Path, str, bool]]:
         match = NAME.fullmatch(path.name)
         if match and (found.is_whole or match[1] in found.owners):
             yield path, match[1], bool(match[2])
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint, or a half, which is a folder where a copy was made."""
+    if path.is_dir():
+        remove_tree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _study(found: Survey, run_id: str) -> str:

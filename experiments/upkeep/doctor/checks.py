@@ -10,6 +10,7 @@ from pathlib import Path
 
 import optuna
 
+from experiments.proposals.attributes import RUN_ID
 from experiments.study.locks import ALIVE, open_locks
 from experiments.tracking.store import TrackingStore
 from experiments.upkeep.doctor import (
@@ -43,6 +44,7 @@ CHECKS: tuple[Check, ...] = (
     rows.scores,
     checkpoints.left_checkpoints,
     checkpoints.damaged_checkpoints,
+    checkpoints.left_copies,
     checkpoints.lost_trainings,
     files.models,
     files.configs,
@@ -65,6 +67,8 @@ def examine(place: Place, only: str | None = None, ours: Collection[str] = ()) -
     found = read(place, only, ours)
     at_work = {book.name for book in found.books if book.is_running}
     findings = [finding for check in CHECKS for finding in check(found)]
+    if found.storage:
+        found.storage.engine.dispose()  # no connection waits for who mends, if anybody does
     return [each for each in findings if each.study not in at_work]
 
 
@@ -93,11 +97,16 @@ def sweep(store: TrackingStore, storage_url: str, state: Path, study: optuna.Stu
     for each; other workers may be at it. This takes no time that grows with other studies.
     """
     place = Place(store, storage_url, state)
-    every = study.get_trials(deepcopy=False)
-    held = held_trials(place, study.study_name, every)
     open_runs = store.trial_runs(study.study_name, "attributes.status = 'RUNNING'")
-    book = Book(study, every, held, is_running=True, runs=open_runs)
     runs = {run.info.run_id: run for run in open_runs}
+    touched = {*runs, *checkpoints.runs_with_files(state)}
+    trials_of = [
+        trial
+        for trial in study.get_trials(deepcopy=False)
+        if trial.user_attrs.get(RUN_ID) in touched
+    ]
+    held = held_trials(place, study.study_name, trials_of)
+    book = Book(study, trials_of, held, is_running=True, runs=open_runs)
     found = Survey(place, None, runs, [book], {study.study_name}, study.study_name)
     findings = [finding for check in CHEAP for finding in check(found)]
     return [f"{each.where}: {each.words}; {each.remedy}" for each in findings if _mends(each)]
