@@ -27,6 +27,7 @@ from speaker.common.cli import (
 from speaker.common.paths import STATE, next_commands
 
 if TYPE_CHECKING:
+    from experiments.engines.engine import Engine
     from experiments.proposals.presets import Preset
     from experiments.proposals.space import Space
     from experiments.study.search import StudyWorker, WorkerSpec
@@ -214,7 +215,7 @@ def run(arguments: argparse.Namespace) -> None:
     from experiments.urls import masked
 
     engine = engine_of(arguments)
-    spec = make_spec(arguments)
+    spec = make_spec(arguments, engine)
     worker = spec.open()
     name, store = spec.settings.name, worker.shared.store
     print(describe_places(store.uri, store.decided_by), flush=True)
@@ -242,7 +243,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"Next:\n{commands_after(name, spec.context.corpus, elsewhere)}")
 
 
-def make_spec(arguments: argparse.Namespace) -> "WorkerSpec":
+def make_spec(arguments: argparse.Namespace, engine: "Engine") -> "WorkerSpec":
     """Return the search that is asked for. Raises UserError for what makes none."""
     from experiments.analysis.leaderboard import expectations
     from experiments.context import load_context
@@ -259,8 +260,9 @@ def make_spec(arguments: argparse.Namespace) -> "WorkerSpec":
     base = base.replace(**_fixed(arguments))
     _find_points(arguments, base)  # what they refuse is said before the data are read
     context = load_context(
-        arguments.data, arguments.device, arguments.precision, STATE, arguments.jobs
+        arguments.data, arguments.device, arguments.precision, STATE, engine.jobs_here
     )
+    context = engine.settle(context)
     base = context.fit_batch(base, arguments.batch_size)
     space, presets = _find_points(arguments, base, context.utterances())
     settings = SearchSettings(

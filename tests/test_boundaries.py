@@ -72,7 +72,8 @@ MAY_IMPORT = {
     },
     "experiments.engines": {
         "experiments.context", "experiments.proposals", "experiments.study",
-        "experiments.tracked_training", "speaker", "optuna", "tqdm",
+        "experiments.tracked_training", "experiments.urls", "speaker",
+        "numpy", "optuna", "ray", "torch", "tqdm",
     },
     "experiments.transfer": {
         "experiments.proposals", "experiments.registry", "experiments.study",

@@ -5,6 +5,7 @@ import argparse
 from experiments.engines.engine import Engine
 from experiments.engines.inline import Inline
 from experiments.engines.processes import Processes
+from experiments.engines.ray_cluster import RayCluster, import_ray
 from speaker.common.errors import UserError
 
 
@@ -15,6 +16,13 @@ def engine_of(arguments: argparse.Namespace) -> Engine:
     """
     jobs: int = arguments.jobs
     name = arguments.engine or ("inline" if jobs == 1 else "processes")
+    address, gpus = arguments.ray_address, arguments.gpus_per_trial
+    if name != "ray" and (address is not None or gpus is not None):
+        flag = "--ray-address" if address is not None else "--gpus-per-trial"
+        raise UserError(f"{flag} is for --engine ray, but got --engine {name}; leave one out")
+    if name == "ray":
+        import_ray(is_local=address is None)  # what is missing is said before the data are read
+        return RayCluster(jobs, address or "", gpus)
     if name == "inline" and jobs > 1:
         raise UserError(
             f"--engine inline is one process, but got --jobs {jobs}; use --engine processes"

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from experiments.context import TrainingContext
 from experiments.study.search import StudyWorker
 from speaker.common.errors import DeviceLostError, UserError
 from speaker.common.signals import interruptible
@@ -75,6 +76,18 @@ class Engine(ABC):
     """What the workers of a search run on."""
 
     jobs: int = 1  # workers at once
+
+    @property
+    def jobs_here(self) -> int:
+        """By how many workers what this process may use of its machine is divided."""
+        return self.jobs
+
+    def settle(self, context: TrainingContext) -> TrainingContext:
+        """Return what a worker computes with, on what the engine has.
+
+        Raises UserError where that is too little for the jobs.
+        """
+        return context
 
     @abstractmethod
     def run(self, worker: StudyWorker, jobs: int, audience: Audience) -> None:

@@ -23,15 +23,16 @@ def run_search(worker: StudyWorker, engine: Engine) -> None:
     with worker.closing():
         missing, forecast = worker.missing(), Forecast(0.0)
         if missing > 0:
-            forecast = look_ahead(worker, missing, engine.jobs)
+            forecast = look_ahead(worker, missing, engine)
         run_trials(worker, engine, max(1, min(engine.jobs, missing)), forecast)
 
 
-def look_ahead(worker: StudyWorker, missing: int, jobs: int) -> Forecast:
+def look_ahead(worker: StudyWorker, missing: int, engine: Engine) -> Forecast:
     """Move the data to their device, and say and return what the missing trials will cost there."""
-    settings, known = worker.spec.settings, first_points(worker)
+    settings, known, jobs = worker.spec.settings, first_points(worker), engine.jobs
     points, first = settings.space.points(settings.base), [*known.values()][:missing]
-    context, costs = move_to_device(worker.spec.context, (points[0], points[-1]), jobs)
+    ends = points[0], points[-1]
+    context, costs = move_to_device(worker.spec.context, ends, engine.jobs_here)
     with uninterrupted():
         worker.use(context)
     plan = [

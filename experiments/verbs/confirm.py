@@ -53,8 +53,9 @@ def run(arguments: argparse.Namespace) -> None:
     store = existing_store(arguments.tracking_uri, STATE)
     print(describe_places(store.uri, store.decided_by), flush=True)
     context = load_context(
-        arguments.data, arguments.device, arguments.precision, STATE, arguments.jobs
+        arguments.data, arguments.device, arguments.precision, STATE, engine.jobs_here
     )
+    context = engine.settle(context)
     machine = Machine(context, arguments.storage or default_storage(STATE), engine)
     confirm_best(store, arguments.study, arguments.top, arguments.seeds, machine)
     publish(store, arguments.study)  # with what was confirmed

@@ -4,7 +4,7 @@ import argparse
 import re
 from datetime import UTC, datetime
 
-from speaker.common.cli import plain_name, positive_int
+from speaker.common.cli import plain_name, positive_float, positive_int
 
 MAX_REASON = 500  # letters
 FRESH_SEEDS = 5  # of each finalist, if nothing else is asked for
@@ -29,10 +29,31 @@ def add_engine(flags: argparse._ActionsContainer) -> None:
     )
     flags.add_argument(
         "--engine",
-        choices=("inline", "processes"),
-        help="what trains them: this process, or processes of this machine; if not given, inline "
-        "for one job, else processes",
+        choices=("inline", "processes", "ray"),
+        help="what trains them: this process, processes of this machine, or tasks of a Ray cluster "
+        "(pip install -r requirements-ray.txt); if not given, inline for one job, else processes",
     )
+    flags.add_argument(
+        "--ray-address",
+        metavar="HOST:PORT",
+        help="of the Ray cluster to which this machine belongs, or auto; if not given, one is made "
+        "of this machine alone",
+    )
+    flags.add_argument(
+        "--gpus-per-trial",
+        type=_part,
+        metavar="PART",
+        help="of a GPU, for each trial on a Ray cluster, 0.5 say; if not given, as much as there "
+        "is for each of --jobs",
+    )
+
+
+def _part(text: str) -> float:
+    """Parse a part of a GPU: above 0, at most the whole."""
+    value = positive_float(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"must be at most 1, but got {text}")
+    return value
 
 
 def reason(text: str) -> str:
