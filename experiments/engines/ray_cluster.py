@@ -50,6 +50,7 @@ class Node:
     address: str
     cores: int
     gpus: int
+    is_here: bool  # on this machine
 
 
 @dataclass(frozen=True)
@@ -289,6 +290,7 @@ def _nodes() -> list[Node]:
             node["NodeManagerAddress"],
             int(node["Resources"].get("CPU", 0)),
             int(node["Resources"].get("GPU", 0)),
+            node["NodeManagerAddress"] == ray.util.get_node_ip_address(),
         )
         for node in ray.nodes()
         if node["Alive"]
@@ -297,9 +299,7 @@ def _nodes() -> list[Node]:
 
 def _elsewhere(nodes: list[Node]) -> list[str]:
     """Return the addresses of other machines."""
-    import ray
-
-    return sorted({node.address for node in nodes} - {ray.util.get_node_ip_address()})
+    return sorted({node.address for node in nodes if not node.is_here})
 
 
 def _last_word(task: Any) -> Failed | Gone:
