@@ -78,7 +78,7 @@ def test_ci_runs_what_the_readme_says() -> None:
 
 
 def test_requirements_are_pinned_and_say_who_needs_them() -> None:
-    for name in ("requirements.txt", "requirements-dev.txt"):
+    for name in ("requirements.txt", "requirements-dev.txt", "requirements-ray.txt"):
         for line in (ROOT / name).read_text().splitlines():
             assert line.startswith("-r ") or re.fullmatch(r"[a-z\[\]-]+==[\d.]+ +# .+", line), line
 

@@ -5,7 +5,8 @@ import argparse
 from experiments.engines.engine import Engine
 from experiments.engines.inline import Inline
 from experiments.engines.processes import Processes
-from experiments.engines.ray_cluster import RayCluster, import_ray
+from experiments.engines.ray_cluster import RayCluster
+from experiments.engines.ray_connection import import_ray
 from speaker.common.errors import UserError
 
 

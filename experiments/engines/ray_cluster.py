@@ -4,33 +4,30 @@ on this machine.
 Ray is imported when it is used: it need not be installed.
 """
 
-import contextlib
-import logging
-import math
-import os
 import pickle
-import signal
-import socket
-from collections.abc import Iterator
+import time
 from dataclasses import dataclass
 from typing import Any
 
 from experiments.context import TrainingContext, with_threads
-from experiments.engines.engine import Audience, Crew, Engine, Failed, Gone, Said, supervise
+from experiments.engines.engine import Audience, Crew, Engine, Failed, Gone, Noted, Said, supervise
 from experiments.engines.mailbox import Mailbox
 from experiments.engines.parcel import arrays_of, seal
+from experiments.engines.placement import (
+    Node,
+    elsewhere,
+    refuse_files,
+    share_for_each,
+    threads_for_each,
+)
+from experiments.engines.ray_connection import connect, find_nodes, import_ray
 from experiments.engines.ray_task import Task, work_in_task
 from experiments.study.search import StudyWorker, WorkerSpec
-from experiments.urls import shown, sqlite_path
-from speaker.common.devices import usable_cores
 from speaker.common.errors import UserError, first_line
-from speaker.common.paths import PROGRAM
-from speaker.common.signals import STOPPING, Interrupted, uninterrupted
+from speaker.common.signals import uninterrupted
 
 PATIENCE_S = 30  # with workers that are told to stop: a store may be slow
-ANSWER_S = 10  # for a cluster to take a connection
-STORE_BYTES = 128 << 20  # of shared memory for a cluster of this machine: its workers have the pack
-FINEST = 10_000  # Ray counts parts of a GPU so
+WAIT_S = 120  # for a worker to begin, until that is said
 
 LOSSES = {  # what Ray raises for a worker that is no more
     "WorkerCrashedError": "its process died",
@@ -41,16 +38,6 @@ LOSSES = {  # what Ray raises for a worker that is no more
     "OwnerDiedError": "its machine is gone",
     "ObjectLostError": "its machine is gone",
 }
-
-
-@dataclass(frozen=True)
-class Node:
-    """A machine of a cluster, or a part of one."""
-
-    address: str
-    cores: int
-    gpus: int
-    is_here: bool  # on this machine
 
 
 @dataclass(frozen=True)
@@ -70,7 +57,7 @@ class RayCluster(Engine):
 
         Raises UserError where it has too little.
         """
-        nodes = self.connect()
+        nodes = connect(self.address)
         if context.compute.device.type == "cuda":
             self._share(nodes)
             return context
@@ -81,24 +68,20 @@ class RayCluster(Engine):
             )
         return with_threads(context, threads_for_each([node.cores for node in nodes], self.jobs))
 
-    def connect(self) -> list[Node]:
-        """Connect to the cluster, or make it, if that is not done yet; return its machines.
-
-        Raises UserError where there is none, or none that lets us in.
-        """
-        ray = import_ray(is_local=not self.address)
-        if not ray.is_initialized():
-            with _keeping_signal_handlers():
-                _start() if not self.address else _join(self.address)
-        return _nodes()
-
     def run(self, worker: StudyWorker, jobs: int, audience: Audience) -> None:
         """Work at a study: see Engine."""
-        nodes = self.connect()
+        nodes = connect(self.address)
         refuse_files(worker.spec, nodes)
         on_gpu = worker.spec.context.compute.device.type == "cuda"
         crew = RayCrew(worker.spec, self._share(nodes) if on_gpu else 0.0)
-        supervise(crew, jobs, audience)
+        ray = import_ray(is_local=not self.address)
+        try:
+            supervise(crew, jobs, audience)
+        except ray.exceptions.RayError as error:
+            raise UserError(
+                "a search on Ray needs its cluster to the end, but that no longer answers "
+                f"({first_line(error)}); run the same command to resume"
+            ) from error
 
     def _share(self, nodes: list[Node]) -> float:
         """Return the part of a GPU that each job gets."""
@@ -114,11 +97,12 @@ class RayCrew(Crew):
 
         self._spec, self._gpus = spec, gpus
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        box = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here)
+        box = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here, max_restarts=-1)
         self._mailbox = box.remote()
         self._parcel = ray.put(seal(spec))
         self._arrays: Any = None
         self._tasks: dict[Any, int] = {}
+        self._waiting: dict[int, float] = {}  # places of which nothing was heard, and until when
         threads = 0 if gpus else spec.context.compute.threads
         # A worker is replaced by its crew, and leaves nothing in its process to the next.
         needs = {"num_cpus": threads, "num_gpus": gpus, "max_retries": 0, "max_calls": 1}
@@ -129,12 +113,14 @@ class RayCrew(Crew):
         import ray
 
         with uninterrupted():
-            nodes = _nodes()
+            nodes = find_nodes()
             refuse_files(self._spec, nodes)
-            if self._arrays is None and _elsewhere(nodes):
+            if self._arrays is None and elsewhere(nodes):
                 self._arrays = ray.put(arrays_of(self._spec.context.pack))
-            task = Task(place, self._parcel, self._arrays, self._mailbox, self._gpus)
+            here = ray.util.get_node_ip_address()
+            task = Task(place, self._parcel, self._arrays, self._mailbox, self._gpus, here)
             self._tasks[self._work.remote(task)] = place
+            self._waiting[place] = time.monotonic() + WAIT_S
 
     def listen(self, seconds: float) -> list[tuple[int, Said | Failed | Gone]]:
         """Wait until a worker says something, and return that."""
@@ -142,9 +128,25 @@ class RayCrew(Crew):
 
         with uninterrupted():  # Ray would make another exception of an interruption
             ended, _ = ray.wait([*self._tasks], num_returns=len(self._tasks), timeout=0)
-            letters = ray.get(self._mailbox.take.remote(0 if ended else seconds))
+            try:
+                letters = ray.get(self._mailbox.take.remote(0 if ended else seconds))
+            except ray.exceptions.RayActorError:
+                letters = []  # it was killed, and is started again
             ends = [(self._tasks.pop(task), _last_word(task)) for task in ended]
-        return [(place, pickle.loads(words)) for place, words in letters] + ends  # noqa: S301  # our own workers'
+        said = [(place, pickle.loads(words)) for place, words in letters]  # noqa: S301  # our own workers'
+        return [*said, *self._missing({place for place, _ in said + ends}), *ends]
+
+    def _missing(self, heard: set[int]) -> list[tuple[int, Said]]:
+        """Return, once for each, that workers of whom nothing is heard have no place as it seems;
+        `heard` are those that now are.
+        """
+        now = time.monotonic()
+        self._waiting = {p: until for p, until in self._waiting.items() if p not in heard}
+        late = [place for place, until in self._waiting.items() if until < now]
+        for place in late:
+            del self._waiting[place]
+        text = "worker {} has not begun after {} seconds: the cluster has no room, or is slow"
+        return [(place, Noted(text.format(place + 1, WAIT_S))) for place in late]
 
     def stop(self) -> None:
         """End the workers, as SIGINT does, and those that do not end, as SIGKILL does."""
@@ -158,148 +160,6 @@ class RayCrew(Crew):
                 for task in left:
                     ray.cancel(task, force=True)
             ray.kill(self._mailbox)
-
-
-def import_ray(is_local: bool) -> Any:
-    """Return the library, if asked for so that nothing it starts is reached from other machines.
-
-    Raises UserError where it is not installed.
-    """
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns of that
-    if is_local:
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # its only way to a loopback address
-    try:
-        import ray
-    except ImportError as error:
-        raise UserError(
-            f"--engine ray needs Ray, but it is not installed ({first_line(error)}); pip install "
-            "-r requirements-ray.txt"
-        ) from error
-    return ray
-
-
-def threads_for_each(cores: list[int], jobs: int) -> int:
-    """Return how many threads each of `jobs` workers has, on machines of so many cores.
-
-    Raises UserError for fewer cores than jobs.
-    """
-    if sum(cores) < jobs:
-        raise UserError(
-            f"--jobs must be at most the number of the cluster's cores, {sum(cores)}, on CPUs, but "
-            f"got {jobs}; use fewer"
-        )
-    fitting = (n for n in range(max(cores), 0, -1) if sum(c // n for c in cores) >= jobs)
-    return next(fitting)
-
-
-def share_for_each(gpus: list[int], jobs: int, wanted: float | None = None) -> float:
-    """Return the part of a GPU that each of `jobs` workers has, on machines of so many GPUs: what
-    is wanted, or the most that there is.
-
-    Raises UserError where there is too little.
-    """
-    total = sum(gpus)
-    at_once = math.floor(1 / wanted + 1e-9) if wanted else math.ceil(jobs / max(total, 1))
-    if total * at_once < jobs:
-        advice = f"use at most {total * at_once}, or a smaller --gpus-per-trial" if total else (
-            "use --device cpu"
-        )  # fmt: skip
-        raise UserError(
-            f"--jobs must have room on the cluster's GPUs, {total} with {at_once} trials each, but "
-            f"got {jobs}; {advice}"
-        )
-    return wanted or math.floor(FINEST / at_once) / FINEST
-
-
-def refuse_files(spec: WorkerSpec, nodes: list[Node]) -> None:
-    """Raise UserError where workers on other machines would need this one's files."""
-    local = [
-        shown(url)
-        for url in (spec.storage_url, spec.tracking_uri)
-        if sqlite_path(url) or not url.startswith(("postgresql", "http"))
-    ]
-    if local and (others := _elsewhere(nodes)):
-        raise UserError(
-            "workers on several machines must share --storage of a PostgreSQL server and "
-            f"--tracking-uri of an MLflow server, but {others[0]} cannot reach {local[0]}; give "
-            "both, or leave out --ray-address"
-        )
-
-
-def _start() -> None:
-    """Make a cluster of this machine that ends with this process, and that no other can reach."""
-    import ray
-
-    ray.init(
-        address="local",
-        num_cpus=usable_cores(),
-        object_store_memory=STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
-
-
-def _join(address: str) -> None:
-    """Connect to a cluster, to which our code is sent.
-
-    Raises UserError where it does not let us in.
-    """
-    import ray
-
-    code = [str(PROGRAM / name) for name in ("experiments", "speaker")]
-    try:
-        if address != "auto":
-            host, _, port = address.rpartition(":")
-            socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"py_modules": code, "excludes": ["__pycache__"]},
-        )
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise UserError(
-            "--ray-address must be HOST:PORT of a Ray cluster that this machine belongs to, or "
-            f"auto, but {address!r} cannot be used ({first_line(error)}); see ray status, or leave "
-            "it out for a cluster of this machine"
-        ) from error
-
-
-@contextlib.contextmanager
-def _keeping_signal_handlers() -> Iterator[None]:
-    """Take the signals back that Ray takes while it starts: it would end the process within
-    seconds.
-    """
-    before = {signum: signal.getsignal(signum) for signum in STOPPING}
-    try:
-        yield
-    except SystemExit as stop:
-        raise Interrupted(signal.SIGTERM) from stop
-    finally:
-        for signum, handler in before.items():
-            if handler is not None:
-                signal.signal(signum, handler)
-
-
-def _nodes() -> list[Node]:
-    import ray
-
-    return [
-        Node(
-            node["NodeManagerAddress"],
-            int(node["Resources"].get("CPU", 0)),
-            int(node["Resources"].get("GPU", 0)),
-            node["NodeManagerAddress"] == ray.util.get_node_ip_address(),
-        )
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
-
-
-def _elsewhere(nodes: list[Node]) -> list[str]:
-    """Return the addresses of other machines."""
-    return sorted({node.address for node in nodes if not node.is_here})
 
 
 def _last_word(task: Any) -> Failed | Gone:

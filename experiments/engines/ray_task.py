@@ -15,10 +15,12 @@ from tqdm import tqdm
 
 from experiments.context import TrainingContext
 from experiments.engines.engine import Failed, Said
-from experiments.engines.parcel import Parcel, unseal
+from experiments.engines.parcel import Arrays, Parcel, unseal
+from experiments.engines.placement import Node, refuse_files
 from experiments.engines.worker import work_apart
 from experiments.study.search import WorkerSpec
 from speaker.common.cuda import CONTEXT_BYTES, noticing_loss
+from speaker.common.errors import UserError
 from speaker.common.signals import (
     STOPPING,
     Interrupted,
@@ -38,6 +40,7 @@ class Task:
     arrays: Any  # of the pack, as a reference
     mailbox: Any
     gpus: float  # its share of a GPU; 0 on a CPU
+    driver: str  # the address of the machine that the search was started on
 
 
 def work_in_task(task: Task) -> Failed | str:
@@ -62,8 +65,25 @@ def _open(task: Task) -> WorkerSpec:
     import ray
 
     parcel: Parcel = ray.get(task.parcel)
-    spec = unseal(parcel, lambda: ray.get(task.arrays))
+    address = ray.util.get_node_ip_address()
+    spec = unseal(parcel, partial(_fetch, task, address))
+    refuse_files(spec, [Node(address, 0, 0, is_here=address == task.driver)])
     return replace(spec, context=_settle(spec.context, task.gpus))
+
+
+def _fetch(task: Task, address: str) -> Arrays:
+    """Return the pack's arrays, mapped from this machine's part of the object store.
+
+    Raises UserError where they were not sent: the machine has just come.
+    """
+    import ray
+
+    if task.arrays is None:
+        raise UserError(
+            f"a machine of the cluster must have the pack, but {address} joined after it was sent; "
+            "run the same command to resume"
+        )
+    return ray.get(task.arrays)
 
 
 def _settle(context: TrainingContext, gpus: float) -> TrainingContext:

@@ -18,13 +18,13 @@ import pytest
 
 from experiments.context import TrainingContext
 from experiments.engines.parcel import arrays_of, seal, unseal
-from experiments.engines.ray_cluster import Node, refuse_files, share_for_each, threads_for_each
+from experiments.engines.placement import Node, refuse_files, share_for_each, threads_for_each
 from experiments.proposals.attributes import RUN_ID
 from experiments.study.search import WorkerSpec
 from experiments.tracking.store import TrackingStore
 from speaker.common.devices import usable_cores
 from speaker.data.pack import open_pack
-from tests.engines.test_engines import holders, wait_for_end
+from tests.engines.test_engines import HEAD, holders, wait_for_end
 from tests.helpers import PLAN, STUDY, assert_whole, refused, run, start
 
 TRIALS = 12
@@ -123,7 +123,7 @@ def cluster() -> Iterator[Any]:
     """A cluster of two machines, of one core each; that of its users is the first."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster = Cluster(initialize_head=True, head_node_args=HEAD | {"num_cpus": 1})
     cluster.add_node(num_cpus=1)
     yield cluster
     cluster.shutdown()
