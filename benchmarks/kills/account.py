@@ -19,6 +19,9 @@ from experiments.study.contract import IDENTITY, PARENT
 from experiments.study.storage import open_storage
 from experiments.tracking import names
 from experiments.tracking.store import TrackingStore
+from experiments.upkeep.doctor.checks import examine
+from experiments.upkeep.doctor.survey import Place
+from experiments.urls import masked
 from speaker.training.metrics import CROPS_PER_S, STEPS_PER_S, UTTERANCES_PER_S
 
 Account = dict[str, str]
@@ -52,7 +55,8 @@ class Home:
 
     def alike(self, text: object) -> str:
         """Return a text without what differs from one search to the next."""
-        found = str(text).replace(self.storage, "STORAGE").replace(str(self.folder), "HOME")
+        found = str(text).replace(masked(self.storage), "STORAGE")
+        found = found.replace(str(self.folder), "HOME")
         for pattern, word in ALIKE if self.is_alone else (*ALIKE, OF_OTHERS):
             found = re.sub(pattern, word, found)
         return found
@@ -81,6 +85,8 @@ def account_of(home: Home) -> Account:
         seen[who] += 1
         who += f" (again {seen[who]})" * (seen[who] > 1)
         lines += [(f"{who} {what}", words) for what, words in _of_run(store, run, home)]
+    found = examine(Place(store, home.storage, home.state))
+    lines += [(f"files, says the doctor: {each.kind} {each.where}", each.words) for each in found]
     experiment = store.client.get_experiment(store.experiment_id)
     lines += [(f"experiment {name}", text) for name, text in experiment.tags.items()]
     store.client._tracking_client.store.engine.dispose()

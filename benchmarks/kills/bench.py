@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import count
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -77,10 +78,18 @@ class Bench:
     folder: Path
     corpus: Path
     template: Path
-    server: str  # URL
+    at_end: contextlib.ExitStack  # what stops the server
     keep: bool = False  # the folders of searches
+    references: int = 2  # undisturbed searches that must be equal
     undisturbed: dict[str, tuple[Account, dict[str, int]]] = field(default_factory=dict)
     numbers: Iterator[int] = field(default_factory=count)
+
+    @cached_property
+    def server(self) -> str:
+        """The URL of a PostgreSQL server, which is started when it is first needed."""
+        server = pgserver.get_server(self.folder / "postgres")
+        self.at_end.callback(server.cleanup)
+        return str(server.get_uri().replace("postgresql://", "postgresql+psycopg://"))
 
     def points(self, kind: str) -> dict[str, int]:
         """Return how often an undisturbed search of a kind passes each point."""
@@ -101,10 +110,10 @@ class Bench:
         return outcome
 
     def _reference(self, kind: str) -> tuple[Account, dict[str, int]]:
-        """Return what two undisturbed searches leave, which is the same, and what they pass."""
+        """Return what undisturbed searches leave, which is the same, and what they pass."""
         if kind not in self.undisturbed:
             accounts = []
-            for _ in range(2):
+            for _ in range(self.references):
                 with self._home(kind) as (home, planned):
                     plan = Plan(template=str(self.template))
                     outcome, account = self._run(kind, plan, home, planned)
@@ -112,7 +121,7 @@ class Bench:
                     assert not outcome.left, outcome.left
                     accounts.append(account)
                     passed = passings(planned)
-            assert not (changes := differences(*accounts)), "\n".join(changes)
+            assert not (changes := differences(accounts[0], accounts[-1])), "\n".join(changes)
             self.undisturbed[kind] = accounts[0], passed
         return self.undisturbed[kind]
 
@@ -207,21 +216,13 @@ class Bench:
 
 
 @contextlib.contextmanager
-def open_bench(folder: Path, server: str = "", keep: bool = False) -> Iterator[Bench]:
-    """Make what searches share in a folder; a PostgreSQL server is started there if none is given,
-    and stopped in the end.
-    """
+def open_bench(folder: Path, keep: bool = False, references: int = 2) -> Iterator[Bench]:
+    """Make what searches share in a folder."""
     corpus, template = folder / "corpus", folder / "mlflow.db"
     write_corpus(corpus, speakers=8, per_speaker=12, test=5, frames=(2, 4))
     SqlAlchemyStore(f"sqlite:///{template}", folder.as_uri()).engine.dispose()
-    ours = None if server else pgserver.get_server(folder / "postgres")
-    if ours:
-        server = ours.get_uri().replace("postgresql://", "postgresql+psycopg://")
-    try:
-        yield Bench(folder, corpus, template, server, keep)
-    finally:
-        if ours:
-            ours.cleanup()
+    with contextlib.ExitStack() as stack:
+        yield Bench(folder, corpus, template, stack, keep, references)
 
 
 def tally(outcomes: list[Outcome]) -> dict[tuple[str, str], Counter[str]]:

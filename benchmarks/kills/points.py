@@ -78,11 +78,12 @@ WRITES = (
     Write("sqlalchemy.engine.default:DefaultDialect", "do_commit", "sql.commit"),
     Write("speaker.training.checkpoint:Checkpoint", "save", "checkpoint.save"),
     Write("speaker.training.checkpoint:Checkpoint", "remove", "checkpoint.remove"),
-    Write(f"{LOCKS}:FileLocks", "take", "lock.take"),
-    Write(f"{LOCKS}:FileLocks", "try_take", "lock.try_take"),
-    Write(f"{LOCKS}:PostgresLocks", "take", "lock.take"),
-    Write(f"{LOCKS}:PostgresLocks", "try_take", "lock.try_take"),
-    Write("filelock:BaseFileLock", "release", "lock.release"),
+    *(
+        Write(f"{LOCKS}:{owner}", method, f"lock.{method}")
+        for owner in ("FileLocks", "PostgresLocks")
+        for method in ("take", "try_take", "share")
+    ),
+    Write(f"{LOCKS}:Lock", "release", "lock.release"),
     Write("sqlalchemy:Connection", "close", "connection.close"),
     Write("os", "fsync"),
     Write("os", "replace"),
