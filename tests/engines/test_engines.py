@@ -87,7 +87,9 @@ def engine(name: str, request: pytest.FixtureRequest) -> Engine:
 def words(name: str, request: pytest.FixtureRequest) -> list[str]:
     """The flags of an engine."""
     words = ["--engine", name, "--jobs", "1" if name == "inline" else "2"]
-    return words + (["--ray-address", request.getfixturevalue("cluster")] * (name == "ray"))
+    if name == "ray":
+        words += ["--ray-address", request.getfixturevalue("cluster")]
+    return words
 
 
 @pytest.fixture
