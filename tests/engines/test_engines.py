@@ -35,7 +35,10 @@ NAMES = ["inline", "processes", pytest.param("ray", marks=pytest.mark.skipif(not
 HEAD: dict[str, object] = {
     "_system_config": {"worker_niceness": 0}
 }  # workers as fast as the other engines'
-SEARCH = ("search.py", "--data", "corpus", "--steps", "5", "--sampler", "random", "--pruner", "none")  # fmt: skip
+SEARCH = (
+    "search.py", "--data", "corpus", "--steps", "5", "--sampler", "random", "--pruner", "none",
+    "--choices", "d_model=80,128", "--choices", "num_layers=1",
+)  # fmt: skip
 
 pytestmark = [
     pytest.mark.slow,
