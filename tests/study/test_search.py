@@ -1,4 +1,5 @@
 import multiprocessing
+import random
 import re
 import sqlite3
 from collections import Counter
@@ -486,6 +487,36 @@ def test_halving_stops_the_worse_two_thirds_at_each_rung() -> None:
     assert stopped[0] is None, "the first of all has nothing to be measured by"
     assert stopped[6] is None
     assert set(stopped.values()) <= {None, 20, 60}
+
+
+@pytest.mark.parametrize("pruner", ["halving", "hyperband", "median"])
+def test_a_trial_that_is_asked_about_again_after_a_kill_gets_the_same_answer(pruner: str) -> None:
+    """Optuna's halving answers once: a trial that was killed before its end went on."""
+    draw = random.Random(0)  # noqa: S311  # no secret
+    accuracies = [[draw.random() for _ in range(5)] for _ in range(40)]
+
+    def stops(is_killed: bool) -> list[int | None]:
+        study = optuna.create_study(
+            study_name="s", direction="maximize", pruner=PRUNERS[pruner](100)
+        )
+        found: list[int | None] = []
+        for values in accuracies:
+            trial, stopped = study.ask(), None
+            report = listen(trial)
+            for step, value in zip((20, 40, 60, 80, 100), values, strict=True):
+                answer = report(step, {OBJECTIVE: value})
+                if is_killed:
+                    again = listen(optuna.trial.Trial(study, trial._trial_id))
+                    assert again(step, {OBJECTIVE: value}) == answer, (trial.number, step)
+                if answer:
+                    stopped = step
+                    break
+            found.append(stopped)
+            study.tell(trial, None if stopped else value, TrialState.PRUNED if stopped else None)
+        return found
+
+    assert stops(is_killed=True) == stops(is_killed=False)
+    assert {20, 60} <= set(stops(is_killed=True)) or pruner != "halving"
 
 
 @pytest.mark.parametrize("prune_presets", [False, True])
