@@ -1,6 +1,7 @@
 """Searches of a few seconds, run whole by the real commands, undisturbed or killed by a plan."""
 
 import contextlib
+import os
 import shutil
 import signal
 import time
@@ -19,6 +20,7 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from benchmarks.kills.account import Account, Home, account_of, differences
 from benchmarks.kills.plan import Kill, Plan, kills_done, passings, processes
 from benchmarks.kills.points import FOLDER, plant
+from experiments.tracking.staged import STAGED
 from tests.helpers import write_corpus
 from tests.warm import Started, start_warm
 
@@ -130,6 +132,8 @@ class Bench:
         plan.write(planned)
         began = time.monotonic()
         error = self._run_commands(KINDS[kind], home, planned)
+        if not error and _age_halves(home):  # a search a while later removes those of the report
+            error = self._run_commands(KINDS[kind], home, planned)
         kills = [kill for _, kill in kills_done(planned)]
         outcome = Outcome(kind, kills, time.monotonic() - began, error)
         if error:
@@ -213,6 +217,14 @@ class Bench:
             )
             found += [f"{held} locks"] if held else []
         return found
+
+
+def _age_halves(home: Home) -> list[Path]:
+    """Let the files that MLflow was keeping when it was killed look old, and return them."""
+    found = list((home.state / "artifacts").rglob(f"{STAGED}*"))
+    for path in found:
+        os.utime(path, (0, 0))
+    return found
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from experiments.context import TrainingContext
 from experiments.tracking import names, validation
 from experiments.tracking.descriptions import describe_trial
+from experiments.tracking.staged import remove_staged
 from speaker.common.errors import DeviceLostError
 from speaker.common.files import canonical_json
 from speaker.config import TrialConfig
@@ -80,6 +81,7 @@ class TrackedRun:
 
     def log_setup(self, config: TrialConfig, context: TrainingContext) -> None:
         """Log the point, field by field and whole, and the corpus."""
+        remove_staged(self.artifact_uri())  # nobody else writes there
         params = [Param(name, str(value)) for name, value in config.to_dict().items()]
         tags = {
             names.POINT: config.label(),

@@ -34,6 +34,7 @@ from experiments.tracking.run import (
     count_tags,
     dataset_input,
 )
+from experiments.tracking.staged import SOON_S, remove_staged
 from experiments.urls import masked, sqlite_path
 from speaker.common.errors import UserError, describe_differences
 from speaker.common.files import create_once
@@ -123,10 +124,12 @@ class TrackingStore:
         """Keep a study's page with its run, and describe the run by a summary and a link to it;
         a description that somebody wrote stays. Returns the page's address.
         """
+        kept_at = str(self.client.get_run(run_id).info.artifact_uri)
+        remove_staged(kept_at, SOON_S)
         self.client.log_text(run_id, page, names.REPORT)
         place = f"#/experiments/{self.experiment_id}/runs/{run_id}/artifacts/{names.REPORT}"
         self.describe_study(run_id, summary, f"[{PAGE}]({place})")
-        return f"{self.client.get_run(run_id).info.artifact_uri}/{names.REPORT}"
+        return f"{kept_at}/{names.REPORT}"
 
     def open_run(
         self, name: str, tags: dict[str, str], parent: str | None = None, run_id: str | None = None

@@ -1,5 +1,6 @@
 """Damages to plant into a state folder, each with what the doctor must call it."""
 
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from mlflow.entities import LoggedModelStatus, Metric, Run
 
 from experiments.registry.versions import find_version, logged_model_of, versions_of
 from experiments.tracking import names
+from experiments.tracking.staged import STAGED
 from experiments.tracking.store import TrackingStore
 from experiments.upkeep.leftovers import _remove_run
 from speaker.training.metrics import OBJECTIVE
@@ -166,6 +168,13 @@ def forget_best(scene: Scene) -> str:
     return scene.parent
 
 
+def half_a_file(path: Path) -> Path:
+    """Leave what a kill leaves of a file that was being kept a while ago."""
+    write(path)
+    os.utime(path, (0, 0))
+    return path
+
+
 def half_promotion(scene: Scene) -> str:
     """What a promotion leaves that is killed before the version appears."""
     client, run_id = scene.store.client, scene.run()
@@ -266,6 +275,7 @@ DAMAGES = (
     Damage("half-removed", ("weights half removed",), lambda s: s.tag(s.run(), weights__removed="a note")),
     Damage("config-lost", ("config missing",), lambda s: lose(s.files(s.run(), "config.json"))),
     Damage("config-damaged", ("config damaged",), lambda s: write(s.files(s.run(), "config.json"), b"{}")),
+    Damage("file-half", ("half a file",), lambda s: half_a_file(s.files(s.run(), f"{STAGED}x")) and s.run()),
     Damage("predictions-lost", ("predictions missing",), lambda s: lose(s.files(s.run(), "validation.csv")), False),
     Damage("predictions-damaged", ("predictions damaged",), lambda s: write(s.files(s.run(), "validation.csv"), b"no table"), False),
     Damage("files-of-nobody", ("files of no run",), lambda s: write(s.state / "artifacts" / NOBODY / "weights", bytes(9)), False),

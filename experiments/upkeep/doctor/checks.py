@@ -49,6 +49,7 @@ CHECKS: tuple[Check, ...] = (
     files.models,
     files.configs,
     files.predictions,
+    files.halves_of_files,
     files.nobodys_files,
     beside.locks,
     beside.packs,

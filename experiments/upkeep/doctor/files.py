@@ -16,6 +16,7 @@ from experiments.registry.register import version_of
 from experiments.registry.versions import check_run, check_version, registering
 from experiments.tracking import names, validation
 from experiments.tracking.artifacts import CONFIG, read_text
+from experiments.tracking.staged import staged
 from experiments.tracking.store import TrackingStore
 from experiments.upkeep.doctor.checkpoints import is_alone
 from experiments.upkeep.doctor.findings import Finding
@@ -91,6 +92,19 @@ def nobodys_files(found: Survey) -> Iterator[Finding]:
         for leftover in file_leftovers(found.store, found.runs):
             words = f"{leftover.size:,} bytes of no run and no model"
             yield Finding("files of no run", leftover.name, words, "gc --delete removes them")
+
+
+def halves_of_files(found: Survey) -> Iterator[Finding]:
+    """Yield the files of runs that were being kept when their process was lost."""
+    for run in found.runs.values():
+        owner = found.owners.get(run.info.run_id)
+        study = owner[0].name if owner else run.data.tags.get(names.STUDY, "")
+        if found.is_whole or study == found.only:
+            for path in staged(run.info.artifact_uri):
+                words = "it was being kept when its process was lost"
+                remove = partial(path.unlink, missing_ok=True)
+                where = f"run {run.info.run_id}"
+                yield Finding("half a file", where, words, "removes it", remove, study=study)
 
 
 def _ended_runs(found: Survey) -> Iterator[tuple[str, str, Run]]:
