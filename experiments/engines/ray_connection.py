@@ -20,6 +20,12 @@ from speaker.common.signals import STOPPING, Interrupted
 ANSWER_S = 10  # for a cluster to take a connection
 STORE_BYTES = 128 << 20  # of shared memory for a cluster of this machine: its workers have the pack
 
+LOCAL = {
+    "worker_niceness": 0,  # it is 15, and any other program goes first
+    "agent_register_timeout_ms": 300_000,  # after 30 s Ray would abort: that is short under load
+    "worker_register_timeout_seconds": 300,
+}
+
 
 def connect(address: str) -> list[Node]:
     """Connect to the cluster at an address, or make one where that is empty, unless it is done
@@ -69,18 +75,27 @@ def import_ray(is_local: bool) -> Any:
 
 
 def _start() -> None:
-    """Make a cluster of this machine that ends with this process, and that no other can reach."""
+    """Make a cluster of this machine that ends with this process, and that no other can reach.
+
+    Raises UserError where it does not start, as on a machine with far too much to do.
+    """
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=usable_cores(),
-        object_store_memory=STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _system_config={"worker_niceness": 0},  # it is 15, and any other program goes first
-    )
+    try:
+        ray.init(
+            address="local",
+            num_cpus=usable_cores(),
+            object_store_memory=STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _system_config=LOCAL,
+        )
+    except Exception as error:  # Ray has no other class for it
+        raise UserError(
+            f"a Ray cluster of this machine must start, but did not ({first_line(error)}); see "
+            "Ray's logs, or use --engine processes"
+        ) from error
 
 
 def _join(address: str) -> None:

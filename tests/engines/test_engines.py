@@ -22,6 +22,7 @@ from experiments.engines.engine import Ended, Engine, Said
 from experiments.engines.inline import Inline
 from experiments.engines.processes import Processes
 from experiments.engines.ray_cluster import RayCluster
+from experiments.engines.ray_connection import LOCAL
 from experiments.proposals.attributes import RUN_ID
 from experiments.study.search import WorkerSpec
 from experiments.verbs.flags import add_engine
@@ -32,9 +33,7 @@ from tests.helpers import PLAN, assert_whole, refused, run, start
 
 HAS_RAY = find_spec("ray") is not None
 NAMES = ["inline", "processes", pytest.param("ray", marks=pytest.mark.skipif(not HAS_RAY, reason="Ray is not installed"))]  # fmt: skip
-HEAD: dict[str, object] = {
-    "_system_config": {"worker_niceness": 0}
-}  # workers as fast as the other engines'
+HEAD: dict[str, object] = {"_system_config": LOCAL}
 SEARCH = (
     "search.py", "--data", "corpus", "--steps", "5", "--sampler", "random", "--pruner", "none",
     "--choices", "d_model=80,128", "--choices", "num_layers=1",

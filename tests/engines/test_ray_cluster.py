@@ -30,7 +30,7 @@ from tests.helpers import PLAN, STUDY, assert_whole, refused, run, start
 TRIALS = 12
 SEARCH = (
     "search.py", "--data", "corpus", "--steps", "20", "--sampler", "random", "--pruner", "none",
-    "--device", "cpu", "--jobs", "2", "--trials", TRIALS, "--engine",
+    "--choices", "d_model=80,128", "--device", "cpu", "--jobs", "2", "--trials", TRIALS, "--engine",
 )  # fmt: skip
 needs_ray = pytest.mark.skipif(
     find_spec("ray") is None or usable_cores() < 2, reason="needs Ray, and two cores for two jobs"
@@ -124,7 +124,7 @@ def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args=HEAD | {"num_cpus": 1})
-    cluster.add_node(num_cpus=1)
+    cluster.add_node(num_cpus=1, wait=False)
     yield cluster
     cluster.shutdown()
 
@@ -163,7 +163,7 @@ def test_machines_that_die_cost_no_trial(home: Path, tmp_path: Path, cluster: An
         wait_for_end(process)
         wait_for_end(process)
         kill_node(cluster)
-        cluster.add_node(num_cpus=1)
+        cluster.add_node(num_cpus=1, wait=False)
     output, errors = process.communicate(timeout=500)
     assert process.returncode == 0, errors
     lost = re.findall(r"^worker [12] was killed \((.+)\); another takes its place$", output, re.M)
