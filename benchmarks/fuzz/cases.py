@@ -113,8 +113,14 @@ class Bench:
 
 def is_unsealed(path: Path) -> bool:
     """Tell whether a record has no seal, as those of older programs: then nothing can be told."""
+    if not path.suffix.startswith(".json"):
+        return False
+    data = path.read_bytes()
+    return any(map(_lacks_seal, (data, *data.splitlines())))
+
+
+def _lacks_seal(text: bytes) -> bool:
     try:
-        seal = json.loads(path.read_bytes()).get("sha256", "")
+        return json.loads(text).get("sha256", "") == ""
     except (ValueError, AttributeError, RecursionError):
         return False
-    return path.suffix == ".json" and seal == ""

@@ -122,8 +122,8 @@ def make_all(root: Path) -> list[Example]:
         Example("checkpoint", "checkpoint", "c", read_checkpoint, "", True),
         Example("its state", "checkpoint", "c", read_checkpoint, "json", False, *STATE),
         Example("its tensors", "checkpoint", "c", read_checkpoint, "", False, *TENSORS),
-        Example("journal", "journal", journal, read_journal, "lines"),
-        Example("journal line", "journal", journal, read_journal, "json", False, *LINE),
+        Example("journal", "journal", journal, read_journal, "lines", True),
+        Example("journal line", "journal", journal, read_journal, "json", True, *LINE),
         Example("journal's tensor", "journal", prepared, read_journal, "", True),
         Example("manifest", "download", "manifest.json", _read_parts, "json"),
         Example("part's source", "download", ".a.json", _read_source, "json"),
@@ -179,7 +179,7 @@ def _write_journal(folder: Path) -> list[Recording]:
     lines = []
     for each in recordings:
         outcome = extraction._extract(folder / "recordings" / each.path, folder / each.feature_path)
-        lines.append(json.dumps(asdict(extraction._Entry(each, outcome))) + "\n")
+        lines.append(extraction._line(each, outcome))
     (folder / extraction.JOURNAL).write_text("".join(lines))
     return recordings
 

@@ -14,7 +14,7 @@ from benchmarks.fuzz.cases import LIMIT_S, Bench, Verdict
 from benchmarks.fuzz.examples import Example
 
 FORK = multiprocessing.get_context("fork")  # the libraries are imported once
-WAIT_S = 30  # on the clock: a machine is shared, and a pipe that is waited for takes no CPU time
+WAIT_S = 60  # on the clock: a machine is shared, and a pipe that is waited for takes no CPU time
 Plan = tuple[Path, list[Example], int]  # what a Bench is made of
 
 

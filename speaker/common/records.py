@@ -3,7 +3,7 @@ changed file is told.
 """
 
 import hashlib
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,8 +44,7 @@ class Sealed:
 
     def sealed(self: S, *belonging: bytes) -> S:
         """Return this record with its seal."""
-        kept = {each.name: getattr(self, each.name) for each in fields(self)}
-        digest = hashlib.sha256(canonical_json({**kept, "sha256": ""}).encode())
+        digest = hashlib.sha256(canonical_json({**asdict(self), "sha256": ""}).encode())
         for data in belonging:
             digest.update(hashlib.sha256(data).digest())
         return replace(self, sha256=digest.hexdigest())

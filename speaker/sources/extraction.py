@@ -17,9 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from speaker.common.errors import UserError, first_line
-from speaker.common.files import read_bounded
+from speaker.common.files import read_bounded, write_atomically
 from speaker.common.processes import exit_with_parent, shielded_from_interrupts
-from speaker.common.records import parse_record
+from speaker.common.records import Sealed, parse_record
 from speaker.data.corpus import MAX_FEATURE_BYTES
 from speaker.data.features import log_mel, normalize_peak, trim_silence
 from speaker.sources.audio import Sound, read_sound
@@ -44,7 +44,7 @@ class Extraction:
 
 
 @dataclass(frozen=True)
-class _Entry:
+class _Entry(Sealed):
     """A line of the journal."""
 
     recording: Recording
@@ -58,6 +58,9 @@ def extract_all(
     in their order.
     """
     done = _read_journal(folder, recordings)
+    # What is damaged in it goes, and so does a pipe or a link in its place.
+    kept = "".join(_line(recording, extraction) for recording, extraction in done.items())
+    write_atomically(folder / JOURNAL, kept.encode())
     missing = [recording for recording in recordings if recording not in done]
     with (
         (folder / JOURNAL).open("a", buffering=1, encoding="utf-8") as journal,
@@ -73,8 +76,7 @@ def extract_all(
         for recording, extraction in _extracted(audio, folder, missing, workers):
             done[recording] = extraction
             if not extraction.error:  # what failed is tried again
-                entry = _Entry(recording, extraction)
-                journal.write(json.dumps(asdict(entry)) + "\n")
+                journal.write(_line(recording, extraction))
             bar.update()
     return {recording: done[recording] for recording in recordings}
 
@@ -176,12 +178,17 @@ def _read_journal(folder: Path, recordings: list[Recording]) -> dict[Recording, 
     for line in _lines(path):
         with contextlib.suppress(UserError):  # a line cut off or damaged: it is extracted again
             entry = parse_record(_Entry, line, path, "")
-            done[entry.recording] = entry.outcome
+            if entry.is_whole():
+                done[entry.recording] = entry.outcome
     return {
         recording: extraction
         for recording, extraction in done.items()
         if recording in wanted and _crc(folder / recording.feature_path) == extraction.crc
     }
+
+
+def _line(recording: Recording, extraction: Extraction) -> str:
+    return json.dumps(asdict(_Entry(recording, extraction).sealed())) + "\n"
 
 
 def _lines(path: Path) -> Iterator[bytes]:

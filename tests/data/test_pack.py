@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -63,6 +64,9 @@ def test_a_cut_pack_is_refused(corpus: Corpus, tmp_path: Path) -> None:
     open_pack(corpus, tmp_path)
     (file,) = tmp_path.glob("*/frames.f16")
     file.write_bytes(file.read_bytes()[:-2])
+    with pytest.raises(UserError, match="delete it and run again"):
+        open_pack(corpus, tmp_path)
+    os.truncate(file.parent / "index.safetensors", 3 << 30)
     with pytest.raises(UserError, match="delete it and run again"):
         open_pack(corpus, tmp_path)
     for name, content in (("pack.json", b"{"), ("index.safetensors", b"no")):

@@ -5,6 +5,7 @@ any store is opened.
 import hashlib
 import io
 import json
+import os
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -196,3 +197,9 @@ def test_what_unpacks_to_too_much_is_not_read(
     assert_refused(bomb, tmp_path, "has more than 1,048,576 bytes")
     monkeypatch.setattr(archive, "MAX_MEMBERS", 3)
     assert_refused(good, tmp_path, "fewer than 3 members")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "s.zip")
+    said = refused(lambda: take_to(tmp_path / "mlruns", tmp_path / "s.zip"))
+    assert "must be a regular file, but it is a device or a pipe" in said
