@@ -28,7 +28,11 @@ FORKS.set_forkserver_preload(
 )  # fmt: skip
 TIMEOUT_S = 600
 # Variables that the program sets when it imports MLflow.
-MADE_BY_IMPORTS = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR")
+MADE_BY_IMPORTS = (
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR",
+)
 
 
 @dataclass
