@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+
+from speaker.common.cli import printable
 
 GAP = 1  # blanks between two columns
 
@@ -15,14 +18,19 @@ class Column:
     is_words: bool = False
     dispensable: int = 0  # how early it is left out where lines are too long; 0 for never
 
+    @cached_property
+    def shown(self) -> tuple[str, ...]:
+        """The title and the cells, each in one line: names in them may come from strangers."""
+        return tuple(map(printable, (self.title, *self.cells)))
+
     @property
     def width(self) -> int:
         """The characters of its longest cell."""
-        return max(len(self.title), *map(len, self.cells)) if self.cells else len(self.title)
+        return max(map(len, self.shown))
 
     def line(self, number: int) -> str:
         """Return a cell in the column's width, the title as number 0."""
-        cell = self.cells[number - 1] if number else self.title
+        cell = self.shown[number]
         return f"{cell:<{self.width}}" if self.is_words else f"{cell:>{self.width}}"
 
 
@@ -54,4 +62,4 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _escaped(cell: str) -> str:
-    return " ".join(cell.replace("\\", "\\\\").replace("|", "\\|").split())
+    return printable(" ".join(cell.replace("\\", "\\\\").replace("|", "\\|").split()))

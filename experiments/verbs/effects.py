@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.verbs.flags import add_study
-from speaker.common.cli import Parser
+from speaker.common.cli import Parser, printable
 from speaker.common.errors import UserError
 from speaker.common.paths import STATE, validate_output_path
 
@@ -37,4 +37,4 @@ def run(arguments: argparse.Namespace) -> None:
     print(describe_effects(effects))
     if arguments.figure:
         draw_effects(effects, arguments.figure)
-        print(f"Drew {arguments.figure}.")
+        print(f"Drew {printable(arguments.figure)}.")

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from speaker.common.cli import Parser, plain_name, positive_int
+from speaker.common.cli import Parser, plain_name, positive_int, printable
 from speaker.common.errors import UserError
 from speaker.common.paths import STATE
 
@@ -38,9 +38,9 @@ def run(arguments: argparse.Namespace) -> None:
     store = existing_store(arguments.tracking_uri, STATE)
     if arguments.study:
         for rank, run_id in enumerate(best_runs(store, arguments.study, arguments.best), start=1):
-            print(f"Fetched {download_model(store, run_id, arguments.out / str(rank))}.")
+            print(printable(f"Fetched {download_model(store, run_id, arguments.out / str(rank))}."))
     else:
-        print(f"Fetched {download_model(store, arguments.model, arguments.out)}.")
+        print(printable(f"Fetched {download_model(store, arguments.model, arguments.out)}."))
 
 
 def _validate_model_folder(folder: Path) -> None:

@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from speaker.common.cli import Parser, plain_name
+from speaker.common.cli import Parser, plain_name, printable
 from speaker.common.errors import UserError
 from speaker.common.paths import STATE
 
@@ -47,12 +47,14 @@ def run_moved(arguments: argparse.Namespace) -> None:
         )
     move = bring_home(path)
     if move is None:
-        print(f"{path.parent} is where its runs say: nothing changed.")
+        print(f"{printable(path.parent)} is where its runs say: nothing changed.")
         return
-    print(f"{move.new} is at home here now: {move.addresses} addresses led to {move.old}.")
+    led = f"{move.addresses} addresses led to {printable(move.old)}"
+    print(f"{printable(move.new)} is at home here now: {led}.")
     if (move.old / path.name).exists():
         print(
-            f"{move.old} is still there and keeps its own files: they are two stores from now on."
+            f"{printable(move.old)} is still there and keeps its own files: they are two stores "
+            "from now on."
         )
 
 

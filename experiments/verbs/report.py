@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.verbs.flags import add_study
-from speaker.common.cli import Parser
+from speaker.common.cli import Parser, printable
 from speaker.common.errors import first_line
 from speaker.common.paths import STATE, validate_output_path, write_output
 
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
     store = existing_store(arguments.tracking_uri, STATE)
     report = make_report(store, arguments.study)
     write_output(path, report.page.encode())
-    print(f"Wrote {path}.")
+    print(f"Wrote {printable(path)}.")
     try:
         keep(store, report)
     except STORE_ERRORS as error:

@@ -1,11 +1,12 @@
 """Write a study into one file, and take one in: two verbs."""
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
 from experiments.verbs.flags import now
-from speaker.common.cli import Parser, add_storage, plain_name
+from speaker.common.cli import Parser, add_storage, plain_name, printable
 from speaker.common.paths import STATE, validate_output_path
 
 ZIP = b"PK\x03\x04"  # how such files begin
@@ -47,12 +48,12 @@ def run_export(arguments: argparse.Namespace) -> None:
     with explaining_failures("run the same command again"):
         written = export(store, storage, arguments.study, arguments.to)
     print(
-        f"Wrote {arguments.to}: {', '.join(written.studies)}; {written.trials} runs, "
+        f"Wrote {printable(arguments.to)}: {', '.join(written.studies)}; {written.trials} runs, "
         f"{written.models} models, {written.size:,} bytes."
     )
     if written.lost:
         print(f"The models of these runs were removed before: {', '.join(written.lost)}.")
-    print(f"On another machine: python -m experiments import {arguments.to.name}")
+    print(f"On another machine: python -m experiments import {shlex.quote(arguments.to.name)}")
 
 
 def run_import(arguments: argparse.Namespace) -> None:
@@ -70,6 +71,6 @@ def run_import(arguments: argparse.Namespace) -> None:
         taken = take(
             arguments.file, arguments.name, lambda: Here(TrackingStore(uri), storage, when)
         )
-    print("\n".join(taken.lines))
+    print("\n".join(map(printable, taken.lines)))
     for study in taken.new:
         publish(TrackingStore(uri), study)

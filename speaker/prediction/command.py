@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from speaker.common.cli import printable
 from speaker.common.errors import UserError
 from speaker.common.paths import STATE
 
@@ -58,7 +59,7 @@ def predict(arguments: argparse.Namespace, models: AbstractContextManager[list[P
     write_sidecar(sidecar, note)
     write_csv(arguments.out, corpus, speakers)
     by = trained[0].config.label() if len(trained) == 1 else f"the vote of {len(trained)} models"
-    print(f"Wrote {len(speakers):,} predictions of {by} to {arguments.out}.")
+    print(f"Wrote {len(speakers):,} predictions of {by} to {printable(arguments.out)}.")
 
 
 def _validate_ensemble(arguments: argparse.Namespace) -> None:
