@@ -160,7 +160,7 @@ def _build(
         if any(buffer.is_meta for buffer in model.buffers()):
             model = SpeakerClassifier(config, n_mels, n_speakers)
             model.load_state_dict(state)
-    except (ValueError, RuntimeError, SafetensorError) as error:
+    except (ValueError, RuntimeError, TypeError, OverflowError, SafetensorError) as error:
         raise UserError(
             f"{path}: the model cannot be read ({first_line(error)}); fetch it again"
         ) from error

@@ -93,6 +93,7 @@ def edit(path: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     "changes",
     [{"format": 1}, {"format": True}, {"n_mels": 40.5}, {"n_mels": "40"}, {"n_mels": 0}, {"n_mels": 10**9},
+     {"n_mels": 2**63 - 1}, {"n_mels": 10**30},
      {"speakers": {"id0": 1}}, {"speakers": [1, 2, 3]}, {"speakers": ["id0"]}, {"weights_sha256": None},
      {"config": None}, {"speakers": ["id0", "id0", "id1"]}, {"speakers": ["", "id1", "id2"]}],
 )  # fmt: skip
