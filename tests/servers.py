@@ -56,7 +56,7 @@ def serve(home: Path, port: int) -> "subprocess.Popen[bytes]":
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    assert answers(port, within=90)
+    assert answers(port, within=240)
     return server
 
 

@@ -49,7 +49,7 @@ def workers_of(process: "subprocess.Popen[str]", count: int = 2) -> list[int]:
     """Return the process ids of a search's workers, once it has started so many;
     none when it ends without them.
     """
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while process.poll() is None:
         assert time.monotonic() < deadline, f"it has no {count} workers"
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
