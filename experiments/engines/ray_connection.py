@@ -66,12 +66,18 @@ def import_ray(is_local: bool) -> Any:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # its only way to a loopback address
     try:
         import ray
+        from ray._private import worker
     except ImportError as error:
         raise UserError(
             f"--engine ray needs Ray, but it is not installed ({first_line(error)}); pip install "
             "-r requirements-ray.txt"
         ) from error
+    # No flag of its own keeps what a cluster says of lost machines from standing between our bars.
+    worker.print_to_stdstream = _say_nothing
     return ray
+
+
+def _say_nothing(_data: object, ignore_prefix: bool) -> None: ...
 
 
 def _start() -> None:
