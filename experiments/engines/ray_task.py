@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -64,7 +65,7 @@ def _open(task: Task) -> WorkerSpec:
     """
     import ray
 
-    parcel: Parcel = ray.get(task.parcel)
+    parcel: Parcel = _get(task.parcel)
     address = ray.util.get_node_ip_address()
     spec = unseal(parcel, partial(_fetch, task, address))
     refuse_files(spec, [Node(address, 0, 0, is_here=address == task.driver)])
@@ -76,14 +77,21 @@ def _fetch(task: Task, address: str) -> Arrays:
 
     Raises UserError where they were not sent: the machine has just come.
     """
-    import ray
-
     if task.arrays is None:
         raise UserError(
             f"a machine of the cluster must have the pack, but {address} joined after it was sent; "
             "run the same command to resume"
         )
-    return ray.get(task.arrays)
+    return _get(task.arrays)
+
+
+def _get(reference: Any, seconds: float | None = None) -> Any:
+    """Return what a reference stands for, as soon as it is there."""
+    import ray
+
+    # A task whose main thread waits loses its cores to another one, and does not get them back.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(ray.get, reference, timeout=seconds).result()
 
 
 def _settle(context: TrainingContext, gpus: float) -> TrainingContext:
@@ -115,7 +123,7 @@ def _sender(task: Task, keep: Callable[[Failed], object]) -> Callable[[Said | Fa
             return
         with uninterrupted(), contextlib.suppress(ray.exceptions.RayError):
             words = task.mailbox.put.remote(task.place, pickle.dumps(said))
-            ray.get(words, timeout=ANSWER_S)
+            _get(words, ANSWER_S)
 
     return send
 
