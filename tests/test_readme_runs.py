@@ -35,6 +35,8 @@ NOT_HERE = {
     ): "runs this test; CI runs it in a new environment",
     "python -m speaker download --out Dataset": "needs the internet, and the homework's archive",
     "python -m speaker prepare --audio vox2/dev/aac --out vox600 --speakers 600 --seed 0": "needs VoxCeleb2",
+    "python search.py --data Dataset --storage postgresql+psycopg://USER@HOST/NAME --tracking-uri http://HOST:5000": "needs servers; tests of searches have their own",
+    "python search.py --data Dataset --jobs 8 --engine ray --ray-address auto --gpus-per-trial 0.5": "needs a cluster with GPUs; tests of engines have a cluster of their own",
 }
 PYTHON = """
 import ast, json, sys

@@ -10,7 +10,7 @@ from experiments.tracking import histories
 from experiments.tracking.histories import MAX_RUNS, read_histories
 from experiments.tracking.store import TrackingStore
 from speaker.training.metrics import OBJECTIVE
-from tests.servers import serve, stop
+from tests.servers import free_port, serve, stop
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,7 @@ RUNS = MAX_RUNS + 3  # more than one request takes
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, TrackingStore]]:
     home = tmp_path_factory.mktemp("served")
-    port = 5963
+    port = free_port()
     server = serve(home, port)
     try:
         yield home, TrackingStore(f"http://127.0.0.1:{port}")

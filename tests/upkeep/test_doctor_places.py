@@ -16,15 +16,13 @@ from experiments.tracking import names
 from experiments.tracking.store import TrackingStore
 from experiments.upkeep.doctor.checks import examine, mend
 from experiments.upkeep.doctor.survey import Place
-from tests.servers import serve, stop
+from tests.servers import free_port, serve, stop
 from tests.transfer.places import SETTINGS
 from tests.upkeep.damages import Scene
 from tests.upkeep.test_cleanup import at
 from tests.warm import run_warm
 
 pytestmark = pytest.mark.slow
-
-PORT = 5971
 
 
 def test_a_user_asks_the_doctor(scene: Scene) -> None:
@@ -59,9 +57,10 @@ def test_where_nothing_was_searched_there_is_one_line(tmp_path: Path) -> None:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    process = serve(tmp_path, PORT)
+    port = free_port()
+    process = serve(tmp_path, port)
     try:
-        yield f"http://127.0.0.1:{PORT}"
+        yield f"http://127.0.0.1:{port}"
     finally:
         stop(process)
 
