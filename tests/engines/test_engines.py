@@ -22,7 +22,6 @@ from experiments.engines.engine import Ended, Engine, Said
 from experiments.engines.inline import Inline
 from experiments.engines.processes import Processes
 from experiments.engines.ray_cluster import RayCluster
-from experiments.engines.ray_connection import LOCAL
 from experiments.proposals.attributes import RUN_ID
 from experiments.study.search import WorkerSpec
 from experiments.verbs.flags import add_engine
@@ -33,7 +32,6 @@ from tests.helpers import PLAN, assert_whole, refused, run, start
 
 HAS_RAY = find_spec("ray") is not None
 NAMES = ["inline", "processes", pytest.param("ray", marks=pytest.mark.skipif(not HAS_RAY, reason="Ray is not installed"))]  # fmt: skip
-HEAD: dict[str, object] = {"_system_config": LOCAL}
 SEARCH = (
     "search.py", "--data", "corpus", "--steps", "5", "--sampler", "random", "--pruner", "none",
     "--choices", "d_model=80,128", "--choices", "num_layers=1",
@@ -60,19 +58,6 @@ class Heard:
         """Nothing is shown."""
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """The address of a Ray cluster of this machine, which its users find and leave."""
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args=HEAD | {"num_cpus": 2})
-    yield cluster.address
-    import ray
-
-    ray.shutdown()
-    cluster.shutdown()
-
-
 @pytest.fixture(params=NAMES)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -81,7 +66,7 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def engine(name: str, request: pytest.FixtureRequest) -> Engine:
     if name == "ray":
-        return RayCluster(2, request.getfixturevalue("cluster"))
+        return RayCluster(2, request.getfixturevalue("cluster").address)
     return Inline() if name == "inline" else Processes(2)
 
 
@@ -90,7 +75,7 @@ def words(name: str, request: pytest.FixtureRequest) -> list[str]:
     """The flags of an engine."""
     words = ["--engine", name, "--jobs", "1" if name == "inline" else "2"]
     if name == "ray":
-        words += ["--ray-address", request.getfixturevalue("cluster")]
+        words += ["--ray-address", request.getfixturevalue("cluster").address]
     return words
 
 

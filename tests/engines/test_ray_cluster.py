@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -25,7 +24,7 @@ from experiments.study.search import WorkerSpec
 from experiments.tracking.store import TrackingStore
 from speaker.common.devices import usable_cores
 from speaker.data.pack import open_pack
-from tests.engines.test_engines import HEAD, holders, wait_for_end
+from tests.engines.test_engines import holders, wait_for_end
 from tests.helpers import PLAN, STUDY, assert_whole, refused, run, start
 
 TRIALS = 12
@@ -117,17 +116,6 @@ def test_other_machines_cannot_reach_files_of_this_one(spec: WorkerSpec) -> None
         assert re.search(
             "but 10.0.0.2 cannot reach .*; give both, or leave out --ray-address$", said
         )
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """A cluster of two machines, of one core each; that of its users is the first."""
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args=HEAD | {"num_cpus": 1})
-    cluster.add_node(num_cpus=1, wait=False)
-    yield cluster
-    cluster.shutdown()
 
 
 def processes_of(node: Any) -> list[int]:
