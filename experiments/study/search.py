@@ -10,7 +10,7 @@ by address, so it draws what it drew before.
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -268,29 +268,69 @@ class StudyWorker:
         return f"{count} trial{'s' * (count != 1)} finished; "
 
     def _claim(self) -> tuple[optuna.trial.Trial, Lock] | None:
-        """Take the next trial: one whose worker died, or else a new one, unless a limit is reached.
+        """Take the next trial, unless there is none, and give it its point."""
+        with self._locks.holding("study"):
+            taken = self._take()
+        if taken is None:
+            return None
+        trial, lock = taken
+        try:
+            return self._with_point(trial), lock
+        except BaseException:
+            lock.release()  # so that whoever tries again can take it
+            raise
+
+    def _take(self) -> tuple[optuna.trial.Trial, Lock] | None:
+        """Take a trial whose worker died, or else a new one, unless a limit is reached.
 
         Limits are looked at under the study's lock: no two workers start a trial for the same rest
         of a budget.
         """
+        trials = self._trials()
+        for trial in self._unheld(trials):
+            if lock := self._locks.try_take(_lock_name(trial.number)):
+                if self._trials()[trial.number].state == TrialState.RUNNING:
+                    return optuna.trial.Trial(self.study, trial._trial_id), lock
+                lock.release()  # it ended between our reading and our taking
+        if self._limits.reached(trials):
+            return None
+        if all(trial.state != TrialState.WAITING for trial in trials):
+            self._enqueue(trials)
+        new = self.study.ask()
+        return new, self._locks.take(_lock_name(new.number))
+
+    def _with_point(self, trial: optuna.trial.Trial) -> optuna.trial.Trial:
+        """Return this worker's trial with a point of its own.
+
+        That is proposed while others propose theirs, and written while nobody else writes one: when
+        it was taken meanwhile, it is proposed anew. So no point is tried twice by chance.
+        """
+        before = self._points()
+        if trial.number in before:
+            return trial
+        self._seed_sampler(trial.number)
+        is_given = bool(trial._fixed_params)
+        if not is_given:
+            trial.relative_params  # noqa: B018  # the sampler is asked when this is first read
         with self._locks.holding("study"):
-            trials = self._trials()
-            for trial in self._unheld(trials):
-                if lock := self._locks.try_take(_lock_name(trial.number)):
-                    if self._trials()[trial.number].state == TrialState.RUNNING:
-                        self._seed_sampler(trial.number)
-                        return optuna.trial.Trial(self.study, trial._trial_id), lock
-                    lock.release()  # it ended between our reading and our taking
-            if self._limits.reached(trials):
-                return None
-            waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
-            if not waiting:
-                self._enqueue(trials)
-            self._seed_sampler(waiting[0] if waiting else len(trials))
-            new = self.study.ask()
-            # Here, where no other worker proposes at the same time: no point is tried twice.
-            self._settings.space.sample(new, self._settings.base)
-            return new, self._locks.take(_lock_name(new.number))
+            if not is_given and self._is_taken(trial.relative_params, before):
+                self._seed_sampler(trial.number)
+                trial = optuna.trial.Trial(self.study, trial._trial_id)
+            self._settings.space.sample(trial, self._settings.base)
+        return trial
+
+    def _points(self) -> dict[int, dict[str, Any]]:
+        """Return the points of the trials that have one, by number."""
+        fields = self._settings.space.distributions().keys()
+        return {
+            trial.number: trial.params for trial in self._trials() if fields <= trial.params.keys()
+        }
+
+    def _is_taken(self, point: dict[str, Any], before: Container[int]) -> bool:
+        """Tell whether a trial that had no point before has this one now."""
+        return any(
+            other == point for number, other in self._points().items() if number not in before
+        )
 
     def _unheld(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
         """Return the running trials whose workers seem to be dead, by one look at all locks."""

@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 import torch
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 from tqdm import tqdm
 
 from experiments import tracked_training
@@ -18,6 +19,7 @@ from experiments.context import TrainingContext
 from experiments.proposals.attributes import PRESET, REPLICATE, RUN_ID
 from experiments.proposals.presets import homework_points
 from experiments.proposals.pruners import PRUNERS
+from experiments.proposals.samplers import DistinctSampler
 from experiments.proposals.space import HOMEWORK, WIDE
 from experiments.study import trial as trial_module
 from experiments.study.locks import open_locks
@@ -566,6 +568,30 @@ def test_no_two_trials_of_a_study_have_one_point(
 
 
 @pytest.mark.slow
+def test_a_point_that_is_taken_while_it_is_proposed_is_proposed_anew(
+    open_search: Callable[[SearchSettings], StudyWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others claim theirs meanwhile: the study's lock is free."""
+    worker = open_search(replace(PLAN, presets=()))
+    proposed: list[dict[str, Any]] = []
+    propose = DistinctSampler.sample_relative
+
+    def propose_what_another_takes(*arguments: Any) -> dict[str, Any]:
+        point = propose(*arguments)
+        if not proposed:
+            assert not worker._locks.held(["study"])
+            worker.study.add_trial(
+                create_trial(value=0.0, params=point, distributions=PLAN.space.distributions())
+            )
+        proposed.append(point)
+        return point
+
+    monkeypatch.setattr(DistinctSampler, "sample_relative", propose_what_another_takes)
+    trial = next(worker.trials())
+    assert len(proposed) == 2
+    assert trial.params == proposed[1] != proposed[0]
+
+
 def test_eight_processes_open_a_new_storage_at_once(state: Path) -> None:
     url = f"sqlite:///{state}/optuna.db"
     with multiprocessing.get_context("spawn").Pool(8) as pool:
