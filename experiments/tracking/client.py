@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import mlflow
 from mlflow.entities import Metric, Run
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
 from experiments.tracking.names import FORMER, PRESENT
 
@@ -41,6 +42,11 @@ class Client(mlflow.MlflowClient):  # type: ignore[misc]  # some of its bases ha
             former = super().get_metric_history(run_id, FORMER[key])
             rows += [Metric(key, row.value, row.timestamp, row.step) for row in former]
         return rows
+
+    def log_metrics(self, run_id: str, metrics: Sequence[Metric]) -> None:
+        """Log any number of values, in batches that MLflow takes."""
+        for first in range(0, len(metrics), MAX_METRICS_PER_BATCH):
+            self.log_batch(run_id, metrics=metrics[first : first + MAX_METRICS_PER_BATCH])
 
     def get_model_version(self, name: str, version: str) -> ModelVersion:
         """Return a version of a registered model."""

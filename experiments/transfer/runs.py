@@ -18,7 +18,7 @@ from experiments.tracking.artifacts import CONFIG, read_text
 from experiments.tracking.run import as_tags
 from experiments.tracking.store import TrackingStore
 
-MAX_PARAMS, MAX_METRICS = 100, 1_000  # of a batch: MLflow takes no more
+MAX_PARAMS = 100  # of a batch: MLflow takes no more
 HELD_BACK = (names.KIND, names.STUDY)  # tags without which a run is no study's
 NOT_COPIED = ("mlflow.runName", names.PARENT, names.IMPORT, names.IMPORTED)
 Number = float | Literal["nan", "inf", "-inf"]  # JSON has no such numbers
@@ -103,8 +103,7 @@ def write_run(
         for rows in record.metrics
         for value, step, when in zip(rows.values, rows.steps, rows.timestamps, strict=True)
     ]
-    for first in range(0, len(metrics), MAX_METRICS):
-        client.log_batch(run_id, metrics=metrics[first : first + MAX_METRICS])
+    client.log_metrics(run_id, metrics)
     if record.datasets:
         client.log_inputs(run_id, [_input(each) for each in record.datasets])
     if record.config:

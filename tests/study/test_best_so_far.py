@@ -16,6 +16,7 @@ from experiments.study.locks import open_locks
 from experiments.study.storage import open_storage
 from experiments.tracking.names import BEST_WHOLE, STUDY, TRIAL
 from experiments.tracking.store import TrackingStore
+from experiments.tracking.study_run import read_best_so_far
 
 BEGIN = datetime(2026, 11, 1)
 Ended = tuple[TrialState, float | None]
@@ -174,3 +175,10 @@ def test_the_order_is_that_of_the_ends() -> None:
     kept: Callable[[str], bool] = lambda _run: True  # noqa: E731
     rows, _ = after_each([late, early], kept, 0)
     assert [value for _, _, value in rows] == [0.4, 0.9]
+
+
+def test_of_more_trials_than_mlflow_takes_at_once(books: Books) -> None:
+    trials = [ended(number, float(number)) for number in range(1_001)]
+    log_best_so_far(books.store, books.parent, trials, BEGIN.timestamp)
+    assert read_best_so_far(books.store, books.parent) == (1_001, 1_000.0)
+    assert len(books.rows()) == 1_001

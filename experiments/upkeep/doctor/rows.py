@@ -122,7 +122,7 @@ def _write_rows(store: TrackingStore, trial: FrozenTrial, run: Run, steps: Seque
     """Log accuracies that the study has heard of; the other figures of these rows are lost."""
     when = _ended_at(trial)
     metrics = [Metric(OBJECTIVE, trial.intermediate_values[step], when, step) for step in steps]
-    store.client.log_batch(run.info.run_id, metrics=metrics)
+    store.client.log_metrics(run.info.run_id, metrics)
 
 
 def _write_score(store: TrackingStore, trial: FrozenTrial, run: Run) -> None:
@@ -134,7 +134,7 @@ def _write_score(store: TrackingStore, trial: FrozenTrial, run: Run) -> None:
     metrics = [Metric(names.BEST_WHOLE, trial.value, when, last)]
     at_best = [row.value for row in crops if row.step == best][:1]
     metrics += [Metric(names.BEST_CROPS, value, when, last) for value in at_best]
-    store.client.log_batch(run.info.run_id, metrics=metrics)
+    store.client.log_metrics(run.info.run_id, metrics)
 
 
 def _ended_at(trial: FrozenTrial) -> int:
