@@ -93,7 +93,7 @@ def run_trial(
     training = TrackedTraining(
         config,
         shared.context,
-        patience.insist(lambda: _open_run(shared, trial, config, bar)),
+        patience.insist(lambda: open_run(shared, trial, config, bar)),
         lambda result: _tell(shared, trial, result),
         shared.prove,
         lambda: _baseline(shared.study),
@@ -126,7 +126,7 @@ def run_name(trial_number: int, config: TrialConfig) -> str:
     return f"#{trial_number} {config.label()}"
 
 
-def _open_run(
+def open_run(
     shared: StudyContext, trial: optuna.trial.Trial, config: TrialConfig, bar: "tqdm[int]"
 ) -> TrackedRun:
     """Open the trial's run and store the link on both sides."""

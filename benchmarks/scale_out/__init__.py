@@ -1,0 +1,1 @@
+"""How far a study scales, in workers and in trials."""
