@@ -81,10 +81,7 @@ class ProcessCrew(Crew):
         process.join(PATIENCE_S)
         process.kill()  # one whose card is lost may hang
         process.join()
-        code = process.exitcode or 0
-        return place, Gone(
-            signal.Signals(-code).name if code < 0 else f"exit code {code}" * bool(code)
-        )
+        return place, Gone(_describe_exit(process.exitcode or 0))
 
 
 def _describe_exit(code: int) -> str:

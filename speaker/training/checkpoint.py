@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from speaker.common.errors import UserError, describe_differences, first_line
-from speaker.common.files import canonical_json, read_bounded, write_atomically
+from speaker.common.files import canonical_json, open_regular, read_bounded, write_atomically
 from speaker.common.records import parse_record
 from speaker.config import TrialConfig
 from speaker.data.pack import Pack
@@ -245,10 +245,17 @@ class Checkpoint:
 
 
 def is_whole(path: Path) -> bool:
-    """Tell whether a checkpoint is as it was written; one that is gone by now was none."""
+    """Tell whether a checkpoint is as it was written; one that is gone by now was none.
+
+    What is damaged is not taken into memory, however large it is.
+    """
     try:
+        with open_regular(path) as stream:
+            digest = stream.read(32)
+            if hashlib.file_digest(stream, "sha256").digest() != digest:
+                return False
         _read(path, None)
-    except (SafetensorError, UserError, KeyError, ValueError, _DamageError):
+    except (OSError, SafetensorError, UserError, KeyError, ValueError, _DamageError):
         return not path.exists()
     return True
 

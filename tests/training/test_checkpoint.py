@@ -2,6 +2,7 @@ import hashlib
 import json
 import os
 import random
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from speaker.training.checkpoint import (
     OtherTrainingError,
     TrainingState,
     identity,
+    is_whole,
 )
 from speaker.training.metrics import Metrics
 from speaker.training.saved_state import Expected
@@ -306,6 +308,17 @@ def test_more_than_the_training_can_have_is_not_read(
 
 def put(container: Any, key: Any, value: object) -> None:
     container[key] = value
+
+
+def test_a_large_damaged_one_is_seen_through_in_pieces(written: Path) -> None:
+    assert is_whole(written)
+    os.truncate(written, 64 << 20)  # a hole is read as zeros
+    tracemalloc.start()
+    try:
+        assert not is_whole(written)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_full_disk_leaves_the_last_one_and_the_training_goes_on(
