@@ -22,7 +22,7 @@ from experiments.engines.engine import Audience, Crew, Engine, Failed, Gone, Sai
 from experiments.engines.worker import work_apart
 from experiments.study.search import StudyWorker, WorkerSpec
 from speaker.common.errors import UserError, first_line
-from speaker.common.processes import exit_with_parent, shielded_from_interrupts
+from speaker.common.processes import exit_at_once, exit_with_parent, shielded_from_interrupts
 from speaker.common.signals import Interrupted, install_signal_handlers
 
 PATIENCE_S = 30  # with workers that are told to stop: a store may be slow
@@ -120,6 +120,7 @@ def _cannot_share(error: RuntimeError) -> UserError:
 def _work(packed: bytes, connection: Connection) -> None:
     """Work at a study until it is finished, and tell the parent how that goes."""
     exit_with_parent()
+    exit_at_once()
     install_signal_handlers()
     # Instead of one between processes, which a kill would leave behind.
     tqdm.set_lock(threading.RLock())

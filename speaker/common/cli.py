@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
 from speaker.common.errors import UserError
+from speaker.common.processes import exit_at_once
 from speaker.common.signals import STOPPING, Interrupted, install_signal_handlers
 
 BAD_INPUT = 2
@@ -166,6 +167,7 @@ def run_cli(main: Callable[[], None]) -> NoReturn:
     or 128 + the signal's number for a signal.
     """
     install_signal_handlers()
+    exit_at_once()
     try:
         main()
     except UserError as error:

@@ -13,8 +13,9 @@ import shlex
 import shutil
 import stat
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -142,7 +143,7 @@ def recognize_file(path: Path) -> tuple[str, str] | None:
         return recognize(stream.read(HEAD))
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a file for reading, if it is a regular one. A pipe is not waited for.
 
     Raises UserError for what is none.
