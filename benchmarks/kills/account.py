@@ -26,8 +26,9 @@ from speaker.training.metrics import CROPS_PER_S, STEPS_PER_S, UTTERANCES_PER_S
 
 Account = dict[str, str]
 TIMED = (STEPS_PER_S, UTTERANCES_PER_S, CROPS_PER_S, names.SECONDS)  # their values are left out
-# Of the program, which may be at work on while a long series of searches runs.
-INCIDENTAL = ("mlflow.source.", "mlflow.user", "git.dirty")
+# Of the program, which may be at work on while a long series of searches runs; and that a training
+# was killed before its first checkpoint.
+INCIDENTAL = ("mlflow.source.", "mlflow.user", "git.dirty", names.STARTED_OVER)
 ALIKE = (
     (r"\b[0-9a-f]{32}\b", "ID"),
     (r"\b[0-9a-f]{8}-[0-9a-f-]{27}\b", "ID"),
