@@ -16,6 +16,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from benchmarks.fuzz import studies
+from benchmarks.fuzz.sounds import ENDINGS, SEALED, write_sounds
 from speaker.common.errors import UserError
 from speaker.common.files import read_bounded
 from speaker.common.records import parse_record
@@ -41,12 +42,6 @@ POINT = TrialConfig(
     valid_every=2,
 )  # fmt: skip
 SPEAKERS = ("id1", "id2", "id3")
-SOUNDS = {  # by ending: subtype, and whether a checksum lies over the sound itself
-    "wav": ("PCM_16", False), "flac": ("PCM_16", True), "ogg": ("VORBIS", True),
-    "opus": ("OPUS", True), "mp3": ("MPEG_LAYER_III", False), "aiff": ("PCM_16", False),
-    "caf": ("PCM_16", False), "au": ("PCM_16", False), "sph": ("PCM_16", False),
-}  # fmt: skip
-FORMS = {"ogg": "OGG", "opus": "OGG", "sph": "NIST"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +72,7 @@ def make_all(root: Path) -> list[Example]:
     result = train(POINT, pack, Protocol(), lambda step, _: step == 4, checkpoint=checkpoint)
     save_model(root / "model", result.weights, POINT, 40, *about)
     (root / "model" / "source.json").write_text('{"run": "a", "version": 1}')
-    _write_sounds(root / "audio")
+    write_sounds(root / "audio")
     recordings = _write_journal(root / "journal")
     _write_archives(root)
     parts = {
@@ -131,8 +126,8 @@ def make_all(root: Path) -> list[Example]:
         Example("tar", "tar", "Dataset.tar.gz", _unpack, "", False, *TAR),
         Example("zip", "zip", "Dataset.zip", _unpack, "", True),
         *(
-            Example(ending, "audio", f"a.{ending}", _listen(f"a.{ending}"), "", is_sealed)
-            for ending, (_, is_sealed) in SOUNDS.items()
+            Example(ending, "audio", f"a.{ending}", _listen(f"a.{ending}"), "", ending in SEALED)
+            for ending in ENDINGS
         ),
         Example("study file", "study", "s.zip", studies.read, "", True),
         Example("study", "study", "s.zip", studies.read, "json", False, *studies.PARTS),
@@ -159,14 +154,6 @@ def write_corpus(folder: Path) -> None:
     labelled = {name: listing[at * 10 : at * 10 + 10] for at, name in enumerate(SPEAKERS)}
     write_manifests(folder, 40, labelled, listing[30:])
     write_csv(folder / "testlabels.csv", read_corpus(folder), SPEAKERS)
-
-
-def _write_sounds(folder: Path) -> None:
-    folder.mkdir()
-    voice = synthesize(draw_voice("fuzz"), "fuzz").numpy()
-    for ending, (subtype, _) in SOUNDS.items():
-        form = FORMS.get(ending, ending.upper())
-        soundfile.write(folder / f"a.{ending}", voice, 16_000, subtype, format=form)
 
 
 def _write_journal(folder: Path) -> list[Recording]:
