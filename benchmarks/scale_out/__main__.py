@@ -100,7 +100,7 @@ def measure(spec: WorkerSpec, count: int) -> dict[str, float]:
     spec.open()  # which logs the best of all that were made
     begun = time.perf_counter()
     worker = spec.open()
-    claimed = worker._claim()  # the first looks at all trials
+    claimed = worker._claims.take()  # the first looks at all trials
     figures = {"join_s": time.perf_counter() - begun}
     assert claimed
     claimed[1].release()
@@ -108,7 +108,7 @@ def measure(spec: WorkerSpec, count: int) -> dict[str, float]:
     seconds = defaultdict[str, list[float]](list)
     for _ in range(CLAIMS):
         with _timed(seconds["claim_s"]):
-            claimed = worker._claim()
+            claimed = worker._claims.take()
         assert claimed
         trial, lock = claimed
         with _timed(seconds["open_run_s"]):

@@ -25,6 +25,7 @@ ALIVE = "alive"  # which all searches of a study share: while nobody holds it, n
 EXAMPLES = (
     "use sqlite:///FILE, or postgresql+psycopg://USER@HOST/NAME after pip install 'psycopg[binary]'"
 )
+ALONE, SHARED = "", "_shared"  # how PostgreSQL calls what takes an advisory lock
 # A machine that is gone without a word holds its locks for a minute, not for hours.
 NOTICE_THE_DEAD = {
     "tcp_keepalives_idle": 30,
@@ -140,13 +141,11 @@ class PostgresLocks(Locks):
         )
         return PostgresLock(self, name, connection)
 
-    def try_connect(self, name: str) -> sqlalchemy.Connection | None:
+    def try_connect(self, name: str, how: str = ALONE) -> sqlalchemy.Connection | None:
         """Return a connection that holds a lock, or None when another one does."""
         connection = self._connect()
-        taken = connection.execute(
-            sqlalchemy.text("SELECT pg_try_advisory_lock(:key)"), {"key": self._key(name)}
-        )
-        if taken.scalar():
+        query = f"SELECT pg_try_advisory_lock{how}(:key)"  # our own words
+        if connection.execute(sqlalchemy.text(query), {"key": self._key(name)}).scalar():
             return connection
         connection.close()
         return None
@@ -157,7 +156,7 @@ class PostgresLocks(Locks):
         connection.execute(
             sqlalchemy.text("SELECT pg_advisory_lock_shared(:key)"), {"key": self._key(name)}
         )
-        return PostgresLock(self, name, connection)
+        return PostgresLock(self, name, connection, SHARED)
 
     def held(self, names: Iterable[str]) -> set[str]:
         """Return which of these locks somebody holds, by one look at the server's own table."""
@@ -182,16 +181,18 @@ class PostgresLocks(Locks):
 class PostgresLock(Lock):
     """A lock that a connection has taken: it is held as long as that answers."""
 
-    def __init__(self, locks: PostgresLocks, name: str, connection: sqlalchemy.Connection) -> None:
+    def __init__(
+        self, locks: PostgresLocks, name: str, connection: sqlalchemy.Connection, how: str = ALONE
+    ) -> None:
         super().__init__(self._close)
-        self._locks, self._name, self._connection = locks, name, connection
+        self._locks, self._name, self._connection, self._how = locks, name, connection, how
 
     def prove(self) -> bool:
         """Make sure that it is held: see Lock."""
         try:
             self._connection.execute(sqlalchemy.text("SELECT 1"))
         except SQLAlchemyError as error:
-            connection = self._locks.try_connect(self._name)
+            connection = self._locks.try_connect(self._name, self._how)
             if connection is None:
                 raise FencedError(first_line(error)) from error
             self._close()

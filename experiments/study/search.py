@@ -2,18 +2,16 @@
 which any number of kills cannot upset.
 
 `--trials N` makes sure that N numbered trials exist and are finished, however often it is run and
-by however many workers. A worker holds a trial's lock while it runs it; a running trial whose lock
-can be taken lost its worker, and is run again under its own number. Sampler and training are seeded
-by address, so it draws what it drew before.
+by however many workers. A trial whose worker died is run again under its own number; sampler and
+training are seeded by address, so it draws what it drew before.
 """
 
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import optuna
 from optuna.storages import RDBStorage
@@ -21,23 +19,15 @@ from optuna.trial import FrozenTrial, TrialState
 
 from experiments.context import TrainingContext
 from experiments.outages import HOUR_S, Patience
-from experiments.proposals.attributes import (
-    INDEX,
-    OVERRIDES,
-    PRESET,
-    REPLICATE,
-    RESCUE_OF,
-    RUN_ID,
-    outcome_of,
-)
+from experiments.proposals.attributes import RUN_ID, outcome_of
 from experiments.proposals.pruners import PRUNERS
-from experiments.proposals.rescue import changes_of, counted, next_to_rescue, split_changes
-from experiments.proposals.samplers import make_sampler
+from experiments.proposals.rescue import counted
 from experiments.study.best_so_far import log_best_so_far
+from experiments.study.claims import Claims
 from experiments.study.contract import CONTRACT, IDENTITY, PARENT, contract_of, open_study
 from experiments.study.locks import ALIVE, Lock, open_locks
 from experiments.study.settings import SearchSettings
-from experiments.study.stopping import Expectations, Limit, Limits, presets_left, steps_of
+from experiments.study.stopping import Expectations, Limit, Limits, steps_of
 from experiments.study.storage import open_storage
 from experiments.study.trial import STORE_FAILURES, StudyContext
 from experiments.tracked_training import explaining_failures
@@ -49,7 +39,6 @@ from experiments.tracking.run import FencedError
 from experiments.tracking.store import TrackingStore
 from experiments.urls import masked
 from speaker.common.errors import DeviceLostError, UserError
-from speaker.common.seeding import derive_seed
 from speaker.common.signals import interruptible
 from speaker.training.outcome import Outcome
 
@@ -102,6 +91,7 @@ class StudyWorker:
         self._locks = open_locks(spec.storage_url, spec.settings.name)
         self._store = TrackingStore(spec.tracking_uri)
         self._held: tuple[Lock, int] | None = None  # of the trial that runs here: its id
+        self._alive: Lock | None = None  # that this worker is at work
         expected = partial(self._expected, spec.expectations) if spec.expectations else None
         self._limits = Limits(spec.settings, expected)
         storage = open_storage(spec.storage_url)
@@ -118,6 +108,9 @@ class StudyWorker:
             spec.settings.prune_presets,
             self._prove,
             Patience(spec.store_patience, STORE_FAILURES),
+        )
+        self._claims = Claims(
+            self.study, self._locks, spec.settings, self._limits, self.shared.config
         )
         self._close_ended_runs()
         self._log_best_so_far()
@@ -178,9 +171,17 @@ class StudyWorker:
 
         Each is this worker's while it runs.
         """
+        self._alive = self.patience.insist(lambda: self._locks.share(ALIVE))
+        try:
+            yield from self._claimed()
+        finally:
+            self._alive.release()
+            self._alive = None
+
+    def _claimed(self) -> Iterator[optuna.trial.Trial]:
         deadline = time.monotonic() + self._settings.timeout if self._settings.timeout else None
         while deadline is None or time.monotonic() < deadline:
-            claimed = self.patience.insist(self._claim)
+            claimed = self.patience.insist(self._claims.take)
             if claimed is None:
                 if not self.patience.insist(self._running):
                     return
@@ -252,6 +253,8 @@ class StudyWorker:
 
         Raises FencedError where another worker has it, or has ended it.
         """
+        if self._alive:
+            self._alive.prove()
         if not self._held or not self._held[0].prove():
             return False
         state = self.study._storage.get_trial(self._held[1]).state
@@ -267,77 +270,6 @@ class StudyWorker:
             return ""
         return f"{count} trial{'s' * (count != 1)} finished; "
 
-    def _claim(self) -> tuple[optuna.trial.Trial, Lock] | None:
-        """Take the next trial, unless there is none, and give it its point."""
-        with self._locks.holding("study"):
-            taken = self._take()
-        if taken is None:
-            return None
-        trial, lock = taken
-        try:
-            return self._with_point(trial), lock
-        except BaseException:
-            lock.release()  # so that whoever tries again can take it
-            raise
-
-    def _take(self) -> tuple[optuna.trial.Trial, Lock] | None:
-        """Take a trial whose worker died, or else a new one, unless a limit is reached.
-
-        Limits are looked at under the study's lock: no two workers start a trial for the same rest
-        of a budget.
-        """
-        trials = self._trials()
-        for trial in self._unheld(trials):
-            if lock := self._locks.try_take(_lock_name(trial.number)):
-                if self._trials()[trial.number].state == TrialState.RUNNING:
-                    return optuna.trial.Trial(self.study, trial._trial_id), lock
-                lock.release()  # it ended between our reading and our taking
-        if self._limits.reached(trials):
-            return None
-        if all(trial.state != TrialState.WAITING for trial in trials):
-            self._enqueue(trials)
-        new = self.study.ask()
-        return new, self._locks.take(_lock_name(new.number))
-
-    def _with_point(self, trial: optuna.trial.Trial) -> optuna.trial.Trial:
-        """Return this worker's trial with a point of its own.
-
-        That is proposed while others propose theirs, and written while nobody else writes one: when
-        it was taken meanwhile, it is proposed anew. So no point is tried twice by chance.
-        """
-        before = self._points()
-        if trial.number in before:
-            return trial
-        self._seed_sampler(trial.number)
-        is_given = bool(trial._fixed_params)
-        if not is_given:
-            trial.relative_params  # noqa: B018  # the sampler is asked when this is first read
-        with self._locks.holding("study"):
-            if not is_given and self._is_taken(trial.relative_params, before):
-                self._seed_sampler(trial.number)
-                trial = optuna.trial.Trial(self.study, trial._trial_id)
-            self._settings.space.sample(trial, self._settings.base)
-        return trial
-
-    def _points(self) -> dict[int, dict[str, Any]]:
-        """Return the points of the trials that have one, by number."""
-        fields = self._settings.space.distributions().keys()
-        return {
-            trial.number: trial.params for trial in self._trials() if fields <= trial.params.keys()
-        }
-
-    def _is_taken(self, point: dict[str, Any], before: Container[int]) -> bool:
-        """Tell whether a trial that had no point before has this one now."""
-        return any(
-            other == point for number, other in self._points().items() if number not in before
-        )
-
-    def _unheld(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
-        """Return the running trials whose workers seem to be dead, by one look at all locks."""
-        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
-        held = self._locks.held([_lock_name(trial.number) for trial in running])
-        return [trial for trial in running if _lock_name(trial.number) not in held]
-
     def _trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
 
@@ -351,25 +283,6 @@ class StudyWorker:
         """Return what to expect of the complete trials; one that has just ended counts."""
         self._close_ended_runs()
         return expectations(self._store, self._settings.name)
-
-    def _enqueue(self, trials: list[FrozenTrial]) -> None:
-        """Say what the next trial is to be, where that is not the sampler's to choose:
-        one of the presets, and after these a rescue.
-        """
-        if left := presets_left(self._settings, trials):
-            preset = left[0]
-            index = self._settings.presets.index(preset)
-            about: dict[str, Any] = {PRESET: preset.name, REPLICATE: preset.replicate, INDEX: index}
-            self.study.enqueue_trial(preset.values, user_attrs=about)
-        elif self._settings.rescue and (parent := next_to_rescue(trials)):
-            changes = changes_of(self.shared.config(parent))
-            inside, outside = split_changes(self._settings.space, changes)
-            about = {RESCUE_OF: parent.number, OVERRIDES: outside}
-            self.study.enqueue_trial({**parent.params, **inside}, user_attrs=about)
-
-    def _seed_sampler(self, number: int) -> None:
-        seed = derive_seed(self._settings.seed, number, "sampler")
-        self.study.sampler = make_sampler(self._settings.sampler, self._settings.space, seed)
 
     def _close_ended_runs(self) -> None:
         """Close the runs of trials whose worker died after it told the study
@@ -398,7 +311,3 @@ class StudyWorker:
     def _log_best_so_far(self) -> None:
         with self._locks.holding("best"):
             log_best_so_far(self._store, self.shared.parent, self._ended(), time.time)
-
-
-def _lock_name(number: int) -> str:
-    return f"trial-{number}"

@@ -22,7 +22,7 @@ from experiments.proposals.pruners import PRUNERS
 from experiments.proposals.samplers import DistinctSampler
 from experiments.proposals.space import HOMEWORK, WIDE
 from experiments.study import trial as trial_module
-from experiments.study.locks import open_locks
+from experiments.study.locks import ALIVE, open_locks
 from experiments.study.search import StudyWorker, WorkerSpec
 from experiments.study.settings import SearchSettings
 from experiments.study.storage import open_storage
@@ -177,6 +177,24 @@ def test_an_interrupted_trial_is_resumed_under_its_number_and_run(
     again.close()
     assert again.study.trials[0].user_attrs[RUN_ID] == trial.user_attrs[RUN_ID]
     assert_books_agree(again, 4)
+
+
+def test_a_worker_that_was_cut_off_is_seen_at_work_again(
+    state: Path, context: TrainingContext, postgres: str
+) -> None:
+    """While it is not, a doctor elsewhere may mend the study."""
+    settings = replace(PLAN, name="cut-off")
+    worker = WorkerSpec(settings, context, postgres, f"sqlite:///{state}/mlflow.db").open()
+    trials = worker.trials()
+    next(trials)
+    cut_locks(postgres)
+    assert worker._locks.held([ALIVE]) == set()
+    worker.shared.prove()
+    assert worker._locks.held([ALIVE]) == {ALIVE}
+    with worker._locks.sharing(ALIVE):
+        trials.close()  # type: ignore[attr-defined]
+    assert worker._locks.held([ALIVE]) == set()
+    getattr(worker.study._storage, "_backend").engine.dispose()  # noqa: B009
 
 
 @pytest.mark.usefixtures("fast")
