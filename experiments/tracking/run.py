@@ -228,7 +228,8 @@ def as_tags(values: dict[str, Any]) -> list[RunTag]:
 
 def _marked(name: str, state: str) -> str:
     """Return a run's name with its end in it, behind the trial's number:
-    "#7 pruned d256 h8 L4 relu".
+    "#7 pruned d256 h8 L4 relu". One that was marked before a kill keeps its mark.
     """
     number, _, rest = name.partition(" ") if name.startswith("#") else ("", "", name)
-    return name if state == "complete" else f"{number} {state} {rest}".strip()
+    rest = rest.removeprefix(f"{state} ")
+    return f"{number} {rest if state == 'complete' else f'{state} {rest}'}".strip()

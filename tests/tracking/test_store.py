@@ -122,6 +122,15 @@ def test_a_run_ends_visibly(store: TrackingStore, state_name: str, status: str) 
     assert (got.data.tags["state"], got.data.tags["state.reason"]) == (state_name, "because")
 
 
+def test_a_run_that_a_kill_left_half_closed_is_marked_once(store: TrackingStore) -> None:
+    run = store.open_run("#7 d80 h1", {"study": "s"})
+    run.close("pruned")
+    store.client.update_run(run.run_id, status="RUNNING")
+    (left,) = store.left_open("s")
+    left.close("pruned")
+    assert store.client.get_run(run.run_id).info.run_name == "#7 pruned d80 h1"
+
+
 @pytest.mark.parametrize(
     ("error", "state_name"), [(Interrupted(2), "interrupted"), (KeyError("x"), "failed")]
 )
