@@ -4,6 +4,7 @@ from typing import Any
 
 MINUTES = 27  # that a trial of the homework takes
 WORKERS = 1_000  # that are to keep busy
+CONNECTIONS = 4  # to PostgreSQL that a worker holds: two for locks, two of Optuna's
 PATIENCE_S = 600  # to join a study
 Row = dict[str, Any]
 HEADS = ("storage", "trials", "join", "claim", "study's lock", "best's lock", "open run", "workers")
@@ -66,7 +67,15 @@ def _limits(storage: str, rows: list[Row]) -> list[str]:
         f"reached at {_count(reached_at(rows, share, which))}.",
         f"- To join takes {PATIENCE_S // 60} minutes at "
         f"{_count(reached_at(rows, PATIENCE_S, 'join_s'))}.",
+        *([_connections()] if storage == "PostgreSQL" else []),
     ]
+
+
+def _connections() -> str:
+    return (
+        f"- A worker holds {CONNECTIONS} connections: with `max_connections` at 100, if it is not "
+        f"raised, {100 // CONNECTIONS} have room; {WORKERS:,} need {CONNECTIONS * WORKERS:,}."
+    )
 
 
 def _count(trials: float) -> str:

@@ -91,7 +91,7 @@ class StudyWorker:
         self._locks = open_locks(spec.storage_url, spec.settings.name)
         self._store = TrackingStore(spec.tracking_uri)
         self._held: tuple[Lock, int] | None = None  # of the trial that runs here: its id
-        self._alive: Lock | None = None  # that this worker is at work
+        self._alive: Lock | None = None  # which says that this worker is at work
         expected = partial(self._expected, spec.expectations) if spec.expectations else None
         self._limits = Limits(spec.settings, expected)
         storage = open_storage(spec.storage_url)
@@ -171,9 +171,18 @@ class StudyWorker:
 
         Each is this worker's while it runs.
         """
+        with self._at_work():
+            yield from self._claimed()
+
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Let others see for a `with` block that somebody is at work on the study."""
+        if self._alive:
+            yield
+            return
         self._alive = self.patience.insist(lambda: self._locks.share(ALIVE))
         try:
-            yield from self._claimed()
+            yield
         finally:
             self._alive.release()
             self._alive = None
@@ -207,7 +216,7 @@ class StudyWorker:
         Raises UserError for a store or disk that failed.
         """
         failures = explaining_failures(RESUME, STORE_FAILURES)
-        with failures, self._locks.sharing(ALIVE), self._closed():
+        with failures, self._at_work(), self._closed():
             yield
 
     @contextlib.contextmanager
