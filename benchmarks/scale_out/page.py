@@ -16,7 +16,8 @@ def write_page(rows: list[Row]) -> str:
         "# How far a study scales",
         "",
         f"Medians, of a worker alone. What holds a lock, all others wait for: with trials of "
-        f"{MINUTES} minutes, as many workers as the last column says use all of the slower lock.",
+        f"{MINUTES} minutes, as many workers as the last column says use all of the slower lock. "
+        "That is computed: so many were never run, and what an MLflow server bears is not in it.",
         "",
         f"| {' | '.join(HEADS)} |",
         "|" + " --- |" * len(HEADS),
