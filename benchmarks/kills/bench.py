@@ -13,13 +13,13 @@ from itertools import count
 from multiprocessing.connection import wait
 from pathlib import Path
 
-import pgserver
 import sqlalchemy
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from benchmarks.kills.account import Account, Home, account_of, differences
 from benchmarks.kills.plan import Kill, Plan, kills_done, passings, processes
 from benchmarks.kills.points import FOLDER, plant
+from benchmarks.postgres import PostgresServer
 from experiments.tracking.staged import STAGED
 from tests.helpers import write_corpus
 from tests.warm import Started, start_warm
@@ -87,11 +87,11 @@ class Bench:
     numbers: Iterator[int] = field(default_factory=count)
 
     @cached_property
-    def server(self) -> str:
-        """The URL of a PostgreSQL server, which is started when it is first needed."""
-        server = pgserver.get_server(self.folder / "postgres")
-        self.at_end.callback(server.cleanup)
-        return str(server.get_uri().replace("postgresql://", "postgresql+psycopg://"))
+    def server(self) -> PostgresServer:
+        """A PostgreSQL server, which is started when it is first needed."""
+        server = PostgresServer(self.folder / "postgres")
+        self.at_end.callback(server.close)
+        return server
 
     def points(self, kind: str) -> dict[str, int]:
         """Return how often an undisturbed search of a kind passes each point."""
@@ -178,26 +178,12 @@ class Bench:
         (folder / "tmp").mkdir(parents=True)
         storage = f"sqlite:///{folder}/mlruns/optuna.db"
         if KINDS[kind].on_postgres:
-            storage = self._create_database(f"killed_{number}")
+            storage = self.server.make(f"killed_{number}")
         yield Home(folder, storage, STUDY, KINDS[kind].is_alone), folder / "plan"
         if not self.keep:
             shutil.rmtree(folder)
             if KINDS[kind].on_postgres:
-                self._query(f"DROP DATABASE killed_{number} WITH (FORCE)")
-
-    def _create_database(self, name: str) -> str:
-        self._query(f"CREATE DATABASE {name}")
-        url = sqlalchemy.make_url(self.server).set(database=name)
-        return url.render_as_string(hide_password=False)
-
-    def _query(self, words: str) -> int | None:
-        """Return the number that PostgreSQL answers, if it does."""
-        engine = sqlalchemy.create_engine(self.server, isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
-            answer = connection.execute(sqlalchemy.text(words))
-            found = answer.scalar() if answer.returns_rows else None
-        engine.dispose()
-        return found
+                self.server.drop(f"killed_{number}")
 
     def _still_held(self, kind: str, home: Home, planned: Path) -> list[str]:
         """Return the processes and locks that are there when a search has ended, and stay."""
@@ -212,7 +198,7 @@ class Bench:
         if KINDS[kind].on_postgres:
             name = sqlalchemy.make_url(home.storage).database
             of_study = f"database = (SELECT oid FROM pg_database WHERE datname = '{name}')"  # noqa: S608
-            held = self._query(
+            held = self.server.ask(
                 f"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND {of_study}"  # noqa: S608
             )
             found += [f"{held} locks"] if held else []

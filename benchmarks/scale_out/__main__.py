@@ -20,10 +20,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import pgserver
-import sqlalchemy
 from tqdm import tqdm
 
+from benchmarks.postgres import PostgresServer
 from benchmarks.scale_out.fill import fill
 from benchmarks.scale_out.page import workers, write_page
 from experiments.context import PACKAGES, load_context
@@ -56,7 +55,7 @@ def main() -> None:
 
 def _measure_all(folder: Path, counts: list[int]) -> Iterator[dict[str, Any]]:
     settings = _settings(folder)
-    with contextlib.closing(_Postgres(folder / "postgres")) as postgres:
+    with contextlib.closing(PostgresServer(folder / "postgres")) as postgres:
         for storage in ("SQLite", "PostgreSQL"):
             for count in counts:
                 name = f"{storage.lower()}_{count}"
@@ -74,24 +73,6 @@ def _settings(folder: Path) -> WorkerSpec:
     space = find_space(TRAINING, DEMO_BUDGET, context.utterances())
     settings = SearchSettings("s", space, DEMO_BUDGET, 0, "tpe", "halving", 10**6, None)
     return WorkerSpec(settings, context, "", "")
-
-
-class _Postgres:
-    def __init__(self, folder: Path) -> None:
-        self._server = pgserver.get_server(folder)
-        self._url = self._server.get_uri().replace("postgresql://", "postgresql+psycopg://")
-
-    def make(self, name: str) -> str:
-        """Make a database and return its URL."""
-        engine = sqlalchemy.create_engine(self._url, isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
-            connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
-        engine.dispose()
-        url = sqlalchemy.make_url(self._url).set(database=name)
-        return url.render_as_string(hide_password=False)
-
-    def close(self) -> None:
-        self._server.cleanup()
 
 
 def measure(spec: WorkerSpec, count: int) -> dict[str, float]:
