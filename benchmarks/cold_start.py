@@ -21,11 +21,13 @@ from benchmarks.postgres import PostgresServer
 from experiments.context import PACKAGES
 from speaker.common.devices import Compute
 from speaker.common.provenance import provenance
+from tests.clusters import ray_cluster
 from tests.helpers import STUDY, assert_whole, start
 from tests.warm import start_warm
 
 RESULTS = Path(__file__).parent / "results" / "cold_start.json"
 KINDS = ("sqlite", "postgres", "ray")
+CORES = 64  # that Ray believes to have: each of its workers takes some
 # Points that are small: what is looked for is between the starts, not in the trainings.
 SEARCH = (
     "--study", STUDY, "--steps", "2", "--sampler", "random", "--pruner", "none",
@@ -96,24 +98,8 @@ def _open(kind: str, folder: Path) -> Iterator[Callable[[int], list[str]]]:
         with contextlib.closing(PostgresServer(folder)) as server:
             yield lambda number: ["--storage", server.make(f"round_{number}")]
     else:
-        with _ray_cluster() as address:
-            yield lambda _: ["--engine", "ray", "--ray-address", address, "--device", "cpu"]
-
-
-@contextlib.contextmanager
-def _ray_cluster() -> Iterator[str]:
-    """Make a Ray cluster on this machine, with room for all, and give its address."""
-    from experiments.engines.ray_connection import LOCAL, import_ray
-
-    import_ray(is_local=True)
-    from ray.cluster_utils import Cluster
-
-    head = {"num_cpus": 64, "_system_config": LOCAL, "object_store_memory": 512 << 20}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    try:
-        yield cluster.address
-    finally:
-        cluster.shutdown()
+        with ray_cluster(CORES) as cluster:
+            yield lambda _: ["--engine", "ray", "--ray-address", cluster.address]
 
 
 def _as_json(rows: list[dict[str, Any]]) -> str:

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.kills.bench import KINDS, Bench, Outcome, open_bench, tally
@@ -38,7 +39,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--kills", type=int, default=500, help="in all")
     flags.add_argument("--each", type=int, default=8, help="at most, of one search")
     flags.add_argument("--seed", type=int, default=0)
-    flags.add_argument("--kinds", default=",".join(KINDS), help="of searches, with commas between")
+    here = [name for name, kind in KINDS.items() if not kind.on_ray or find_spec("ray")]
+    flags.add_argument("--kinds", default=",".join(here), help="of searches, with commas between")
     flags.add_argument("--replay", nargs="+", metavar="'KIND POINT@N ...'", help="searches again")
     flags.add_argument("--folder", type=Path, default=FAST if FAST.is_dir() else None)
     flags.add_argument("--keep", action="store_true", help="the folders of all searches")

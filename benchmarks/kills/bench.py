@@ -18,10 +18,11 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from benchmarks.kills.account import Account, Home, account_of, differences
 from benchmarks.kills.plan import Kill, Plan, kills_done, passings, processes
-from benchmarks.kills.points import FOLDER, plant
+from benchmarks.kills.points import FOLDER, plant, plant_on_ray
 from benchmarks.postgres import PostgresServer
 from experiments.tracking.staged import STAGED
-from tests.helpers import write_corpus
+from tests.clusters import ray_cluster
+from tests.helpers import ROOT, write_corpus
 from tests.warm import Started, start_warm
 
 PATIENCE_S = 600.0  # with a command; one that takes longer hangs
@@ -44,6 +45,7 @@ class Kind:
     commands: int = 1  # at once
     is_alone: bool = False  # whether one trial runs at a time
     on_postgres: bool = False
+    on_ray: bool = False
     all_killed: str = "all were killed"  # what a command says when no worker is left to it
 
 
@@ -51,6 +53,7 @@ KINDS = {
     "one": Kind(("--prune-presets",), is_alone=True),
     "two": Kind(("--jobs", "2", *UNORDERED)),
     "postgres": Kind(UNORDERED, commands=2, on_postgres=True),
+    "ray": Kind(("--jobs", "2", "--engine", "ray", *UNORDERED), on_ray=True),
 }
 
 
@@ -75,12 +78,12 @@ class Outcome:
 
 @dataclass
 class Bench:
-    """What all searches share: a corpus, an MLflow database to begin with, a PostgreSQL server."""
+    """What all searches share: a corpus, an MLflow database to begin with, servers."""
 
     folder: Path
     corpus: Path
     template: Path
-    at_end: contextlib.ExitStack  # what stops the server
+    at_end: contextlib.ExitStack  # what stops the servers
     keep: bool = False  # the folders of searches
     references: int = 2  # undisturbed searches that must be equal
     undisturbed: dict[str, tuple[Account, dict[str, int]]] = field(default_factory=dict)
@@ -92,6 +95,13 @@ class Bench:
         server = PostgresServer(self.folder / "postgres")
         self.at_end.callback(server.close)
         return server
+
+    @cached_property
+    def address(self) -> str:
+        """The address of a Ray cluster, which is started when it is first needed."""
+        os.environ["PYTHONPATH"] = str(ROOT)  # where its workers find the points
+        cluster = self.at_end.enter_context(ray_cluster(2))
+        return str(cluster.address)
 
     def points(self, kind: str) -> dict[str, int]:
         """Return how often an undisturbed search of a kind passes each point."""
@@ -167,8 +177,9 @@ class Bench:
     def _start(self, kind: Kind, home: Home, planned: Path) -> Started:
         words = ["search.py", "--data", self.corpus, *SEARCH, *kind.words]
         words += ["--storage", home.storage] if kind.on_postgres else []
+        words += ["--ray-address", self.address] if kind.on_ray else []
         variables = {FOLDER: str(planned), "TMPDIR": str(home.folder / "tmp")}
-        return start_warm(home.folder, words, variables, before=plant)
+        return start_warm(home.folder, words, variables, plant_on_ray if kind.on_ray else plant)
 
     @contextlib.contextmanager
     def _home(self, kind: str) -> Iterator[tuple[Home, Path]]:

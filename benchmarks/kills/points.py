@@ -141,6 +141,21 @@ def plant() -> None:
     _share_server()
 
 
+def plant_on_ray() -> None:
+    """Plant them into this process, and into the workers that it will have on a Ray cluster."""
+    plant()
+    folder = os.environ[FOLDER]
+    engine = pkgutil.resolve_name("experiments.engines.ray_cluster")
+    work = vars(engine)["work_in_task"]
+
+    def planted(task: Any) -> Any:
+        os.environ[FOLDER] = folder
+        plant()
+        return work(task)
+
+    vars(engine)["work_in_task"] = planted
+
+
 def _between(call: Callable[..., Any], write: Write, gate: Gate) -> Callable[..., Any]:
     """Return a call that passes a point before and after what it does."""
 
