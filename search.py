@@ -27,10 +27,12 @@ from speaker.common.cli import (
 from speaker.common.paths import STATE, next_commands
 
 if TYPE_CHECKING:
+    from experiments.context import TrainingContext
     from experiments.engines.engine import Engine
     from experiments.proposals.presets import Preset
     from experiments.proposals.space import Space
     from experiments.study.search import StudyWorker, WorkerSpec
+    from experiments.study.settings import SearchSettings
     from speaker.config import TrialConfig
     from speaker.data.corpus import Corpus
 
@@ -248,24 +250,48 @@ def make_spec(arguments: argparse.Namespace, engine: "Engine") -> "WorkerSpec":
     from experiments.analysis.leaderboard import expectations
     from experiments.context import load_context
     from experiments.study.search import WorkerSpec
-    from experiments.study.settings import SearchSettings
     from experiments.study.storage import default_storage
     from experiments.tracking.store import default_tracking_uri
     from experiments.upkeep.retention import Retention
-    from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE
 
     _refuse_contradictions(arguments)
-    base = HOMEWORK_BASELINE if arguments.data else DEMO_BUDGET
-    base = base.with_steps(arguments.steps) if arguments.steps else base
-    base = base.replace(**_fixed(arguments))
+    base = _base(arguments)
     _find_points(arguments, base)  # what they refuse is said before the data are read
     context = load_context(
         arguments.data, arguments.device, arguments.precision, STATE, engine.jobs_here
     )
     context = engine.settle(context)
+    settings = _make_settings(arguments, context, base)
+    retain = Retention(arguments.keep, arguments.disk) if arguments.keep or arguments.disk else None
+    return WorkerSpec(
+        settings,
+        context,
+        storage_url=arguments.storage or default_storage(STATE),
+        tracking_uri=arguments.tracking_uri or default_tracking_uri(STATE),
+        expectations=expectations if arguments.patience else None,
+        retain=retain,
+        store_patience=arguments.store_patience,
+    )
+
+
+def _base(arguments: argparse.Namespace) -> "TrialConfig":
+    """Return the point that all others are variations of."""
+    from speaker.config import DEMO_BUDGET, HOMEWORK_BASELINE
+
+    base = HOMEWORK_BASELINE if arguments.data else DEMO_BUDGET
+    base = base.with_steps(arguments.steps) if arguments.steps else base
+    return base.replace(**_fixed(arguments))
+
+
+def _make_settings(
+    arguments: argparse.Namespace, context: "TrainingContext", base: "TrialConfig"
+) -> "SearchSettings":
+    """Return which points are tried, on a corpus, and how the best is found."""
+    from experiments.study.settings import SearchSettings
+
     base = context.fit_batch(base, arguments.batch_size)
     space, presets = _find_points(arguments, base, context.utterances())
-    settings = SearchSettings(
+    return SearchSettings(
         name=arguments.study or f"{arguments.preset or space.name}-{context.corpus.name}",
         space=space,
         base=base,
@@ -280,16 +306,6 @@ def make_spec(arguments: argparse.Namespace, engine: "Engine") -> "WorkerSpec":
         patience=arguments.patience,
         budget=arguments.budget,
         rescue=arguments.rescue,
-    )
-    retain = Retention(arguments.keep, arguments.disk) if arguments.keep or arguments.disk else None
-    return WorkerSpec(
-        settings,
-        context,
-        storage_url=arguments.storage or default_storage(STATE),
-        tracking_uri=arguments.tracking_uri or default_tracking_uri(STATE),
-        expectations=expectations if arguments.patience else None,
-        retain=retain,
-        store_patience=arguments.store_patience,
     )
 
 
