@@ -5,6 +5,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -35,6 +36,8 @@ from tests.servers import free_port, serve, stop
 STEPS = [2, 4]  # of the evaluations of each trial
 SMALL = HOMEWORK.narrowed({"d_model": 80, "num_layers": 1}, {})
 SEARCH = replace(PLAN, space=SMALL, presets=(), trials=3)
+# How long an outage lasts, with the program's own patience; if 0, until it is waited for.
+OUTAGE_S = float(os.environ.get("OUTAGE_S", "0"))
 
 
 class Outage(ABC):
@@ -65,7 +68,9 @@ class Locked(Outage):
     name = "optuna.db"
 
     def begin(self) -> None:
-        self.connection = sqlite3.connect(self.state / self.name, isolation_level=None)
+        self.connection = sqlite3.connect(
+            self.state / self.name, isolation_level=None, check_same_thread=False
+        )
         self.connection.execute("BEGIN EXCLUSIVE")
 
     def end(self) -> None:
@@ -168,8 +173,9 @@ class DiskFull(Outage):
 def outage(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Outage]:
-    monkeypatch.setattr(storage, "BUSY_TIMEOUT_S", 0.2)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    if not OUTAGE_S:
+        monkeypatch.setattr(storage, "BUSY_TIMEOUT_S", 0.2)
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     made: Outage = request.param(tmp_path)
     yield made
     made.clean_up()
@@ -223,12 +229,17 @@ def test_an_outage_costs_no_trial_and_no_row(
     def hear(said: Said) -> None:
         if isinstance(said, Noted):
             notes.append(said.text)
-            if "waiting, for up to 1 h" in said.text:
+            if "waiting, for up to 1 h" in said.text and not OUTAGE_S:
                 outage.end()
         elif isinstance(said, Ended):
             ended.append((said.number, said.result.outcome))
 
-    fail_in_trial(monkeypatch, 1, outage.begin)
+    def begin() -> None:
+        outage.begin()
+        if OUTAGE_S:
+            threading.Timer(OUTAGE_S, outage.end).start()
+
+    fail_in_trial(monkeypatch, 1, begin)
     work(worker, hear)
     worker.close(as_asked=True)
     assert ended == [(number, Outcome.COMPLETE) for number in range(3)]
