@@ -4,9 +4,9 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
-import pgserver
 import pytest
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
@@ -20,6 +20,7 @@ from speaker.data.pack import Pack, open_pack
 from speaker.data.protocol import Protocol
 from speaker.sources.demo import build_demo
 from tests.helpers import write_corpus
+from tests.servers import PostgresServer
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -101,9 +102,8 @@ def state(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a real PostgreSQL server."""
-    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"))
-    yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
-    server.cleanup()
+    with closing(PostgresServer(tmp_path_factory.mktemp("postgres"))) as server:
+        yield server.url
 
 
 @pytest.fixture

@@ -19,10 +19,10 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from benchmarks.kills.account import Account, Home, account_of, differences
 from benchmarks.kills.plan import Kill, Plan, kills_done, passings, processes
 from benchmarks.kills.points import FOLDER, plant, plant_on_ray
-from benchmarks.postgres import PostgresServer
 from experiments.tracking.staged import STAGED
 from tests.clusters import ray_cluster
 from tests.helpers import ROOT, write_corpus
+from tests.servers import PostgresServer
 from tests.warm import Started, start_warm
 
 PATIENCE_S = 600.0  # with a command; one that takes longer hangs

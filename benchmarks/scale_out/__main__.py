@@ -22,7 +22,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.postgres import PostgresServer
 from benchmarks.scale_out.fill import fill
 from benchmarks.scale_out.page import workers, write_page
 from experiments.context import PACKAGES, load_context
@@ -34,6 +33,7 @@ from experiments.tracking.run import TrackedRun
 from speaker.common.devices import find_compute
 from speaker.common.provenance import provenance
 from speaker.config import DEMO_BUDGET
+from tests.servers import PostgresServer
 
 CLAIMS = 20  # that are timed
 PAGE = Path(__file__).parents[1] / "results" / "scale_out.md"

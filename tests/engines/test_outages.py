@@ -31,7 +31,7 @@ from speaker.training.metrics import OBJECTIVE, Metrics
 from speaker.training.outcome import Outcome
 from speaker.training.train import Report
 from tests.helpers import PLAN
-from tests.servers import free_port, serve, stop
+from tests.servers import PostgresServer, free_port, serve, stop
 
 STEPS = [2, 4]  # of the evaluations of each trial
 SMALL = HOMEWORK.narrowed({"d_model": 80, "num_layers": 1}, {})
@@ -112,8 +112,8 @@ class PostgresAway(Outage):
 
     def __init__(self, state: Path) -> None:
         super().__init__(state)
-        self.server = pgserver.get_server(state / "postgres")
-        self.storage = self.server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+        self.server = PostgresServer(state / "postgres")
+        self.storage = self.server.url
 
     def control(self, *words: str) -> None:
         control = shutil.which("pg_ctl", path=str(Path(pgserver.__file__).parent / "pginstall/bin"))
@@ -136,7 +136,7 @@ class PostgresAway(Outage):
         )
 
     def clean_up(self) -> None:
-        self.server.cleanup()
+        self.server.close()
 
 
 class DiskFull(Outage):

@@ -1,6 +1,6 @@
 """How long a search takes from SIGTERM to its end, all trainings saved.
 
-`python -m benchmarks.stopping` starts a search of the built-in demo that would train for days, asks
+`python -m benchmarks.stops` starts a search of the built-in demo that would train for days, asks
 it to stop when each of its workers trains, as a preempted machine does, and goes on with it; fifty
 times on each engine. Each must end within ten seconds, with a checkpoint of each training that is
 younger than the signal, and nothing of it may live on.
@@ -23,7 +23,7 @@ from speaker.common.devices import Compute
 from speaker.common.provenance import provenance
 from tests.helpers import start
 
-RESULTS = Path(__file__).parent / "results" / "stopping.json"
+RESULTS = Path(__file__).parent / "results" / "stops.json"
 JOBS = {"inline": 1, "processes": 2, "ray": 2}
 SEARCH = ("--steps", "10000000", "--fix", "d_model=80", "--fix", "num_layers=1", "--trials", "4")
 MOST_S = 10.0  # from the signal to the end

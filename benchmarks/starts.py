@@ -1,6 +1,6 @@
 """Many first starts of one study at once, in a folder in which nothing is there yet.
 
-`python -m benchmarks.cold_start` starts 16 searches of the built-in demo at the same moment, twenty
+`python -m benchmarks.starts` starts 16 searches of the built-in demo at the same moment, twenty
 times on SQLite, on a PostgreSQL server and on a Ray cluster: they make the corpus, the databases
 and the study, and share its 16 trials. All must end well, and each trial must have been trained
 once. `--fresh` starts new interpreters, which spend most of their seconds on imports.
@@ -17,15 +17,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.postgres import PostgresServer
 from experiments.context import PACKAGES
 from speaker.common.devices import Compute
 from speaker.common.provenance import provenance
 from tests.clusters import ray_cluster
 from tests.helpers import STUDY, assert_whole, start
+from tests.servers import PostgresServer
 from tests.warm import start_warm
 
-RESULTS = Path(__file__).parent / "results" / "cold_start.json"
+RESULTS = Path(__file__).parent / "results" / "starts.json"
 KINDS = ("sqlite", "postgres", "ray")
 CORES = 64  # that Ray believes to have: each of its workers takes some
 # Points that are small: what is looked for is between the starts, not in the trainings.
