@@ -22,6 +22,7 @@ from speaker.common.cli import (
     plain_name,
     positive_float,
     positive_int,
+    printable,
     run_cli,
 )
 from speaker.common.paths import STATE, next_commands
@@ -197,17 +198,28 @@ def _add_retention(flags: argparse._ActionsContainer) -> None:
 
 def main() -> None:
     """Run the search and print what it found."""
-    arguments = parser().parse_args()
-    run(arguments)
+    run(parser().parse_args())
 
 
 # Imports are late: torch, optuna and mlflow take seconds, and --help needs none of them.
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Run a search and say what was found. Raises UserError for what keeps it from that."""
+    from experiments.engines.choice import engine_of
+    from experiments.study.search import RESUME
+    from experiments.study.trial import STORE_FAILURES
+    from experiments.tracked_training import explaining_failures
+
+    engine = engine_of(arguments)
+    spec = make_spec(arguments, engine)
+    with explaining_failures(RESUME, STORE_FAILURES):
+        search(spec, engine, arguments)
+
+
+def search(spec: "WorkerSpec", engine: "Engine", arguments: argparse.Namespace) -> None:
     """Run a search, confirm its best if asked to, and say what was found."""
     from experiments.confirm import Machine, confirm_best
-    from experiments.engines.choice import engine_of
     from experiments.engines.session import run_search
     from experiments.report.publish import publish
     from experiments.tracking.access import describe_places
@@ -216,29 +228,28 @@ def run(arguments: argparse.Namespace) -> None:
     from experiments.upkeep.retention import Retention
     from experiments.urls import masked
 
-    engine = engine_of(arguments)
-    spec = make_spec(arguments, engine)
     worker = spec.open()
+    insist = worker.patience.insist
     name, store = spec.settings.name, worker.shared.store
     print(describe_places(store.uri, store.decided_by), flush=True)
     for line in sweep(store, spec.storage_url, STATE, worker.study):
-        print(line, flush=True)
+        print(printable(line), flush=True)
     try:
         run_search(worker, engine)
     except KeyboardInterrupt:
         publish(store, name)  # the study is closed by now, and goes on as if there were none
         raise
     has_winner = print_results(spec, worker)
-    if isinstance(spec.retain, Retention):
-        print(f"{spec.retain.describe(store, name)}\n")
+    if isinstance(retain := spec.retain, Retention):
+        print(f"{insist(lambda: retain.describe(store, name))}\n")
     report = publish(store, name)
     if has_winner and arguments.confirm:
-        machine = Machine(spec.context, spec.storage_url, engine)
+        machine = Machine(spec.context, spec.storage_url, engine, spec.store_patience, True)
         confirm_best(store, name, arguments.confirm, arguments.seeds or FRESH_SEEDS, machine)
         report = publish(store, name)  # again, with what was confirmed
     if report:
         print(f"Report: {report.removeprefix(f'{Path.cwd().as_uri()}/')}")
-    if board := served_at(store, name):
+    if board := insist(lambda: served_at(store, name)):
         print(f"Best trials: {board}")
     if has_winner:
         elsewhere = ["--tracking-uri", masked(spec.tracking_uri)] if arguments.tracking_uri else []
@@ -373,7 +384,7 @@ def print_results(spec: "WorkerSpec", worker: "StudyWorker") -> bool:
         f" of {planned:,} steps; stopping early saved the others." if steps < planned else " steps."
     )
     print(f"Trained {steps:,}{saved}")
-    rows = ranked(worker.shared.store, settings.name)
+    rows = worker.patience.insist(lambda: ranked(worker.shared.store, settings.name))
     print(f"\n{table(rows, best=5)}\n\n{describe_answer(rows)}\n")
     if unfair := describe_unfair(rows):
         print(f"{unfair}\n")

@@ -9,10 +9,12 @@ from experiments.analysis.leaderboard import ranked
 from experiments.context import TrainingContext
 from experiments.engines.engine import Engine
 from experiments.engines.session import describe_end, run_search
+from experiments.outages import HOUR_S, Patience
 from experiments.proposals.finalists import digest_of, finalists, space_of
 from experiments.study.search import WorkerSpec
 from experiments.study.settings import SearchSettings
 from experiments.study.stopping import Limit
+from experiments.study.trial import STORE_FAILURES
 from experiments.tracking.store import TrackingStore
 from speaker.common.errors import UserError, describe_differences
 from speaker.common.seeding import derive_seed
@@ -26,6 +28,8 @@ class Machine:
     context: TrainingContext
     storage_url: str
     engine: Engine
+    store_patience: float = HOUR_S  # seconds that a store or disk may fail
+    was_open: bool = False  # whether the stores were, and so are waited for at the start, too
 
 
 def confirm_best(store: TrackingStore, study: str, top: int, seeds: int, machine: Machine) -> None:
@@ -35,9 +39,30 @@ def confirm_best(store: TrackingStore, study: str, top: int, seeds: int, machine
     other. Other points, as after more trials, are another race. Raises UserError for a study
     without a complete trial, and for one of another corpus or protocol.
     """
+    patience = Patience(machine.store_patience if machine.was_open else 0.0, STORE_FAILURES)
+    settings, count = patience.insist(lambda: _plan(store, study, top, seeds, machine.context))
+    spec = WorkerSpec(
+        settings,
+        machine.context,
+        machine.storage_url,
+        store.uri,
+        store_patience=machine.store_patience,
+    )
+    worker = spec.open_patiently() if machine.was_open else spec.open()
+    print(f"The best {count} points of {study} again, on fresh seeds:", flush=True)
+    run_search(worker, machine.engine)
+    if (limit := worker.ended_by()) != Limit.TRIALS:
+        print(describe_end(settings, limit, len(worker.finished())))
+    if found := worker.patience.insist(lambda: confirm(ranked(store, settings.name))):
+        print(f"\n{describe_confirmation(found)}\n")
+
+
+def _plan(
+    store: TrackingStore, study: str, top: int, seeds: int, context: TrainingContext
+) -> tuple[SearchSettings, int]:
+    """Return the race of a study's best points, and how many these are: see confirm_best."""
     points = _best_points(store, study, top)
     parent = store.study_runs(study)[0]
-    context = machine.context
     there = {name: parent.data.tags.get(name, "") for name in context.decisive_tags()}
     if changes := describe_differences(there, context.decisive_tags()):
         raise UserError(
@@ -61,14 +86,7 @@ def confirm_best(store: TrackingStore, study: str, top: int, seeds: int, machine
         confirms=study,
         above=parent.info.run_id,
     )
-    spec = WorkerSpec(settings, context, machine.storage_url, store.uri)
-    worker = spec.open()
-    print(f"The best {len(points)} points of {study} again, on fresh seeds:", flush=True)
-    run_search(worker, machine.engine)
-    if (limit := worker.ended_by()) != Limit.TRIALS:
-        print(describe_end(settings, limit, len(worker.finished())))
-    if found := confirm(ranked(store, settings.name)):
-        print(f"\n{describe_confirmation(found)}\n")
+    return settings, len(points)
 
 
 def _best_points(store: TrackingStore, study: str, top: int) -> list[TrialConfig]:

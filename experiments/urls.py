@@ -6,6 +6,8 @@ from pathlib import Path
 import sqlalchemy
 from sqlalchemy.exc import SQLAlchemyError
 
+from speaker.common.files import real_path
+
 
 def masked(url: str) -> str:
     """Return a URL fit to be shown and logged: without its password."""
@@ -17,7 +19,7 @@ def masked(url: str) -> str:
 
 def sqlite_path(uri: str) -> Path | None:
     """Return the file of a store that is a file of SQLite; None for any other."""
-    return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
+    return real_path(Path(uri.removeprefix("sqlite:///"))) if uri.startswith("sqlite:///") else None
 
 
 def shown(url: str) -> str:

@@ -35,7 +35,7 @@ MAY_IMPORT = {
     },
     "speaker": {"speaker"},  # __main__
     "experiments.context": {"speaker", "tqdm"},
-    "experiments.urls": {"sqlalchemy"},
+    "experiments.urls": {"speaker", "sqlalchemy"},
     "experiments.tracking": {
         "experiments.context", "experiments.urls", "speaker",
         "mlflow", "sqlalchemy",

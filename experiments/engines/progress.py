@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from experiments.engines.engine import Ended, Moved, Noted, Said
 from experiments.study.trial import StudyContext
+from speaker.common.cli import printable
 from speaker.config import TrialConfig
 from speaker.training.metrics import format_accuracy
 from speaker.training.outcome import Outcome
@@ -221,6 +222,7 @@ def _in_words(seconds: float) -> str:
 
 def _say(line: str) -> None:
     """Print a line above the bars, in lines of the terminal's width if there is one."""
+    line = printable(line)
     if sys.stdout.isatty():
         line = textwrap.fill(line, shutil.get_terminal_size().columns, subsequent_indent="     ")
     tqdm.write(line)

@@ -48,7 +48,7 @@ def work_apart(find_spec: Callable[[], WorkerSpec], say: Callable[[Said | Failed
         spec = find_spec()
         with noticing_loss(spec.context.compute.device):
             configure_process(spec.context.compute)
-        work(spec.open(), say)
+        work(spec.open_patiently(lambda text: say(Noted(text))), say)
     except UserError as error:
         say(Failed(str(error), is_lost=isinstance(error, DeviceLostError)))
     except Exception:

@@ -4,6 +4,7 @@ import sys
 from dataclasses import dataclass
 
 from experiments.tracking.store import TrackingStore
+from speaker.common.cli import printable
 from speaker.common.errors import first_line
 
 # Imports are late: the figures' library takes a second, and what fails to import is no search lost.
@@ -40,8 +41,9 @@ def publish(store: TrackingStore, name: str) -> str:
     try:
         return keep(store, make_report(store, name))
     except Exception as error:
+        cause = printable(first_line(error))
         print(
-            f"warning: the study is whole, but its report was not written ({first_line(error)}); "
+            f"warning: the study is whole, but its report was not written ({cause}); "
             f"python -m experiments report --study {name} tries again",
             file=sys.stderr,
         )

@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from experiments.tracking.run import FencedError
 from experiments.urls import masked
 from speaker.common.errors import UserError, first_line
+from speaker.common.files import real_path
 
 ALIVE = "alive"  # which all searches of a study share: while nobody holds it, none goes on
 EXAMPLES = (
@@ -239,7 +240,7 @@ def open_locks(storage_url: str, study: str, only_look: bool = False) -> Locks:
         if url.get_backend_name() == "postgresql":
             return PostgresLocks(storage_url, study)
         if url.get_backend_name() == "sqlite" and url.database and url.database != ":memory:":
-            path = Path(url.database).resolve()
+            path = real_path(Path(url.database))
             return FileLocks(path.parent / "locks" / path.stem / study, only_look)
     except (SQLAlchemyError, ImportError, OSError, ValueError) as error:
         reason = first_line(error)

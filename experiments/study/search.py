@@ -16,6 +16,7 @@ from functools import partial
 import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
+from tqdm import tqdm
 
 from experiments.context import TrainingContext
 from experiments.outages import HOUR_S, Patience
@@ -64,7 +65,15 @@ class WorkerSpec:
 
         Raises UserError for what cannot be opened.
         """
-        return StudyWorker(self)
+        with explaining_failures(RESUME, STORE_FAILURES):
+            return StudyWorker(self)
+
+    def open_patiently(self, say: Callable[[str], None] = tqdm.write) -> "StudyWorker":
+        """Open them as one who was there already, and so wait, saying so, for those that are away.
+
+        Raises UserError when patience is at its end, and for what waiting does not mend.
+        """
+        return Patience(self.store_patience, (UserError,), say).insist(self.open)
 
     def tags(self) -> dict[str, str]:
         """Return the tags of the study's run."""
@@ -135,7 +144,8 @@ class StudyWorker:
         """
         self.spec = replace(self.spec, context=context)
         self.shared = replace(self.shared, context=context)
-        self._store.tag_run(self.shared.parent, context.tags())
+        tags = context.tags()
+        self.patience.insist(lambda: self._store.tag_run(self.shared.parent, tags))
 
     @property
     def patience(self) -> Patience:
@@ -148,23 +158,23 @@ class StudyWorker:
 
     def finished(self) -> list[FrozenTrial]:
         """Return the trials that have ended, however they did, and count: no others repeat them."""
-        return [trial for trial in counted(self._trials()) if trial.state.is_finished()]
+        return self.patience.insist(self._finished)
 
     def steps(self) -> int:
         """Return the training steps of the trials that have ended."""
-        return steps_of(self._settings, self._ended())
+        return steps_of(self._settings, self.patience.insist(self._ended))
 
     def planned(self) -> int:
         """Return how many trials the study is to have."""
-        return self._limits.planned(self._trials())
+        return self._limits.planned(self.patience.insist(self._trials))
 
     def missing(self) -> int:
         """Return how many trials there are still to run, were none of them stopped early."""
-        return self._limits.missing(self._trials())
+        return self._limits.missing(self.patience.insist(self._trials))
 
     def ended_by(self) -> Limit:
         """Return what ended a search that was not interrupted."""
-        return self._limits.ended_by(self._trials())
+        return self._limits.ended_by(self.patience.insist(self._trials))
 
     def trials(self) -> Iterator[optuna.trial.Trial]:
         """Yield trials to run until a limit is reached and none is left open, or time is up.
@@ -274,13 +284,16 @@ class StudyWorker:
     def _count_finished(self) -> str:
         """Return how many trials have finished, if the store tells."""
         try:
-            count = len(self.finished())
+            count = len(self._finished())
         except STORE_FAILURES:
             return ""
         return f"{count} trial{'s' * (count != 1)} finished; "
 
     def _trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
+
+    def _finished(self) -> list[FrozenTrial]:
+        return [trial for trial in counted(self._trials()) if trial.state.is_finished()]
 
     def _ended(self) -> list[FrozenTrial]:
         return [trial for trial in self._trials() if trial.state.is_finished()]

@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from experiments.study.locks import open_locks
 from experiments.urls import masked
 from speaker.common.errors import UserError, first_line
-from speaker.common.files import create_once
+from speaker.common.files import create_once, real_path
 
 BUSY_TIMEOUT_S = 15
 UPGRADE = "optuna storage upgrade"  # Optuna names it where a database is of an older release
@@ -32,7 +32,7 @@ def open_storage(url: str) -> RDBStorage:
         if address.get_backend_name() != "sqlite":
             with open_locks(url, "storage").holding("tables"):
                 return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
-        path = Path(address.database or "").resolve()
+        path = real_path(Path(address.database or ""))
         create_once(path, lambda partial: RDBStorage(f"sqlite:///{partial}").engine.dispose())
         storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": BUSY_TIMEOUT_S}})
     except (SQLAlchemyError, ImportError, OSError, RuntimeError, ValueError) as error:
@@ -51,7 +51,7 @@ def open_storage(url: str) -> RDBStorage:
 
 def default_storage(state: Path) -> str:
     """Return the usual environment variable's storage, or else the database in the state folder."""
-    return os.environ.get("OPTUNA_STORAGE") or f"sqlite:///{state.resolve() / 'optuna.db'}"
+    return os.environ.get("OPTUNA_STORAGE") or f"sqlite:///{real_path(state) / 'optuna.db'}"
 
 
 def _begin_immediately(engine: sqlalchemy.Engine) -> None:

@@ -191,7 +191,7 @@ def listen(trial: optuna.trial.Trial, prune_presets: bool = False) -> Report:
 
     def report(step: int, metrics: Metrics) -> bool:
         if step > reported:
-            with _fenced():
+            with _fenced(trial):
                 trial.report(metrics[OBJECTIVE], step)
         return step >= reported and trial.should_prune() and may_stop
 
@@ -209,7 +209,7 @@ def _tell(shared: StudyContext, trial: optuna.trial.Trial, result: TrialResult) 
         raise FencedError("another worker has ended it")
     if known == state:
         return
-    with _fenced():
+    with _fenced(trial):
         if result.outcome == Outcome.COMPLETE:
             shared.study.tell(trial, result.best[OBJECTIVE])
             return
@@ -222,11 +222,13 @@ def _tell(shared: StudyContext, trial: optuna.trial.Trial, result: TrialResult) 
 
 
 @contextlib.contextmanager
-def _fenced() -> Iterator[None]:
+def _fenced(trial: optuna.trial.Trial) -> Iterator[None]:
     """Turn Optuna's refusal to change a trial that has ended, by another worker's hand, into
     FencedError.
     """
     try:
         yield
-    except UpdateFinishedTrialError as error:
+    except (UpdateFinishedTrialError, ValueError) as error:  # the latter where it is to be ended
+        if not trial.storage.get_trial(trial._trial_id).state.is_finished():
+            raise
         raise FencedError("another worker has ended it") from error

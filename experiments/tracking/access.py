@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import sqlite3
 
 import mlflow
 from mlflow.exceptions import MlflowException
@@ -10,7 +11,7 @@ from sqlalchemy import exc
 from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.urls import masked, shown
-from speaker.common.errors import first_line
+from speaker.common.errors import UserError, first_line
 
 TRACKING, REGISTRY = "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"
 USERNAME, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
@@ -25,7 +26,10 @@ LASTING = (
     "ENDPOINT_NOT_FOUND",
     "NOT_IMPLEMENTED",
 )
-PASSING = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError)  # of databases
+# Of databases.
+PASSING = (
+    exc.OperationalError, exc.InterfaceError, exc.TimeoutError, sqlite3.OperationalError,
+)  # fmt: skip
 LASTING_ERRNOS = (
     errno.ENOENT,
     errno.EACCES,
@@ -78,11 +82,15 @@ def explain_opening(uri: str, decided_by: str, error: BaseException) -> str:
 def will_pass(error: BaseException) -> bool:
     """Tell whether a failure of a store or disk may pass without anybody changing what was asked:
     one that is away, locked, overloaded or full, or lets nobody in for the time being.
+
+    A UserError may where what caused it may.
     """
+    if isinstance(error, UserError):
+        return error.__cause__ is not None and will_pass(error.__cause__)
     error = _told_by_store(error)
     if isinstance(error, MlflowException):
         return error.error_code not in LASTING
-    if isinstance(error, SQLAlchemyError):
+    if isinstance(error, SQLAlchemyError | sqlite3.Error):
         return isinstance(error, PASSING)
     return isinstance(error, OSError) and error.errno not in LASTING_ERRNOS
 

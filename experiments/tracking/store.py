@@ -37,7 +37,7 @@ from experiments.tracking.run import (
 from experiments.tracking.staged import SOON_S, remove_staged
 from experiments.urls import masked, sqlite_path
 from speaker.common.errors import UserError, describe_differences
-from speaker.common.files import create_once
+from speaker.common.files import create_once, real_path
 from speaker.common.paths import STATE
 from speaker.config import ADDED_LATER, TrialConfig
 from speaker.training.metrics import OBJECTIVE
@@ -117,7 +117,7 @@ class TrackingStore:
     def flag(self) -> str:
         """Return the flag that names this store, after a space; nothing where none is needed."""
         # By its path: MLflow sets the environment variable itself.
-        is_default = self._path == STATE.resolve() / "mlflow.db"
+        is_default = self._path == real_path(STATE) / "mlflow.db"
         return "" if is_default else f" --tracking-uri {shlex.quote(self.shown)}"
 
     def log_report(self, run_id: str, page: str, summary: str) -> str:
@@ -315,7 +315,7 @@ class TrackingStore:
 
 def default_tracking_uri(state: Path) -> str:
     """Return the usual environment variable's store, or else the database in the state folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{state.resolve() / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{real_path(state) / 'mlflow.db'}"
 
 
 def existing_store(uri: str | None, state: Path) -> TrackingStore:

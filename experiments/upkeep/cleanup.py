@@ -36,7 +36,7 @@ from experiments.upkeep.leftovers import (
 )
 from experiments.urls import sqlite_path
 from speaker.common.errors import UserError
-from speaker.common.files import parse_json, remove_once
+from speaker.common.files import parse_json, real_path, remove_once
 from speaker.data.pack import ABOUT
 
 RUN = re.compile(r"\.?([0-9a-f]{32})\.checkpoint(?:\.\d+\.partial)?")
@@ -179,7 +179,7 @@ def _study_locks(
 ) -> Iterator[Leftover]:
     """Yield the lock files of studies that are not in the storage, or will not be."""
     path = sqlite_path(url)
-    if path is None or storage is None or path.parent != state.resolve():
+    if path is None or storage is None or path.parent != real_path(state):
         return
     there = set(optuna.get_all_study_names(storage)) - gone
     for folder in sorted((path.parent / "locks" / path.stem).glob("*")):

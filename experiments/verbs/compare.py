@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from experiments.analysis.formats import FORMATS
-from speaker.common.cli import Parser, plain_name, positive_int
+from speaker.common.cli import Parser, plain_name, positive_int, printable
 from speaker.common.errors import UserError
 from speaker.common.paths import STATE
 
@@ -78,7 +78,7 @@ def print_study(store: "TrackingStore", study: str, best: int, form: str | None)
     else:
         print(f"{table(rows, best, width())}\n\n{describe_answer(rows)}".rstrip())
     for line in describe_broken(store, {row.run_id for row in rows}):
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
 
 
 def print_runs(

@@ -5,7 +5,7 @@ import shutil
 import sys
 from typing import Any
 
-from speaker.common.cli import Parser, add_storage, plain_name
+from speaker.common.cli import Parser, add_storage, plain_name, printable
 from speaker.common.paths import STATE
 
 WIDTH = 110  # of a line where there is no terminal, in characters
@@ -53,6 +53,6 @@ def run(arguments: argparse.Namespace) -> None:
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
     print(describe(mended, left, width))
     for line in lines:
-        print(line)
+        print(printable(line))
     if any(each.is_fault for each in left):
         sys.exit(1)

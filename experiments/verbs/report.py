@@ -39,4 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         keep(store, report)
     except STORE_ERRORS as error:
-        print(f"warning: {store.shown} did not take it ({first_line(error)})", file=sys.stderr)
+        print(
+            f"warning: {store.shown} did not take it ({printable(first_line(error))})",
+            file=sys.stderr,
+        )

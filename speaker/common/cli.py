@@ -1,11 +1,12 @@
 """What every command line here shares: one-line errors, exit codes, signals and argument types."""
 
 import argparse
+import contextlib
 import re
 import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar, cast
 
 from speaker.common.errors import UserError
 from speaker.common.processes import exit_at_once
@@ -162,6 +163,24 @@ def printable(value: object) -> str:
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(value))
 
 
+class PrintableOutput:
+    """A stream whose lines no terminal obeys, whatever names of files and runs are in them."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text, of any number of lines."""
+        return self._stream.write("\n".join(map(_printable_in_columns, text.split("\n"))))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _printable_in_columns(line: str) -> str:
+    return line if line.isprintable() else "\t".join(map(printable, line.split("\t")))
+
+
 def run_cli(main: Callable[[], None]) -> NoReturn:
     """Run `main` and exit: 0, 2 with one line for a UserError,
     or 128 + the signal's number for a signal.
@@ -169,7 +188,8 @@ def run_cli(main: Callable[[], None]) -> NoReturn:
     install_signal_handlers()
     exit_at_once()
     try:
-        main()
+        with contextlib.redirect_stdout(cast(TextIO, PrintableOutput(sys.stdout))):
+            main()
     except UserError as error:
         print(f"error: {printable(error)}", file=sys.stderr)
         sys.exit(BAD_INPUT)

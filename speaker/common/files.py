@@ -70,10 +70,12 @@ def create_once(path: Path, create: Callable[[Path], None], resumable: bool = Fa
 
     Processes that ask at once wait for the one that makes it. `path` appears complete, by a rename,
     or not at all; what is half made is removed, or, where `create` can go on from it, kept for the
-    next call.
+    next call. Raises OSError for a path that cannot be made, a link to itself among them.
     """
     if path.exists():
         return
+    if _is_loop(path):
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
         if path.exists():

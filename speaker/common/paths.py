@@ -17,7 +17,7 @@ def next_commands(*commands: str) -> str:
     A program that was started from another folder is told first where its modules are.
     """
     known = os.environ.get("PYTHONPATH", "")
-    found = {Path(each).resolve() for each in (".", *known.split(os.pathsep)) if each}
+    found = {real_path(Path(each)) for each in (".", *known.split(os.pathsep)) if each}
     place = shlex.quote(str(PROGRAM)) + f"{os.pathsep}$PYTHONPATH" * bool(known)
     lines = [f"export PYTHONPATH={place}"] * (PROGRAM not in found)
     return "\n".join(f"  {line}" for line in (*lines, *(f"python -m {each}" for each in commands)))

@@ -143,5 +143,15 @@ def test_a_wrong_flag_is_one_line_whatever_it_quotes(capsys: pytest.CaptureFixtu
     assert said == "error: unrecognized arguments: --a\\nb; see x --help\n"
 
 
+def test_no_terminal_obeys_what_a_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    def show() -> None:
+        print("rank\tname é\nbest\t\x1b[2J\u202eb\rc\udcff", flush=True)
+
+    with pytest.raises(SystemExit) as ended:
+        run_cli(show)
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == "rank\tname é\nbest\t\\x1b[2J\\u202eb\\rc\\udcff\n"
+
+
 def test_no_terminal_obeys_an_error() -> None:
     assert printable("a\n\x1b[31m\u202eb é\udcff") == r"a\n\x1b[31m\u202eb é\udcff"

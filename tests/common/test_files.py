@@ -30,6 +30,11 @@ def test_a_file_that_does_not_fit_into_memory_is_refused_in_one_line(tmp_path: P
     assert "must fit into memory, but its 1,073,741,824 bytes do not; free some, or delete" in said
 
 
+def test_a_small_file_takes_little_memory_however_large_the_bound(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(bytes(30_000))
+    assert read_bounded(tmp_path / "f", 1 << 60) == bytes(30_000)
+
+
 @pytest.mark.parametrize("size", [0, 9])
 def test_a_file_within_the_bound_is_read(tmp_path: Path, size: int) -> None:
     (tmp_path / "f").write_bytes(bytes(size))

@@ -15,9 +15,12 @@ import optuna
 import pgserver
 import pytest
 
+from experiments.analysis.confirmation import latest_confirmation
+from experiments.confirm import Machine, confirm_best
 from experiments.context import TrainingContext
-from experiments.engines.engine import Ended, Noted, Said
-from experiments.engines.worker import work
+from experiments.engines.engine import Ended, Failed, Noted, Said
+from experiments.engines.inline import Inline
+from experiments.engines.worker import work, work_apart
 from experiments.outages import Patience
 from experiments.proposals.attributes import RUN_ID
 from experiments.proposals.space import HOMEWORK
@@ -30,7 +33,7 @@ from speaker.common.errors import UserError
 from speaker.training.metrics import OBJECTIVE, Metrics
 from speaker.training.outcome import Outcome
 from speaker.training.train import Report
-from tests.helpers import PLAN
+from tests.helpers import PLAN, refused
 from tests.servers import PostgresServer, free_port, serve, stop
 
 STEPS = [2, 4]  # of the evaluations of each trial
@@ -255,6 +258,86 @@ def test_an_outage_costs_no_trial_and_no_row(
     ).open()
     work(undisturbed, lambda _said: None)
     assert found == rows_of(undisturbed)
+
+
+@pytest.mark.parametrize("kind", [Locked, RunsLocked])
+def test_a_worker_that_joins_waits_for_a_locked_store(
+    kind: type[Locked], state: Path, context: TrainingContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "BUSY_TIMEOUT_S", 0.1)
+    locked = kind(state)
+    spec = WorkerSpec(replace(SEARCH, trials=1), context, locked.storage, locked.tracking)
+    spec.open()
+    locked.begin()
+    said = list[Said | Failed]()
+
+    def hear(heard: Said | Failed) -> None:
+        said.append(heard)
+        if isinstance(heard, Noted) and "waiting, for up to 1 h" in heard.text:
+            locked.end()
+
+    work_apart(lambda: spec, hear)
+    assert any(isinstance(each, Noted) and locked.says in each.text for each in said)
+    assert [each.number for each in said if isinstance(each, Ended)] == [0]
+    assert not [each for each in said if isinstance(each, Failed)]
+
+
+def test_a_store_that_is_locked_at_the_start_is_one_line(
+    state: Path, context: TrainingContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "BUSY_TIMEOUT_S", 0.1)
+    locked = Locked(state)
+    spec = WorkerSpec(SEARCH, context, locked.storage, locked.tracking)
+    spec.open()
+    locked.begin()
+    assert "database is locked" in refused(spec.open)
+    locked.end()
+    assert spec.open().finished() == []
+
+
+def test_a_search_that_has_ended_waits_for_a_locked_store(
+    state: Path, context: TrainingContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "BUSY_TIMEOUT_S", 0.1)
+    locked = Locked(state)
+    worker = WorkerSpec(replace(SEARCH, trials=1), context, locked.storage, locked.tracking).open()
+    work(worker, lambda _said: None)
+    worker.close(as_asked=True)
+
+    def unlock(note: str) -> None:
+        notes.append(note)
+        if note.startswith("waiting"):
+            locked.end()
+
+    questions: tuple[Callable[[], object], ...] = (
+        worker.finished, worker.steps, worker.planned, worker.missing, worker.ended_by,
+    )  # fmt: skip
+    worker.say_by(unlock)
+    for question in questions:
+        notes = list[str]()
+        answer = question()
+        locked.begin()
+        assert question() == answer
+        assert len(notes) == 2
+        assert locked.says in notes[0]
+
+
+def test_a_confirmation_after_a_search_waits_for_a_locked_store(
+    state: Path, context: TrainingContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "BUSY_TIMEOUT_S", 0.1)
+    locked = Locked(state)
+    worker = WorkerSpec(replace(SEARCH, trials=2), context, locked.storage, locked.tracking).open()
+    work(worker, lambda _said: None)
+    worker.close(as_asked=True)
+    store = worker.shared.store
+    locked.begin()
+    with pytest.raises(UserError, match="database is locked"):
+        confirm_best(store, "s", 2, 1, Machine(context, locked.storage, Inline()))
+    threading.Timer(1, locked.end).start()
+    machine = Machine(context, locked.storage, Inline(), was_open=True)
+    confirm_best(store, "s", 2, 1, machine)
+    assert latest_confirmation(store, "s") is not None
 
 
 def test_beyond_patience_the_worker_stops_and_its_trial_is_resumed(

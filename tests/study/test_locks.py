@@ -6,14 +6,17 @@ from pathlib import Path
 import pytest
 
 from experiments.study.locks import open_locks
+from experiments.study.storage import default_storage, open_storage
 from experiments.tracking.run import FencedError
+from experiments.tracking.store import TrackingStore
 from experiments.urls import masked
 from speaker.common.errors import UserError
-from tests.helpers import ROOT, cut_locks
+from tests.helpers import ROOT, cut_locks, refused
 
 HOLD = """
 import sys, time
 from experiments.study.locks import open_locks
+from experiments.study.storage import default_storage, open_storage
 release = open_locks(sys.argv[1], "study").take("trial-3")
 print("held", flush=True)
 time.sleep(60)
@@ -106,6 +109,16 @@ def test_a_lock_dies_with_its_process(url: str) -> None:
 def test_only_storages_with_locks_are_taken(wrong: str) -> None:
     with pytest.raises(UserError, match="a storage must be|cannot be used"):
         open_locks(wrong, "study")
+
+
+@pytest.mark.parametrize("path", ["loop", "loop/optuna.db"])
+def test_a_link_to_itself_is_no_store(tmp_path: Path, path: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    url, why = f"sqlite:///{tmp_path}/{path}", "Too many levels of symbolic links"
+    assert why in refused(lambda: open_storage(url))
+    assert why in refused(lambda: TrackingStore(url))
+    assert default_storage(tmp_path / "loop") == f"sqlite:///{tmp_path}/loop/optuna.db"
+    assert (tmp_path / "loop").is_symlink()
 
 
 def test_passwords_are_masked() -> None:

@@ -235,6 +235,38 @@ def test_a_worker_that_lost_its_lock_writes_nothing_more(
 
 
 @pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("write", ["report", "tell"])
+def test_a_trial_that_another_ends_just_before_a_write_is_left_to_it(
+    open_search: Callable[[SearchSettings], StudyWorker],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    write: str,
+) -> None:
+    """The other one strikes between the proof of the lock and the write itself."""
+    worker, other = open_search(PLAN), open_search(PLAN)
+    owner = optuna.trial.Trial if write == "report" else optuna.Study
+    original, struck = getattr(owner, write), list[str]()
+
+    def strike_first(*arguments: Any, **more: Any) -> Any:
+        trial = arguments[0 if write == "report" else 1]
+        if not struck and trial.number == 1:
+            struck.append(write)
+            other.study.tell(1, state=TrialState.FAIL)
+        return original(*arguments, **more)
+
+    monkeypatch.setattr(owner, write, strike_first)
+    assert work(worker) == [0, 1, 2, 3]
+    assert struck == [write]
+    assert "lock on it was lost (another worker has ended it)" in capsys.readouterr().out
+    worker.close()
+    states = [trial.state.name for trial in worker.study.get_trials()]
+    assert states == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+    runs = worker.shared.store.runs("tags.kind = 'trial'")
+    statuses = {run.data.tags["trial"]: run.info.status for run in runs}
+    assert statuses == {"0": "FINISHED", "1": "FAILED", "2": "FINISHED", "3": "FINISHED"}
+
+
+@pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("step", ["ask", "open_run", "log_result", "tell", "close"])
 def test_a_worker_may_die_after_any_write(
     open_search: Callable[[SearchSettings], StudyWorker],

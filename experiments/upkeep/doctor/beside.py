@@ -16,7 +16,7 @@ from experiments.upkeep.doctor.survey import Survey
 from experiments.upkeep.leftovers import size_of
 from experiments.urls import sqlite_path
 from speaker.common.errors import UserError
-from speaker.common.files import remove_once
+from speaker.common.files import real_path, remove_once
 from speaker.data.corpus import read_corpus
 from speaker.data.pack import check_folder, digest_of, pack_name
 
@@ -65,7 +65,7 @@ def halves(found: Survey) -> Iterator[Finding]:
     """
     state = found.place.state
     stores = map(sqlite_path, (found.store.uri, found.place.storage_url))
-    paths = {state.resolve() / "demo", *filter(None, stores)}
+    paths = {real_path(state) / "demo", *filter(None, stores)}
     made = {path.with_name(f".{path.name}.partial"): path for path in paths}
     for half in (state / "packs").glob(".*.partial"):
         made[half] = half.with_name(half.name.removeprefix(".").removesuffix(".partial"))

@@ -16,6 +16,7 @@ from experiments.upkeep.doctor.survey import OPENED, Survey, is_active
 from experiments.upkeep.doctor.trials import INTERRUPTED
 from experiments.upkeep.leftovers import remove_tree
 from experiments.urls import sqlite_path
+from speaker.common.files import real_path
 from speaker.training.checkpoint import is_whole
 
 NAME = re.compile(r"\.?([0-9a-f]{32})\.checkpoint(\.[^.]+\.partial)?")
@@ -59,7 +60,7 @@ def lost_trainings(found: Survey) -> Iterator[Finding]:
     Only where the store is a file: of a server's runs other machines may have processes.
     """
     path = sqlite_path(found.store.uri)
-    if path is None or path.parent != found.place.state.resolve() or not found.is_whole:
+    if path is None or path.parent != real_path(found.place.state) or not found.is_whole:
         return
     for run_id, run in found.runs.items():
         if is_alone(run) and run.info.status == OPENED and _is_at_rest(found, run_id):

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from experiments.analysis.text_table import GAP
+from speaker.common.cli import printable
 
 NOTHING = "Nothing is missing, doubled, stranded, damaged or left over."
 HEAD = ("what", "where", "fault", "mended how")
@@ -36,10 +37,11 @@ def describe(mended: Sequence[Finding], left: Sequence[Finding], width: int) -> 
     """Return what was put right and what is left as one table, whose lines have this width as far
     as they can, with a line that counts.
     """
-    cells = [
+    found = [
         *((each.kind, each.where, each.words, f"mended: {each.remedy}") for each in mended),
         *((each.kind, each.where, each.words, _remedy(each)) for each in left),
     ]
+    cells = [[*map(printable, row)] for row in found]
     faults = sum(each.is_fault for each in left)
     counts = [f"{len(mended)} mended"] * bool(mended) + [
         f"{faults} fault{'s' * (faults != 1)} left"
