@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.context import PACKAGES
-from speaker.common.devices import Compute
+from speaker.common.devices import find_compute
 from speaker.common.provenance import provenance
 from tests.clusters import ray_cluster
 from tests.helpers import STUDY, assert_whole, start
@@ -103,7 +103,7 @@ def _open(kind: str, folder: Path) -> Iterator[Callable[[int], list[str]]]:
 
 
 def _as_json(rows: list[dict[str, Any]]) -> str:
-    kept = {"rows": rows, "origin": provenance(Compute(), PACKAGES)}
+    kept = {"rows": rows, "origin": provenance(find_compute("auto", "auto"), PACKAGES)}
     return json.dumps(kept, indent=1) + "\n"
 
 

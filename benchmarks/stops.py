@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.context import PACKAGES
-from speaker.common.devices import Compute
+from speaker.common.devices import find_compute
 from speaker.common.provenance import provenance
 from tests.helpers import start
 
@@ -87,7 +87,8 @@ def _saved_since(home: Path, when: float) -> list[Path]:
 
 
 def _as_json(kept: dict[str, list[dict[str, Any]]]) -> str:
-    return json.dumps({**kept, "origin": provenance(Compute(), PACKAGES)}, indent=1) + "\n"
+    origin = provenance(find_compute("auto", "auto"), PACKAGES)
+    return json.dumps({**kept, "origin": origin}, indent=1) + "\n"
 
 
 if __name__ == "__main__":

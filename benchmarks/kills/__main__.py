@@ -22,7 +22,7 @@ from pathlib import Path
 from benchmarks.kills.bench import KINDS, Bench, Outcome, open_bench, tally
 from benchmarks.kills.plan import Kill
 from experiments.context import PACKAGES
-from speaker.common.devices import Compute
+from speaker.common.devices import find_compute
 from speaker.common.provenance import provenance
 from speaker.common.signals import install_signal_handlers
 
@@ -116,7 +116,7 @@ def as_json(outcomes: list[Outcome], seed: int) -> str:
         "points": points,
         "unequal": [describe(each) for each in outcomes if each.verdict() != "equal"],
         "seed": seed,
-        "origin": provenance(Compute(), PACKAGES),
+        "origin": provenance(find_compute("auto", "auto"), PACKAGES),
     }
     return json.dumps(kept, indent=1) + "\n"
 
