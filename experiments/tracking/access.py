@@ -39,6 +39,7 @@ LASTING_ERRNOS = (
     errno.EROFS,
     errno.ENAMETOOLONG,
     errno.EPIPE,
+    errno.ELOOP,
 )
 UNAUTHENTICATED, FORBIDDEN = 401, 403  # as HTTP says it
 
