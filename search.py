@@ -242,11 +242,11 @@ def search(spec: "WorkerSpec", engine: "Engine", arguments: argparse.Namespace) 
     has_winner = print_results(spec, worker)
     if isinstance(retain := spec.retain, Retention):
         print(f"{insist(lambda: retain.describe(store, name))}\n")
-    report = publish(store, name)
+    report = publish(store, name, insist)
     if has_winner and arguments.confirm:
         machine = Machine(spec.context, spec.storage_url, engine, spec.store_patience, True)
         confirm_best(store, name, arguments.confirm, arguments.seeds or FRESH_SEEDS, machine)
-        report = publish(store, name)  # again, with what was confirmed
+        report = publish(store, name, insist)  # again, with what was confirmed
     if report:
         print(f"Report: {report.removeprefix(f'{Path.cwd().as_uri()}/')}")
     if board := insist(lambda: served_at(store, name)):

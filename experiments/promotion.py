@@ -39,6 +39,7 @@ from experiments.tracked_training import explaining_failures
 from experiments.tracking import names
 from experiments.tracking.access import registry_shown
 from experiments.tracking.store import TrackingStore
+from speaker.common.cli import printable
 from speaker.common.errors import UserError
 from speaker.model.saved_model import load_model
 
@@ -253,10 +254,11 @@ def _about(registered: ModelVersion) -> str:
     tags = registered.tags
     whole, crops = tags[names.BEST_WHOLE], tags[names.BEST_CROPS]
     point = tags.get(names.POINT) or registered.description
-    return f"{point}, whole {whole}, crops {crops}, {_name(tags, registered.run_id)}"
+    said = f"{point}, whole {whole}, crops {crops}, {_name(tags, registered.run_id)}"
+    return printable(said)
 
 
 def _name(tags: dict[str, str], run_id: str) -> str:
     if names.STUDY not in tags:
         return f"run {run_id}"
-    return f"#{tags[names.TRIAL]} of study {tags[names.STUDY]}"
+    return printable(f"#{tags[names.TRIAL]} of study {tags[names.STUDY]}")

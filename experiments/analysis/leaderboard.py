@@ -14,6 +14,7 @@ from experiments.analysis.paired import compare_hits
 from experiments.proposals.curves import Curve, Estimate, estimate, places_of
 from experiments.tracking import names
 from experiments.tracking.store import TrackingStore
+from speaker.common.cli import printable
 from speaker.common.errors import UserError
 from speaker.config import TrialConfig
 from speaker.training.metrics import UTTERANCES_PER_S, hits_of
@@ -197,7 +198,8 @@ def describe_unfair(rows: list[Row]) -> str:
 
 
 def _row(run: Run, curve: Sequence[tuple[int, float]]) -> Row:
-    tags, metrics, params = run.data.tags, run.data.metrics, run.data.params
+    tags = {name: printable(text) for name, text in run.data.tags.items()}
+    metrics, params = run.data.metrics, run.data.params
     values = logged_values(params)
     steps = float(values.get("steps", 1))
     return Row(

@@ -23,6 +23,7 @@ from experiments.analysis.text_table import Column, text_lines
 from experiments.proposals.curves import Estimate
 from experiments.tracking import names
 from experiments.tracking.store import TrackingStore
+from speaker.common.cli import printable
 from speaker.common.errors import UserError
 from speaker.training.metrics import format_accuracy
 
@@ -80,7 +81,8 @@ def _study(
     confirmed: dict[str, str],
     champion: str,
 ) -> Study:
-    tags, name = parent.data.tags, _name(parent)
+    tags = {name: printable(text) for name, text in parent.data.tags.items()}
+    name = _name(parent)
     times = [run.info.end_time for run in runs if run.info.end_time] or [parent.info.start_time]
     return Study(
         name,

@@ -1,6 +1,7 @@
 """Keep a study's page where the study is: with its run in MLflow."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from experiments.tracking.store import TrackingStore
@@ -34,12 +35,16 @@ def keep(store: TrackingStore, report: Report) -> str:
     return store.log_report(report.run_id, report.page, report.summary)
 
 
-def publish(store: TrackingStore, name: str) -> str:
-    """Make and keep a study's page after a search, and return its address: what fails is said in a
-    line, and costs nothing but the page.
+def publish(
+    store: TrackingStore,
+    name: str,
+    insist: Callable[[Callable[[], str]], str] = lambda call: call(),
+) -> str:
+    """Make and keep a study's page after a search, and return its address: what fails, however
+    much its caller insists, is said in a line, and costs nothing but the page.
     """
     try:
-        return keep(store, make_report(store, name))
+        return insist(lambda: keep(store, make_report(store, name)))
     except Exception as error:
         cause = printable(first_line(error))
         print(

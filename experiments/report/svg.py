@@ -3,6 +3,7 @@
 import html
 import io
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -98,7 +99,8 @@ def to_svg(figure: Figure, name: str, alternative: str) -> str:
     """
     stream = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
+    with mpl.rc_context({**STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a browser has others
         figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
     text = stream.getvalue()
     (box,) = re.findall(r'<svg[^>]* viewBox="([^"]*)"', text)

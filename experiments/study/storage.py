@@ -12,6 +12,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.study.locks import open_locks
+from experiments.tracking.access import LOCKED
 from experiments.urls import masked
 from speaker.common.errors import UserError, first_line
 from speaker.common.files import create_once, real_path
@@ -42,8 +43,9 @@ def open_storage(url: str) -> RDBStorage:
                 f"copy it, and bring it up to date: {UPGRADE} --storage {shlex.quote(masked(url))}"
             ) from error
         reason = first_line(error.__cause__ or error)
+        step = "end what holds it" if LOCKED in reason else "check --storage"
         raise UserError(
-            f"the study storage {masked(url)} cannot be opened ({reason}); check --storage"
+            f"the study storage {masked(url)} cannot be opened ({reason}); {step}"
         ) from error
     _begin_immediately(storage.engine)
     return storage

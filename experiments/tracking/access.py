@@ -41,6 +41,7 @@ LASTING_ERRNOS = (
     errno.EPIPE,
     errno.ELOOP,
 )
+LOCKED = "database is locked"  # as SQLite says it
 UNAUTHENTICATED, FORBIDDEN = 401, 403  # as HTTP says it
 
 
@@ -77,7 +78,9 @@ def explain_opening(uri: str, decided_by: str, error: BaseException) -> str:
         return f"{store} {refusal}"
     if uri.startswith("http") and _is_unreachable(error):
         return f"{store} does not answer: there is no server; start it, or check {check}"
-    return f"{store} does not answer ({_safe(first_line(error))}); check {check}"
+    reason = _safe(first_line(error))
+    step = "end what holds it" if LOCKED in reason else f"check {check}"
+    return f"{store} does not answer ({reason}); {step}"
 
 
 def will_pass(error: BaseException) -> bool:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 import re
 import signal
 import sys
@@ -177,6 +178,15 @@ class PrintableOutput:
         return getattr(self._stream, name)
 
 
+def _open_closed_streams() -> None:
+    """Give a program that was started without output (`>&-`) one that nobody reads: else the next
+    file that it opens, a database say, would get what libraries print.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # until the end
+
+
 def _printable_in_columns(line: str) -> str:
     return line if line.isprintable() else "\t".join(map(printable, line.split("\t")))
 
@@ -185,6 +195,7 @@ def run_cli(main: Callable[[], None]) -> NoReturn:
     """Run `main` and exit: 0, 2 with one line for a UserError,
     or 128 + the signal's number for a signal.
     """
+    _open_closed_streams()
     install_signal_handlers()
     exit_at_once()
     try:

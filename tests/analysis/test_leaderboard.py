@@ -45,6 +45,8 @@ def test_complete_trials_are_ranked_by_whole_utterances(
     assert rows[0].point == "d80 h2 L1 relu"
     with pytest.raises(UserError, match="there is no study 'none'"):
         ranked(store, "none")
+    store.client.set_tag(rows[0].run_id, "point", "d80\n\x1b[2J")
+    assert ranked(store, "s")[0].point == r"d80\n\x1b[2J", "whatever stands there is one line"
 
 
 def test_what_collapsed_says_nothing_of_its_neighbours() -> None:

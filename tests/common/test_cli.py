@@ -1,7 +1,11 @@
 import os
+import shlex
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +17,7 @@ from speaker.common.signals import (
     interruptible,
     uninterrupted,
 )
+from tests.helpers import environment
 
 pytestmark = pytest.mark.usefixtures("handlers")
 
@@ -151,6 +156,22 @@ def test_no_terminal_obeys_what_a_command_prints(capsys: pytest.CaptureFixture[s
         run_cli(show)
     assert ended.value.code == 0
     assert capsys.readouterr().out == "rank\tname é\nbest\t\\x1b[2J\\u202eb\\rc\\udcff\n"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_command_whose_output_is_closed_runs_to_its_end(tmp_path: Path, closed: str) -> None:
+    """What it opens must not get what is printed."""
+    code = (
+        "import sys; from pathlib import Path; from speaker.common.cli import run_cli\n"
+        "def main():\n"
+        "    with Path('opened').open('w', buffering=1) as stream:\n"
+        "        print('said'); print('warned', file=sys.stderr); stream.write('kept')\n"
+        "run_cli(main)"
+    )
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} {closed}"
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, env=environment(), check=False)
+    assert done.returncode == 0
+    assert (tmp_path / "opened").read_text() == "kept"
 
 
 def test_no_terminal_obeys_an_error() -> None:

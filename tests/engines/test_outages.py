@@ -24,6 +24,7 @@ from experiments.engines.worker import work, work_apart
 from experiments.outages import Patience
 from experiments.proposals.attributes import RUN_ID
 from experiments.proposals.space import HOMEWORK
+from experiments.report.publish import publish
 from experiments.study import storage
 from experiments.study import trial as trial_module
 from experiments.study.search import StudyWorker, WorkerSpec
@@ -290,7 +291,8 @@ def test_a_store_that_is_locked_at_the_start_is_one_line(
     spec = WorkerSpec(SEARCH, context, locked.storage, locked.tracking)
     spec.open()
     locked.begin()
-    assert "database is locked" in refused(spec.open)
+    said = refused(spec.open)
+    assert said.endswith("database is locked); end what holds it")
     locked.end()
     assert spec.open().finished() == []
 
@@ -320,6 +322,24 @@ def test_a_search_that_has_ended_waits_for_a_locked_store(
         assert question() == answer
         assert len(notes) == 2
         assert locked.says in notes[0]
+
+
+def test_a_report_after_a_search_waits_for_a_locked_store(
+    state: Path, context: TrainingContext
+) -> None:
+    locked, notes = RunsLocked(state), list[str]()
+    worker = WorkerSpec(replace(SEARCH, trials=1), context, locked.storage, locked.tracking).open()
+    work(worker, lambda _said: None)
+
+    def unlock(note: str) -> None:
+        notes.append(note)
+        if note.startswith("waiting"):
+            locked.end()
+
+    worker.say_by(unlock)
+    locked.begin()
+    assert publish(worker.shared.store, "s", worker.patience.insist).endswith("report.html")
+    assert locked.says in notes[0]
 
 
 def test_a_confirmation_after_a_search_waits_for_a_locked_store(
