@@ -483,7 +483,7 @@ def test_a_training_whose_server_goes_away_ends_in_one_line_and_resumes(home: Pa
         "--batch-size",
         8,
         "--steps",
-        3000,
+        1500,
         "--valid-every",
         50,
         "--tracking-uri",

@@ -345,7 +345,7 @@ def test_float16_learns_what_float32_learns(pack: Pack) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("card")
 def test_a_training_leaves_nothing_behind(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fifty points of all shapes: when the result is there, no tensor of its learner lives."""
+    """Points of all shapes: when the result is there, no tensor of its learner lives."""
     made: list[weakref.ref[object]] = []
     original = GpuLearner.__init__
 
@@ -361,7 +361,7 @@ def test_a_training_leaves_nothing_behind(pack: Pack, monkeypatch: pytest.Monkey
         made.extend(map(weakref.ref, kept))
 
     monkeypatch.setattr(GpuLearner, "__init__", watched)
-    for point in HOMEWORK.points(FAST.replace(steps=1, warmup_steps=0, valid_every=1))[::12]:
+    for point in HOMEWORK.points(FAST.replace(steps=1, warmup_steps=0, valid_every=1))[::47]:
         train(point, pack, Protocol(), lambda *_: False, Compute(graph=True))
         assert [ref for ref in made if ref() is not None] == [], point.label()
-    assert len(made) > 50 * 10
+    assert len(made) > 12 * 10
