@@ -297,26 +297,40 @@ def test_a_store_that_is_locked_at_the_start_is_one_line(
     assert spec.open().finished() == []
 
 
+def searched(locked: Locked, context: TrainingContext) -> StudyWorker:
+    """Return the worker of a search that has ended, of two trials."""
+    search = replace(SEARCH, trials=2)
+    worker = WorkerSpec(search, context, locked.storage, locked.tracking).open()
+    work(worker, lambda _said: None)
+    worker.close(as_asked=True)
+    return worker
+
+
+def unlocking(worker: StudyWorker, locked: Locked) -> list[str]:
+    """End a lock as soon as a worker waits for it; return what it will say of that."""
+    notes: list[str] = []
+
+    def say(note: str) -> None:
+        notes.append(note)
+        if note.startswith("waiting"):
+            locked.end()
+
+    worker.say_by(say)
+    return notes
+
+
 def test_a_search_that_has_ended_waits_for_a_locked_store(
     state: Path, context: TrainingContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "BUSY_TIMEOUT_S", 0.1)
     locked = Locked(state)
-    worker = WorkerSpec(replace(SEARCH, trials=1), context, locked.storage, locked.tracking).open()
-    work(worker, lambda _said: None)
-    worker.close(as_asked=True)
-
-    def unlock(note: str) -> None:
-        notes.append(note)
-        if note.startswith("waiting"):
-            locked.end()
+    worker = searched(locked, context)
 
     questions: tuple[Callable[[], object], ...] = (
         worker.finished, worker.steps, worker.planned, worker.missing, worker.ended_by,
     )  # fmt: skip
-    worker.say_by(unlock)
     for question in questions:
-        notes = list[str]()
+        notes = unlocking(worker, locked)
         answer = question()
         locked.begin()
         assert question() == answer
@@ -327,16 +341,10 @@ def test_a_search_that_has_ended_waits_for_a_locked_store(
 def test_a_report_after_a_search_waits_for_a_locked_store(
     state: Path, context: TrainingContext
 ) -> None:
-    locked, notes = RunsLocked(state), list[str]()
-    worker = WorkerSpec(replace(SEARCH, trials=1), context, locked.storage, locked.tracking).open()
-    work(worker, lambda _said: None)
+    locked = RunsLocked(state)
+    worker = searched(locked, context)
 
-    def unlock(note: str) -> None:
-        notes.append(note)
-        if note.startswith("waiting"):
-            locked.end()
-
-    worker.say_by(unlock)
+    notes = unlocking(worker, locked)
     locked.begin()
     assert publish(worker.shared.store, "s", worker.patience.insist).endswith("report.html")
     assert locked.says in notes[0]
@@ -347,9 +355,7 @@ def test_a_confirmation_after_a_search_waits_for_a_locked_store(
 ) -> None:
     monkeypatch.setattr(storage, "BUSY_TIMEOUT_S", 0.1)
     locked = Locked(state)
-    worker = WorkerSpec(replace(SEARCH, trials=2), context, locked.storage, locked.tracking).open()
-    work(worker, lambda _said: None)
-    worker.close(as_asked=True)
+    worker = searched(locked, context)
     store = worker.shared.store
     locked.begin()
     with pytest.raises(UserError, match="database is locked"):
